@@ -1,1 +1,3 @@
 //! bytes
+
+pub mod intercept;
