@@ -1,1 +1,6 @@
 //! bytes
+
+pub mod api;
+pub mod config;
+pub mod daemon;
+pub mod demo;
