@@ -27,7 +27,8 @@ use super::addresses::{self, Book, News};
 use super::directory::Snapshots;
 use super::kernel::{HostKernel, Marked, Owners};
 use super::rules::Rules;
-use super::{Daemon, End, Phase, Request, Stop, acquire, listeners};
+use super::keeper::{Keeper, Sequence};
+use super::{Daemon, End, Phase, Request, Stop, acquire, knock};
 use crate::admin::local::No;
 use crate::admin::view;
 use crate::api::Done;
@@ -48,18 +49,12 @@ use crate::membership::Membership;
 use crate::proxy::live::Cut;
 use crate::proxy::{self, Proxy};
 
-/// How often the listeners of this host are looked at.
-const LISTENERS: Duration = Duration::from_secs(1);
 /// How often SVIDs, links, rules and edges are looked after.
 const TICK: Duration = Duration::from_millis(500);
 /// How long the news of this node's stop may take to leave.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// How long an edge without connections is remembered.
 const EDGE_AGE: Duration = Duration::from_secs(3600);
-/// Saved: the highest record sequence this node may have used.
-const SEQUENCE: &str = "sequence";
-/// How far the saved sequence is ahead, so that the file is written once in so many changes.
-const SEQUENCE_STEP: u64 = 1000;
 /// Saved: SVIDs and their keys, so that a restart without any authority in reach still has them.
 const SVIDS: &str = "svids";
 
@@ -119,11 +114,11 @@ impl Heard {
     }
 }
 
-/// Runs a member until something ends it. `knock` is where other members may be found at first.
+/// Runs a member until something ends it. `first` is where another member was found.
 pub(super) async fn run(
     daemon: &Arc<Daemon>,
     membership: Arc<Membership>,
-    knock: Vec<SocketAddr>,
+    first: Vec<SocketAddr>,
     inbox: &mut mpsc::Receiver<Request>,
     stop: &mut Stop,
 ) -> anyhow::Result<End> {
@@ -199,10 +194,14 @@ pub(super) async fn run(
         me: membership.me(), strict: config.mode == Mode::Strict, links: links.clone(), rules: rules.clone(),
         catalog: catalog.clone(), own: daemon.lan.addresses(), remembered: Vec::new(),
     }));
-    tasks.spawn(knocking(daemon.clone(), member.clone(), knock));
-    let keeper = Keeper::new(daemon, &membership, mailbox.clone())?;
+    tasks.spawn(knock::knock(daemon.clone(), member.clone(), first));
     let (presence, presence_watch) = watch::channel(Presence::Running);
-    tasks.spawn(keeper.run(owners, looked, svids.clone(), except(daemon), daemon.lan.addresses(), presence_watch));
+    let keeper = Keeper {
+        key: daemon.key.clone(), owners, diag: SockDiag::open()?, except: except(daemon), addresses: daemon.lan.addresses(),
+        presence: presence_watch, mailbox: mailbox.clone(), svids: svids.clone(), looked,
+        sequence: Sequence::load(daemon.store.clone())?, port: config.port, zone: config.zone.clone(), mode: config.mode,
+    };
+    tasks.spawn(keeper.run());
 
     daemon.lan.announce(Some(membership.roster().mesh()));
     daemon.enter(Phase::Member(member.clone()));
@@ -230,9 +229,9 @@ pub(super) async fn run(
                     Ok(Some(joined)) => { let _ = reply.send(Ok(joined)); }
                     Ok(None) => match acquire::redeem(config, &daemon.lan, &daemon.key, &token).await {
                         Ok(joined) => {
-                            let (next, answer) = acquire::adopt(daemon, joined)?;
+                            let (place, answer) = acquire::adopt(daemon, joined)?;
                             let _ = reply.send(Ok(answer));
-                            break End::Joined(Box::new(next));
+                            break End::Joined(Box::new(place));
                         }
                         Err(failure) => { let _ = reply.send(Err(acquire::no(&failure))); }
                     },
