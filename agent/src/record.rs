@@ -8,11 +8,11 @@ use std::net::IpAddr;
 use bytes::Bytes;
 use meshd_ca::identity::{NodeId, Workload};
 use meshd_ca::keys::{KeyError, PrivateKey, Signature, sha256};
+use meshd_ca::roster::{Member, Roster};
 use meshd_ca::signed::Signed;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::standin::{Member, Roster};
 
 /// Largest signed record in bytes, signature included.
 pub const MAX_RECORD: usize = 32 * 1024;
