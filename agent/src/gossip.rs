@@ -80,13 +80,12 @@ pub trait Judge: Send {
         SignedRecord::parse(bytes, roster).map(Arc::new)
     }
 
-    /// The roster with `entry` merged in ([`Roster::merge`]); none where that changes nothing.
+    /// See [`Entry::from_bytes`].
     ///
     /// # Errors
     /// As there.
-    fn merge(&mut self, roster: &Arc<Roster>, entry: &Entry) -> Result<Option<Arc<Roster>>, RosterError> {
-        let mut merged = Roster::clone(roster);
-        Ok(merged.merge(entry.clone())?.then(|| Arc::new(merged)))
+    fn entry(&mut self, bytes: &[u8]) -> Result<Arc<Entry>, RosterError> {
+        Entry::from_bytes(bytes).map(Arc::new)
     }
 }
 
@@ -243,7 +242,8 @@ impl Gossip {
         self.roster = roster;
         self.hashes.roster_changed();
         let active = |node: &NodeId| self.roster.is_active(*node);
-        let gone: Vec<NodeId> = self.records.keys().copied().filter(|n| !active(n)).collect();
+        let of_member = |r: &SignedRecord| self.roster.member(r.record().node).is_some_and(|m| r.may_be_of(m));
+        let gone: Vec<NodeId> = self.records.iter().filter(|(_, r)| !of_member(r)).map(|(n, _)| *n).collect();
         self.sequences.retain(|node, _| self.roster.member(*node).is_some());
         self.held.retain(|node, _| active(node));
         self.heard.retain(|node, _| active(node));
@@ -268,8 +268,9 @@ impl Gossip {
         // First, because the entry may be about ourselves.
         self.push(&item, &bytes, PUSH_LAST);
         self.swim.spread(&News::Entry(&bytes));
-        if let Ok(Some(roster)) = self.judge.merge(&self.roster, entry) {
-            self.set_roster(roster);
+        let mut roster = Roster::clone(&self.roster);
+        if roster.merge(entry.clone()) == Ok(true) {
+            self.set_roster(Arc::new(roster));
         }
         self.collect();
     }
@@ -455,6 +456,9 @@ impl Gossip {
 
     /// Greets one member that is not up: it may be back, or beyond a partition that has healed.
     fn look_for_someone(&mut self) {
+        if self.up.len() + 1 >= self.roster.active().count() {
+            return;
+        }
         let away: Vec<NodeId> = self.roster.active().map(|m| m.node()).filter(|n| *n != self.me && !self.up.contains(n)).collect();
         if !away.is_empty() {
             let node = away[self.rng.random_range(0..away.len())];
@@ -607,20 +611,24 @@ impl Gossip {
 
     /// Takes a roster entry from a peer if it is valid and changes anything. Whether it was valid.
     fn merge(&mut self, from: NodeId, bytes: &[u8]) -> bool {
-        let Ok(entry) = Entry::from_bytes(bytes) else {
+        let Ok(entry) = self.judge.entry(bytes) else {
             self.strike(from);
             return false;
         };
-        match self.judge.merge(&self.roster, &entry) {
-            Ok(Some(roster)) => {
+        let mut roster = Roster::clone(&self.roster);
+        match roster.merge(Entry::clone(&entry)) {
+            Ok(true) => {
                 self.swim.spread(&News::Entry(bytes));
-                self.set_roster(roster);
-                self.outputs.push(Output::Roster(entry));
+                self.set_roster(Arc::new(roster));
+                self.outputs.push(Output::Roster(Entry::clone(&entry)));
                 if let Some(pull) = self.pulls.get_mut(&from) {
                     pull.compare_again = true;
                 }
             }
-            Ok(None) => {}
+            // Known, overruled, or kept until its signer is known as an authority.
+            Ok(false) => self.roster = Arc::new(roster),
+            // The roster of the peer may be ahead of ours.
+            Err(RosterError::Unproven | RosterError::Full) => return false,
             Err(_) => {
                 self.strike(from);
                 return false;
