@@ -7,8 +7,8 @@ use std::time::Duration;
 use hyper::StatusCode;
 use meshd_agent::record;
 use meshd_ca::identity::{HostName, NodeId, SpiffeId};
-use meshd_ca::issue::Leaf;
 use meshd_ca::roster::{self, Roster};
+use meshd_ca::time::UnixTime;
 
 use super::local::No;
 use crate::api::{
@@ -168,23 +168,22 @@ pub(crate) fn edges(member: &Member) -> Vec<Edge> {
 pub(crate) fn identities(member: &Member) -> Vec<Identity> {
     let now = member.now();
     let roster = member.membership.roster();
-    let authority: Option<HostName> = roster.authorities().next().map(|m| m.name.clone());
-    let difference = |then: u64| i64::try_from(then).unwrap_or(i64::MAX).saturating_sub_unsigned(now.0);
+    let difference = |then: UnixTime| i64::try_from(then.0).unwrap_or(i64::MAX).saturating_sub_unsigned(now.0);
     member
         .svids
-        .held()
+        .all()
         .into_iter()
-        .map(|held| {
-            let Leaf { id, not_before, not_after, .. } = held.leaf;
+        .map(|svid| {
+            let leaf = meshd_ca::verify::facts(svid.der()).ok();
             Identity {
-                workload: id.workload.clone(),
-                id,
-                serial: None,
-                not_before: not_before.0,
-                not_after: not_after.0,
-                expires_seconds: difference(not_after.0),
-                renewal_seconds: difference(held.renew_at.0),
-                issued_by: authority.clone(),
+                workload: svid.id().workload.clone(),
+                id: svid.id().clone(),
+                serial: leaf.as_ref().map(|f| f.serial.clone()),
+                not_before: leaf.as_ref().map_or(svid.issued(), |f| f.not_before).0,
+                not_after: svid.not_after().0,
+                expires_seconds: difference(svid.not_after()),
+                renewal_seconds: difference(svid.renewal()),
+                issued_by: leaf.and_then(|f| f.issuer).and_then(|n| roster.member(n)).map(|m| m.name.clone()),
             }
         })
         .collect()

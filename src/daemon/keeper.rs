@@ -39,6 +39,8 @@ pub(crate) struct Keeper {
     pub(crate) except: BTreeSet<u16>,
     pub(crate) addresses: watch::Receiver<Addresses>,
     pub(crate) presence: watch::Receiver<Presence>,
+    /// A sequence that somebody has seen of us and that the next record must be above.
+    pub(crate) outrun: watch::Receiver<u64>,
     pub(crate) mailbox: Mailbox,
     pub(crate) svids: Arc<Svids>,
     /// Where the newest listeners are put for the data plane.
@@ -60,6 +62,11 @@ impl Keeper {
                 _ = tick.tick() => {}
                 changed = self.addresses.changed() => if changed.is_err() { return },
                 changed = self.presence.changed() => if changed.is_err() { return },
+                changed = self.outrun.changed() => {
+                    if changed.is_err() { return }
+                    self.sequence.outrun(*self.outrun.borrow_and_update());
+                    published = None;
+                }
             }
             match listeners::look(&self.diag, &self.owners, &self.except) {
                 Ok(found) => self.listeners(found),
@@ -83,7 +90,7 @@ impl Keeper {
         }
         let workloads: BTreeSet<Workload> = found.iter().map(|l| l.workload.clone()).collect();
         tracing::debug!(listeners = found.len(), workloads = workloads.len(), "listeners changed");
-        self.svids.listeners(workloads);
+        self.svids.set_listeners(&workloads);
         self.looked.store(Arc::new(found));
     }
 
@@ -130,6 +137,11 @@ impl Sequence {
             None => 0,
         };
         Ok(Self { store, last, saved: last })
+    }
+
+    /// Goes on above `seen`.
+    pub(crate) fn outrun(&mut self, seen: u64) {
+        self.last = self.last.max(seen);
     }
 
     /// The next number; its bound is on disk before it is used.

@@ -40,7 +40,7 @@ use crate::control::join;
 use crate::control::link::Links;
 use crate::control::serve::{self, Api};
 use crate::identity::provider;
-use crate::identity::svids::Svids;
+use crate::identity::svids::{Patience, Svids};
 use crate::identity::tls::{DataTls, NodeTls};
 use crate::identity::verifier::{SvidVerifier, Trust};
 use crate::intercept::socket::{Mark, listen};
@@ -49,12 +49,14 @@ use crate::membership::Membership;
 use crate::proxy::live::Cut;
 use crate::proxy::{self, Proxy};
 
-/// How often SVIDs, links, rules and edges are looked after.
-const TICK: Duration = Duration::from_millis(500);
+/// How often rules, links and edges are looked after.
+const TICK: Duration = Duration::from_secs(2);
 /// How long the news of this node's stop may take to leave.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// How long an edge without connections is remembered.
 const EDGE_AGE: Duration = Duration::from_secs(3600);
+/// How long a change of SVIDs settles before it is saved.
+const SETTLE: Duration = Duration::from_secs(1);
 /// Saved: SVIDs and their keys, so that a restart without any authority in reach still has them.
 const SVIDS: &str = "svids";
 
@@ -97,6 +99,11 @@ impl Member {
     }
     pub(crate) fn skip_ports(&self) -> &BTreeSet<u16> {
         self.rules.skip_ports()
+    }
+    fn look_after(&self) {
+        self.rules.tend();
+        self.links.sweep();
+        self.proxy.edges.expire(self.now(), EDGE_AGE);
     }
     /// Where a token should say that this host is.
     pub(crate) fn hints(&self) -> Vec<SocketAddr> {
@@ -146,7 +153,15 @@ pub(super) async fn run(
 
     // Our own names.
     let authorities = Arc::new(Authorities { membership: membership.clone(), links: links.clone(), clock: clock.clone(), lifetime: config.svid_lifetime });
-    let svids = svids(daemon, &membership, &verifier, authorities)?;
+    let svids = Svids::new(membership.me(), verifier.clone(), Patience::default());
+    if let Some(saved) = daemon.store.load(SVIDS)? {
+        match svids.import(&saved.bytes) {
+            Ok(count) => tracing::debug!(count, "took over saved SVIDs"),
+            Err(error) => tracing::warn!(%error, "saved SVIDs are not used"),
+        }
+    }
+    { let (svids, authorities) = (svids.clone(), authorities.clone()); tasks.spawn(async move { match svids.run(&*authorities).await {} }); }
+    tasks.spawn(save_svids(daemon.clone(), svids.clone()));
     let looked: Arc<ArcSwap<Vec<Listener>>> = Arc::default();
     let owners = Arc::new(Owners::new(membership.name()));
 
@@ -181,15 +196,16 @@ pub(super) async fn run(
     }
     for ip in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
         let Some(listener) = door(SocketAddr::new(ip, config.capture_port), "capture")? else { continue };
-        tasks.spawn(proxy::outbound::accept(proxy.clone(), listener));
+        tasks.spawn(proxy::outbound::listen(proxy.clone(), listener));
     }
 
     // Gossip and addresses.
-    let engine = Gossip::new(GossipConfig::default(), membership.me(), u64::from_be_bytes(meshd_ca::keys::random()?));
+    let seed = u64::from_be_bytes(meshd_ca::keys::random()?);
+    let engine = Gossip::new(GossipConfig::default(), membership.me(), membership.roster(), seed);
+    let (outrun, outrun_watch) = watch::channel(0);
     let told = { let (heard, book) = (heard.clone(), book.clone()); Box::new(move |node, up| { heard.note(node, up); book.tell(News::Heard(node, up)); }) };
-    tasks.spawn(gossip::run(
-        gossip::Task { engine, membership: membership.clone(), links: links.clone(), catalog: catalog_writer, heard: told }, gossip_inbox,
-    ));
+    let gossip = gossip::Task { engine, membership: membership.clone(), links: links.clone(), catalog: catalog_writer, heard: told, outrun };
+    tasks.spawn(gossip.run(gossip_inbox));
     tasks.spawn(book_side.run(addresses::Task {
         me: membership.me(), strict: config.mode == Mode::Strict, links: links.clone(), rules: rules.clone(),
         catalog: catalog.clone(), own: daemon.lan.addresses(), remembered: Vec::new(),
@@ -198,7 +214,7 @@ pub(super) async fn run(
     let (presence, presence_watch) = watch::channel(Presence::Running);
     let keeper = Keeper {
         key: daemon.key.clone(), owners, diag: SockDiag::open()?, except: except(daemon), addresses: daemon.lan.addresses(),
-        presence: presence_watch, mailbox: mailbox.clone(), svids: svids.clone(), looked,
+        presence: presence_watch, outrun: outrun_watch, mailbox: mailbox.clone(), svids: svids.clone(), looked,
         sequence: Sequence::load(daemon.store.clone())?, port: config.port, zone: config.zone.clone(), mode: config.mode,
     };
     tasks.spawn(keeper.run());
@@ -243,7 +259,7 @@ pub(super) async fn run(
                 },
                 None => break End::Stop,
             },
-            _ = tick.tick() => look_after(daemon, &member, &svids).await,
+            _ = tick.tick() => member.look_after(),
             Some(ended) = tasks.join_next() => if let Err(error) = ended && error.is_panic() {
                 // A part of the daemon that is gone leaves a member that lies about itself: better to be started again.
                 anyhow::bail!("a part of meshd failed: {error}");
@@ -257,8 +273,10 @@ pub(super) async fn run(
     presence.send_replace(Presence::Stopped);
     let _ = tokio::time::timeout(FAREWELL, mailbox.leave()).await;
     rules.remove();
-    proxy.live.drain(config.drain).await;
-    proxy.live.cut_all(Cut::Stopping);
+    let cut = proxy.live.drain(config.drain).await;
+    if cut > 0 {
+        tracing::warn!(cut, "connections did not end in time and were reset");
+    }
     tasks.shutdown().await;
     Ok(end)
 }
@@ -275,7 +293,7 @@ struct Arrivals {
 impl Arrivals {
     async fn take(self: Arc<Self>, arrived: Arrived, from: SocketAddr) {
         match arrived {
-            Arrived::Data(tunnel) => proxy::inbound::serve(&self.proxy, tunnel, from).await,
+            Arrived::Data(tunnel) => proxy::inbound::serve(&self.proxy, tunnel).await,
             Arrived::Control(stream) => serve::serve(stream, self.api.clone()).await,
             Arrived::Join(stream) => {
                 let admitted = join::serve(stream, from, self.membership.clone(), self.joining.clone()).await;
@@ -363,5 +381,20 @@ fn settings(config: &crate::config::Config) -> proxy::Settings {
         ports: proxy::OwnPorts { mesh: config.port, capture: config.capture_port, admin: config.admin_port },
         keepalive: config.keepalive,
         ..proxy::Settings::default()
+    }
+}
+
+/// Saves the SVIDs a moment after they changed, so that a burst is one write.
+async fn save_svids(daemon: Arc<Daemon>, svids: Arc<Svids>) {
+    let mut changes = svids.changes();
+    while changes.changed().await.is_ok() {
+        tokio::time::sleep(SETTLE).await;
+        changes.borrow_and_update();
+        let (store, bytes) = (daemon.store.clone(), svids.export());
+        match tokio::task::spawn_blocking(move || store.save(SVIDS, &bytes)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the SVIDs could not be saved; a restart asks for new ones"),
+            Err(error) => tracing::warn!(%error, "the SVIDs could not be saved"),
+        }
     }
 }
