@@ -1,0 +1,4 @@
+//! Sources of hints.
+
+pub mod mdns;
+pub mod static_file;
