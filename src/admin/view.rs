@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use hyper::StatusCode;
 use meshd_agent::record;
-use meshd_ca::identity::{HostName, NodeId, SpiffeId};
+use meshd_ca::identity::{NodeId, SpiffeId, Workload};
 use meshd_ca::roster::{self, Roster};
 use meshd_ca::time::UnixTime;
 
@@ -18,7 +18,7 @@ use crate::api::{
 use crate::config::Mode;
 use crate::daemon::{Daemon, Member, Phase};
 use crate::membership::MembershipError;
-use crate::proxy::edges::Party;
+use crate::proxy::edges::{self, Party};
 
 /// `GET /v1/status`.
 pub(crate) async fn status(daemon: &Daemon) -> Status {
@@ -131,33 +131,45 @@ pub(crate) fn services(member: &Member) -> Vec<Service> {
 /// `GET /v1/edges`.
 pub(crate) fn edges(member: &Member) -> Vec<Edge> {
     let roster = member.membership.roster();
+    let now = member.now();
     let id = |p: &Party| match p {
-        Party::Known(id) => Some(id.clone()),
-        _ => None,
+        Party::Id(id) => Some(id.clone()),
+        Party::Address(_) => None,
+    };
+    let host = |p: &Party| match p {
+        Party::Id(id) => match &id.workload {
+            Workload::Node(node) => roster.member(*node).map(|m| m.name.clone()),
+            other => other.host().cloned(),
+        },
+        Party::Address(_) => None,
     };
     let mut edges: Vec<Edge> = member
         .proxy
         .edges
-        .snapshot(member.now())
+        .snapshot(now)
         .into_iter()
-        .map(|e| Edge {
-            direction: match e.key.direction {
-                crate::proxy::edges::Direction::Inbound => Direction::Inbound,
-                crate::proxy::edges::Direction::Outbound => Direction::Outbound,
-            },
-            client: id(&e.key.source),
-            server: id(&e.key.destination),
-            peer: e.peer_node.and_then(|n| roster.member(n)).map(|m| m.name.clone()),
-            address: e.key.peer,
-            port: e.key.port,
-            secured: e.secured,
-            reason: e.reason.map(str::to_owned),
-            open: e.open,
-            total: e.total,
-            failed: e.failed,
-            bytes_in: e.bytes_in,
-            bytes_out: e.bytes_out,
-            last_seen_seconds: e.last_seen_seconds,
+        .map(|e| {
+            let inbound = e.direction == edges::Direction::Inbound;
+            let (other, bytes_in, bytes_out) = match inbound {
+                true => (&e.source, e.bytes_forward, e.bytes_backward),
+                false => (&e.destination, e.bytes_backward, e.bytes_forward),
+            };
+            Edge {
+                direction: if inbound { Direction::Inbound } else { Direction::Outbound },
+                client: id(&e.source),
+                server: id(&e.destination),
+                peer: host(other),
+                address: e.address,
+                port: e.port,
+                secured: e.secured,
+                reason: e.reason.map(str::to_owned),
+                open: e.open,
+                total: e.total,
+                failed: e.failures.values().sum(),
+                bytes_in,
+                bytes_out,
+                last_seen_seconds: now.since(e.last_seen).as_secs(),
+            }
         })
         .collect();
     edges.sort_by(|a, b| (a.last_seen_seconds, a.port).cmp(&(b.last_seen_seconds, b.port)));

@@ -91,7 +91,7 @@ pub(super) async fn acquire(
 
 /// Looks for any mesh until `patience` is over.
 async fn look(daemon: &Daemon, patience: Instant) -> Option<SocketAddr> {
-    let mut peers = daemon.config.peer_addresses();
+    let mut peers = peer_addresses(&daemon.config).await;
     loop {
         if let Some(seen) = daemon.lan.seen().iter().find_map(|s| s.addresses.first().copied()) {
             return Some(seen);
@@ -120,6 +120,18 @@ pub(super) fn adopt(daemon: &Daemon, (joined, through): (Joined, SocketAddr)) ->
     Ok(((membership, vec![through]), answer))
 }
 
+/// The configured addresses of other members. Names are looked up each time: they may not have been known at boot.
+pub(super) async fn peer_addresses(config: &Config) -> Vec<SocketAddr> {
+    let mut addresses = Vec::new();
+    for peer in &config.peers {
+        match tokio::net::lookup_host((peer.host(), peer.port())).await {
+            Ok(found) => addresses.extend(found.take(4)),
+            Err(error) => tracing::warn!(peer = peer.host(), %error, "a configured peer has no address"),
+        }
+    }
+    addresses
+}
+
 /// What a token means to a node that is a member already: the same mesh is no work, an own mesh of one is given up for it, any other is
 /// refused.
 pub(super) fn already(current: Option<&Membership>, token: &JoinToken) -> anyhow::Result<Option<api::Joined>> {
@@ -136,14 +148,15 @@ pub(super) fn already(current: Option<&Membership>, token: &JoinToken) -> anyhow
 
 /// Carries out a join: first the addresses in the token, then configured peers, then whoever on the LAN shows the tag of that mesh.
 pub(super) async fn redeem(config: &Config, lan: &Lan, key: &PrivateKey, token: &JoinToken) -> Result<(Joined, SocketAddr), JoinFailure> {
-    let tls = NodeTls::new(&provider::provider(), key).map_err(|e| JoinFailure::Local(e.to_string()))?.join_client;
+    let tls = NodeTls::new(&provider::provider(provider::has_aes()), key).map_err(|e| JoinFailure::Local(e.to_string()))?.join_client;
     let dial = Marked;
+    let peers = peer_addresses(config).await;
     let mut tried: Vec<SocketAddr> = Vec::new();
     let mut failure = JoinFailure::NoAddress;
     let end = Instant::now() + SEARCH;
     loop {
         let on_lan = lan.seen().into_iter().filter(|s| s.tag.is_some_and(|t| tag_matches(token.mesh, &t))).flat_map(|s| s.addresses);
-        let known = token.hints.iter().copied().chain(config.peer_addresses());
+        let known = token.hints.iter().copied().chain(peers.iter().copied());
         let fresh: Vec<_> = known.chain(on_lan).filter(|a| !tried.contains(a)).collect();
         for address in fresh {
             if tried.contains(&address) {

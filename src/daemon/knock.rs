@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use meshd_agent::source::mdns::tag_matches;
 
-use super::{Daemon, Member};
+use super::{Daemon, Member, acquire};
 
 /// How often, while nobody is heard: soon at first, then at leisure.
 const PAUSES: [Duration; 6] = [
@@ -42,20 +42,18 @@ pub(crate) async fn knock(daemon: Arc<Daemon>, member: Arc<Member>, first: Vec<S
 async fn round(daemon: &Daemon, member: &Member, first: &[SocketAddr]) {
     let mesh = member.membership.roster().mesh();
     let seen = daemon.lan().seen();
-    let on_lan = seen.iter().filter(|s| s.tag.is_some_and(|t| tag_matches(mesh, &t))).flat_map(|s| s.addresses.iter().copied());
-    let published = member.catalog();
-    let published = published.records().flat_map(|r| r.record().addresses.iter().map(|a| SocketAddr::new(a.ip, r.record().port)));
+    let ours = seen.into_iter().filter(|s| s.tag.is_some_and(|t| tag_matches(mesh, &t)));
+    let on_lan: Vec<SocketAddr> = ours.flat_map(|s| s.addresses).collect();
+    let configured = acquire::peer_addresses(daemon.config()).await;
+    let catalog = member.catalog();
     let own = member.own_addresses();
+    let mut all: Vec<SocketAddr> = first.iter().copied().chain(configured).chain(on_lan).collect();
+    for record in catalog.records().map(|r| r.record()) {
+        all.extend(record.addresses.iter().map(|a| SocketAddr::new(a.ip, record.port)));
+    }
     let mut tried = BTreeSet::new();
-    let all: Vec<SocketAddr> = first
-        .iter()
-        .copied()
-        .chain(daemon.config().peer_addresses())
-        .chain(on_lan)
-        .chain(published)
-        .filter(|a| !own.contains(&a.ip()) && tried.insert(*a))
-        .take(MAX_ADDRESSES)
-        .collect();
+    all.retain(|a| !own.contains(&a.ip()) && tried.insert(*a));
+    all.truncate(MAX_ADDRESSES);
     let mut knocks = tokio::task::JoinSet::new();
     for address in all {
         let links = member.links.clone();

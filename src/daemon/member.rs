@@ -135,7 +135,7 @@ pub(super) async fn run(
     let mut roster = membership.watch();
 
     // Whom we believe, and by which clock.
-    let crypto = provider::provider();
+    let crypto = provider::provider(provider::has_aes());
     let node_tls = NodeTls::new(&crypto, &daemon.key).context("cannot make the node's own certificate")?;
     let trust = Arc::new(ArcSwap::from_pointee(Trust { bundle: membership.bundle(), roster: membership.roster() }));
     let now = { let clock = clock.clone(); Arc::new(move || clock.now()) };
