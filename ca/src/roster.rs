@@ -6,8 +6,9 @@
 //! so it converges too.
 //!
 //! The rules, in the order in which they win:
-//! 1. **Banished is for ever.** One such entry by anybody who ever was an authority is enough, about anybody but the founder,
-//!    also if its signer is banished later.
+//! 0. About the founder only its own word counts, and it cannot be banished.
+//! 1. **Banished is for ever.** One such entry by anybody who ever was an authority is enough, also if its signer is banished
+//!    later.
 //! 2. What a banished authority signed otherwise counts for nothing, unless another authority signed it again (see
 //!    [`Roster::banish`]); nor do grants of authority that lead to the founder only through it.
 //! 3. A node's own word counts for one thing: that it left.
@@ -69,8 +70,8 @@ pub enum RosterError {
     /// The key is banished, which is for ever: the host needs a new node key.
     #[error("this node key is banished: remove its state directory to give the host a new key, then let it join again")]
     Banished,
-    /// The founder's key is what the roster hangs from: it cannot be banished.
-    #[error("the founder cannot be banished; found a new mesh if its key is in wrong hands")]
+    /// The founder's key is what the roster hangs from: nobody else may speak about it, and it cannot be banished.
+    #[error("the founder cannot be banished or admitted by others; found a new mesh if its key is in wrong hands")]
     Founder,
     /// Another authority can only be banished by the founder.
     #[error("an authority can be banished by the founder only: run the command there")]
@@ -327,15 +328,14 @@ impl Roster {
     /// the same signer's later word, or is only kept until its signer turns out to be an authority.
     ///
     /// # Errors
-    /// [`RosterError::ForeignMesh`], [`RosterError::Full`], [`RosterError::Unproven`]; the roster is unchanged then.
+    /// [`RosterError::ForeignMesh`], [`RosterError::Founder`], [`RosterError::Full`], [`RosterError::Unproven`]; the roster is
+    /// unchanged then.
     pub fn merge(&mut self, entry: Entry) -> Result<bool, RosterError> {
         self.put(entry)
     }
 
     fn put(&mut self, entry: Entry) -> Result<bool, RosterError> {
-        if entry.mesh() != self.mesh() {
-            return Err(RosterError::ForeignMesh);
-        }
+        self.belongs(&entry)?;
         let slot = entry.slot();
         let old = self.entries.get(&slot);
         if old.is_some_and(|old| old.order() >= entry.order()) {
@@ -357,6 +357,17 @@ impl Roster {
             self.settle();
         }
         Ok(self.entries.get(&slot).is_some_and(|e| self.counts(e)))
+    }
+
+    fn belongs(&self, entry: &Entry) -> Result<(), RosterError> {
+        let (m, (node, by, _)) = (entry.member(), entry.slot());
+        if entry.mesh() != self.mesh() {
+            return Err(RosterError::ForeignMesh);
+        }
+        if node == self.founder && (by != node || m.standing == Standing::Banished) {
+            return Err(RosterError::Founder);
+        }
+        Ok(())
     }
 
     fn insert(&mut self, entry: Entry) {
@@ -394,7 +405,7 @@ impl Roster {
             .entries
             .values()
             .map(|e| e.member())
-            .filter(|m| m.standing == Standing::Banished && self.granted.contains(&m.by) && m.node() != self.founder)
+            .filter(|m| m.standing == Standing::Banished && self.granted.contains(&m.by))
             .map(Member::node)
             .collect();
         self.trusted = self.reach(|node| !banished.contains(&node));
@@ -505,9 +516,7 @@ impl Roster {
         let mut roster = Self::chartered(document.charter, charter);
         for signed in document.entries {
             let entry = Entry::from_signed(signed)?;
-            if entry.mesh() != roster.mesh() {
-                return Err(RosterError::ForeignMesh);
-            }
+            roster.belongs(&entry)?;
             roster.insert(entry);
         }
         roster.settle();

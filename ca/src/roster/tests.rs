@@ -68,7 +68,8 @@ fn only_authorities_admit() {
     let itself = Member { roots: vec![root()], version: 9, ..r.member(id(&a)).unwrap().clone() };
     assert_eq!(r.merge(Entry::sign(&a, mesh_id(), itself).unwrap()), Ok(false));
     let foe = Member { standing: Standing::Banished, version: 99, ..r.member(id(&f)).unwrap().clone() };
-    assert_eq!(r.merge(Entry::sign(&a, mesh_id(), foe).unwrap()), Ok(false));
+    assert_eq!(r.merge(Entry::sign(&a, mesh_id(), foe.clone()).unwrap()), Err(RosterError::Founder));
+    assert_eq!(r.merge(Entry::sign(&f, mesh_id(), foe).unwrap()), Err(RosterError::Founder));
     assert!(!r.is_active(id(&b)) && r.authorities().count() == 1 && r.is_active(id(&f)));
     assert_eq!(r.entries().count(), 2);
 }
@@ -229,7 +230,7 @@ fn documents_are_checked_in_full() {
     forged.charter = Signed::new(&stranger, CHARTER, forged.charter.payload).unwrap();
     assert_eq!(read(&forged).err(), Some(RosterError::Key(KeyError::Signature)));
     let mut no_founder = document();
-    no_founder.entries.retain(|e| Entry::from_signed(e.clone()).unwrap().node != id(&f));
+    no_founder.entries.retain(|e| Entry::from_signed(e.clone()).unwrap().slot().0 != id(&f));
     assert_eq!(read(&no_founder).err(), Some(RosterError::Malformed));
     let mut other_mesh = document();
     let member = Member { version: 7, ..r.member(id(&a)).unwrap().clone() };
@@ -309,7 +310,9 @@ fn origin() -> Roster {
 fn merged<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> Roster {
     let mut r = origin();
     for e in entries {
-        r.merge(e.clone()).unwrap();
+        let refused = r.merge(e.clone()).is_err();
+        let (m, f) = (e.member(), r.founder());
+        assert_eq!(refused, m.node() == f && (m.by != f || m.standing == Standing::Banished));
     }
     r
 }
@@ -333,7 +336,7 @@ proptest! {
         prop_assert_eq!(view(&a), view(&anew));
         let mut again = a.clone();
         for e in &entries {
-            prop_assert_eq!(again.merge(e.clone()), Ok(false));
+            prop_assert_ne!(again.merge(e.clone()), Ok(true));
         }
     }
 
@@ -374,7 +377,7 @@ proptest! {
     fn invariants(entries in proptest::collection::vec(statement(), 0..24)) {
         let r = merged(&entries);
         let founder = r.member(r.founder()).unwrap();
-        prop_assert!(founder.standing != Standing::Banished && founder.version >= 1);
+        prop_assert!(founder.standing != Standing::Banished && founder.by == r.founder());
         let names: BTreeSet<&HostName> = r.members().filter(|m| m.standing != Standing::Banished).map(|m| &m.name).collect();
         prop_assert_eq!(names.len(), r.members().filter(|m| m.standing != Standing::Banished).count());
         for m in r.members() {
@@ -383,7 +386,7 @@ proptest! {
         }
         for e in entries.iter().filter(|e| e.member().standing == Standing::Banished && r.granted.contains(&e.member().by)) {
             let node = e.member().node();
-            prop_assert!(node == r.founder() || r.member(node).unwrap().standing == Standing::Banished);
+            prop_assert!(node == r.founder() || r.member(node).is_some_and(|m| m.standing == Standing::Banished));
         }
     }
 
