@@ -5,6 +5,15 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
+pub mod bundle;
+pub mod clock;
 pub mod identity;
+pub mod issue;
+pub mod join;
 pub mod keys;
+pub mod roster;
 pub mod signed;
+pub mod store;
+pub mod time;
+pub mod token;
+pub mod verify;
