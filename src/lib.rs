@@ -1,1 +1,4 @@
 //! bytes
+
+pub mod identity;
+pub mod proxy;

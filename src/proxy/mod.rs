@@ -45,6 +45,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use meshd_ca::identity::{NodeId, Workload};
+use meshd_ca::time::UnixTime;
 use meshd_ca::verify::VerifyError;
 use thiserror::Error;
 use tokio::net::{TcpSocket, TcpStream};
@@ -209,6 +210,16 @@ impl Proxy {
     /// How many connections ended by a panic of ours since the start: each is a defect worth a report.
     pub fn panics(&self) -> u64 {
         self.panics.load(Ordering::Relaxed)
+    }
+
+    /// Mesh time.
+    fn now(&self) -> UnixTime {
+        self.verifier.now()
+    }
+
+    /// This node.
+    fn node(&self) -> NodeId {
+        self.svids.node()
     }
 
     /// Counts the panic that unwinds through its holder.
