@@ -10,13 +10,12 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use rustls::ServerConfig;
 use rustls::server::Acceptor;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use crate::identity::tls::{ALPN_CONTROL, ALPN_DATA, ALPN_JOIN};
+use crate::identity::tls::{ALPN_CONTROL, ALPN_DATA, ALPN_JOIN, DataTls, NodeTls, Tunnel};
 
 /// How long a handshake may take from the accepted connection to the client's Finished.
 pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -25,23 +24,21 @@ pub(crate) const MAX_HANDSHAKES: usize = 1024;
 /// Handshakes in progress at once from one source address.
 pub(crate) const MAX_HANDSHAKES_PER_SOURCE: usize = 256;
 
-/// What a connection on the mesh port is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Purpose {
+/// What arrived on the mesh port, its handshake done.
+pub(crate) enum Arrived {
     /// `meshd/1`: one application connection.
-    Data,
+    Data(Tunnel),
     /// `meshd-ctl/1`: the member API.
-    Control,
+    Control(TlsStream<TcpStream>),
     /// `meshd-join/1`: somebody who wants to become a member.
-    Join,
+    Join(TlsStream<TcpStream>),
 }
 
-/// The three TLS configurations of the mesh port.
+/// The TLS of the mesh port.
 #[derive(Clone)]
 pub(crate) struct Configs {
-    pub(crate) data: Option<Arc<ServerConfig>>,
-    pub(crate) control: Arc<ServerConfig>,
-    pub(crate) join: Option<Arc<ServerConfig>>,
+    pub(crate) data: DataTls,
+    pub(crate) node: NodeTls,
 }
 
 /// Counters of the mesh port, for `status` and metrics.
@@ -58,7 +55,7 @@ pub(crate) struct Counters {
 /// Accepts on `listener` for ever and hands every finished handshake to `serve` in a task of its own.
 pub(crate) async fn accept<F, S>(listener: TcpListener, configs: Configs, counters: Arc<Counters>, serve: F)
 where
-    F: Fn(Purpose, TlsStream<TcpStream>, SocketAddr) -> S + Clone + Send + Sync + 'static,
+    F: Fn(Arrived, SocketAddr) -> S + Clone + Send + Sync + 'static,
     S: Future<Output = ()> + Send + 'static,
 {
     let crowd = Crowd::default();
@@ -82,7 +79,7 @@ where
             let done = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(tcp, &configs)).await;
             drop(place);
             match done {
-                Ok(Ok((purpose, stream))) => serve(purpose, stream, from).await,
+                Ok(Ok(arrived)) => serve(arrived, from).await,
                 Ok(Err(error)) => {
                     counters.failed.fetch_add(1, Relaxed);
                     tracing::debug!(%from, %error, "handshake failed");
@@ -96,19 +93,26 @@ where
     }
 }
 
-async fn handshake(tcp: TcpStream, configs: &Configs) -> std::io::Result<(Purpose, TlsStream<TcpStream>)> {
+async fn handshake(tcp: TcpStream, configs: &Configs) -> std::io::Result<Arrived> {
     tcp.set_nodelay(true)?;
+    let arrived_at = tcp.local_addr()?;
     let hello = LazyConfigAcceptor::new(Acceptor::default(), tcp).await?;
-    let offered: Vec<Vec<u8>> = hello.client_hello().alpn().map(|a| a.map(<[u8]>::to_vec).collect()).unwrap_or_default();
-    let wants = |alpn: &[u8]| offered.iter().any(|o| o == alpn);
-    let (purpose, config) = match () {
-        () if wants(ALPN_DATA) => (Purpose::Data, configs.data.clone()),
-        () if wants(ALPN_CONTROL) => (Purpose::Control, Some(configs.control.clone())),
-        () if wants(ALPN_JOIN) => (Purpose::Join, configs.join.clone()),
-        () => return Err(std::io::Error::other("none of our protocols was offered")),
+    let (offers, name) = {
+        let said = hello.client_hello();
+        let offered: Vec<&[u8]> = said.alpn().map(Iterator::collect).unwrap_or_default();
+        let known = [ALPN_DATA, ALPN_CONTROL, ALPN_JOIN];
+        (known.into_iter().find(|k| offered.contains(k)), said.server_name().map(str::to_owned))
     };
-    let config = config.ok_or_else(|| std::io::Error::other(format!("{purpose:?} is not served here")))?;
-    Ok((purpose, hello.into_stream(config).await?))
+    Ok(match offers {
+        Some(ALPN_DATA) => {
+            let chosen = configs.data.choose(arrived_at, name.as_deref()).map_err(std::io::Error::other)?;
+            let stream = hello.into_stream(chosen.config).await?;
+            Arrived::Data(Tunnel { stream, port: chosen.port, shown: chosen.shown })
+        }
+        Some(ALPN_CONTROL) => Arrived::Control(hello.into_stream(configs.node.control_server.clone()).await?),
+        Some(ALPN_JOIN) => Arrived::Join(hello.into_stream(configs.node.join_server.clone()).await?),
+        _ => return Err(std::io::Error::other("none of our protocols was offered")),
+    })
 }
 
 /// Who is in the middle of a handshake.

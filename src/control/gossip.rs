@@ -75,3 +75,70 @@ impl Mailbox {
 
 /// The other end of a [`Mailbox`].
 pub(crate) struct Inbox(mpsc::Receiver<Message>, mpsc::Sender<Message>);
+
+/// What the gossip task works with.
+pub(crate) struct Task {
+    pub(crate) engine: Gossip,
+    pub(crate) membership: Arc<Membership>,
+    pub(crate) links: Arc<Links>,
+    pub(crate) catalog: watch::Sender<Arc<Catalog>>,
+    /// Told which node is heard, or no longer.
+    pub(crate) heard: Box<dyn Fn(NodeId, bool) + Send + Sync>,
+}
+
+/// Runs the engine until every [`Mailbox`] is gone.
+pub(crate) async fn run(mut task: Task, inbox: Inbox) {
+    let Inbox(mut inbox, sender) = inbox;
+    let mut roster = task.membership.watch();
+    let mut sending = Sending { links: task.links.clone(), places: Arc::new(Semaphore::new(MAX_SENDING)), back: sender };
+    task.engine.set_roster(roster.borrow_and_update().clone());
+    task.act(&mut sending).await;
+    loop {
+        tokio::select! {
+            changed = roster.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                let now: Arc<Roster> = roster.borrow_and_update().clone();
+                task.engine.set_roster(now);
+            }
+            message = inbox.recv() => match message {
+                Some(message) => task.take(message, &sending),
+                None => return,
+            }
+        }
+        task.act(&mut sending).await;
+    }
+}
+
+/// The outgoing side: packets in tasks of their own, so that a slow member delays nobody.
+struct Sending {
+    links: Arc<Links>,
+    places: Arc<Semaphore>,
+    back: mpsc::Sender<Message>,
+}
+
+impl Sending {
+    fn packet(&self, to: NodeId, packet: Bytes) {
+        let Ok(place) = self.places.clone().try_acquire_owned() else { return };
+        let links = self.links.clone();
+        tokio::spawn(async move {
+            if let Err(error) = links.post(to, "/v1/gossip", packet).await {
+                tracing::debug!(node = %to, %error, "a gossip packet was lost");
+            }
+            drop(place);
+        });
+    }
+
+    fn digest(&self, to: NodeId, digest: Bytes) {
+        let (links, back) = (self.links.clone(), self.back.clone());
+        tokio::spawn(async move {
+            match links.post(to, "/v1/digest", digest).await {
+                Ok(answer) => {
+                    let _ = back.send(Message::Apply(to, answer)).await;
+                }
+                Err(error) => tracing::debug!(node = %to, %error, "could not compare what both know"),
+            }
+        });
+    }
+}

@@ -12,7 +12,6 @@ use meshd_ca::join::{Admission, Channel, JoinError, Joined, Joiner, Step};
 use meshd_ca::keys::PrivateKey;
 use meshd_ca::token::JoinToken;
 use rustls::{ClientConfig, ConnectionCommon};
-use rustls_pki_types::ServerName;
 use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -21,6 +20,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::frames;
 use super::link::{DIAL_TIMEOUT, Dial};
+use crate::identity::tls::NodeTls;
 use crate::identity::verifier::peer_key;
 use crate::membership::Membership;
 
@@ -43,6 +43,9 @@ pub(crate) enum JoinFailure {
         "the token names no address and no mesh was seen on this network: make a token on a host that this one can reach, or give an address with `peers = [\"ADDRESS\"]`"
     )]
     NoAddress,
+    /// Something on this host.
+    #[error("{0}")]
+    Local(String),
     /// Nobody answers.
     #[error("cannot reach {0}: {1}; is meshd running there, and is TCP port {port} open in its firewall?", port = .0.port())]
     Connect(SocketAddr, std::io::Error),
@@ -80,9 +83,10 @@ pub(crate) async fn join(
     Err(worst)
 }
 
-fn more_telling(a: JoinFailure, b: JoinFailure) -> JoinFailure {
+/// Which of two failures says more about what is wrong; the later one if both say as much.
+pub(crate) fn more_telling(a: JoinFailure, b: JoinFailure) -> JoinFailure {
     let rank = |f: &JoinFailure| match f {
-        JoinFailure::NoAddress => 0,
+        JoinFailure::NoAddress | JoinFailure::Local(_) => 0,
         JoinFailure::Connect(..) => 1,
         JoinFailure::Timeout(_) => 2,
         JoinFailure::Broken(..) => 3,
@@ -102,7 +106,7 @@ async fn join_at(
     let unreachable = |e| JoinFailure::Connect(address, e);
     let broken = |e| JoinFailure::Broken(address, e);
     let tcp = timeout(DIAL_TIMEOUT, dial.dial(address)).await.map_err(|_| JoinFailure::Timeout(address))?.map_err(unreachable)?;
-    let name = ServerName::IpAddress(address.ip().into());
+    let name = NodeTls::server_name();
     let mut stream = TlsConnector::from(tls).connect(name, tcp).await.map_err(broken)?;
     let channel = channel(stream.get_ref().1, key).map_err(broken)?;
     let refused = |e| JoinFailure::Refused(address, e);

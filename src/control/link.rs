@@ -17,13 +17,13 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use meshd_ca::identity::NodeId;
 use meshd_ca::roster::Entry;
 use rustls::ClientConfig;
-use rustls_pki_types::ServerName;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 
+use crate::identity::tls::NodeTls;
 use crate::identity::verifier::peer_key;
 use crate::membership::Membership;
 
@@ -53,6 +53,9 @@ pub(crate) enum LinkError {
     /// Somebody answers who is not an active member, or not the one expected.
     #[error("{0} is answered by {1}, which is not {2}")]
     Stranger(SocketAddr, NodeId, String),
+    /// This very host answers there: a NAT that leads back.
+    #[error("{0} leads back to this host")]
+    Itself(SocketAddr, NodeId),
     /// The connection broke, or what came is not what was asked for.
     #[error("the connection to {0} failed: {1}")]
     Broken(NodeId, String),
@@ -208,16 +211,16 @@ impl Links {
     async fn handshake(&self, address: SocketAddr, expect: Option<NodeId>) -> Result<(NodeId, Link), LinkError> {
         let failed = |e: std::io::Error| LinkError::Connect(address, e);
         let tcp = self.dial.dial(address).await.map_err(failed)?;
-        let name = ServerName::IpAddress(address.ip().into());
+        let name = NodeTls::server_name();
         let tls = TlsConnector::from(self.tls.clone()).connect(name, tcp).await.map_err(failed)?;
         let key = peer_key(tls.get_ref().1).map_err(|e| failed(std::io::Error::other(e)))?;
         let owner = key.node_id();
         let stranger = |why: String| LinkError::Stranger(address, owner, why);
+        if owner == self.membership.me() {
+            return Err(LinkError::Itself(address, owner));
+        }
         if let Some(expected) = expect.filter(|n| *n != owner) {
             return Err(stranger(format!("the {expected} expected there")));
-        }
-        if owner == self.membership.me() {
-            return Err(stranger("another host: it is this one".into()));
         }
         let (mut send, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
