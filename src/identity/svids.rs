@@ -77,37 +77,27 @@ pub enum SvidError {
 
 /// One certificate with its key, ready for handshakes.
 pub struct Svid {
-    id: SpiffeId,
+    leaf: Leaf,
     issued: UnixTime,
-    not_after: UnixTime,
     key: PrivateKey,
-    der: Vec<u8>,
     client: Arc<ClientConfig>,
     server: Arc<ServerConfig>,
 }
 
 impl Svid {
-    fn new(id: SpiffeId, key: PrivateKey, der: Vec<u8>, life: (UnixTime, UnixTime), v: &Arc<SvidVerifier>) -> Result<Self, TlsError> {
-        let shown = tls::certified(der.clone(), &key)?;
-        let (client, server) = (tls::data_client(v, shown.clone())?, tls::data_server(v, shown)?);
-        Ok(Self { id, issued: life.0, not_after: life.1, key, der, client, server })
+    fn new(leaf: Leaf, issued: UnixTime, key: PrivateKey, verifier: &Arc<SvidVerifier>) -> Result<Self, TlsError> {
+        let shown = tls::certified(leaf.der.clone(), &key)?;
+        let (client, server) = (tls::data_client(verifier, shown.clone())?, tls::data_server(verifier, shown)?);
+        Ok(Self { leaf, issued, key, client, server })
     }
 
     /// Whom it names.
     pub fn id(&self) -> &SpiffeId {
-        &self.id
+        &self.leaf.id
     }
-    /// When we got it.
-    pub fn issued(&self) -> UnixTime {
-        self.issued
-    }
-    /// The last second it is good for.
-    pub fn not_after(&self) -> UnixTime {
-        self.not_after
-    }
-    /// The certificate in DER.
-    pub fn der(&self) -> &[u8] {
-        &self.der
+    /// The certificate.
+    pub fn leaf(&self) -> &Leaf {
+        &self.leaf
     }
     /// Dials with it.
     pub fn client(&self) -> &Arc<ClientConfig> {
@@ -119,9 +109,18 @@ impl Svid {
     }
 }
 
+/// A certificate this node holds.
+#[derive(Debug, Clone)]
+pub struct Held {
+    /// The certificate.
+    pub leaf: Leaf,
+    /// When the next one is asked for.
+    pub renew_at: UnixTime,
+}
+
 impl fmt::Debug for Svid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Svid({} until {})", self.id, self.not_after)
+        write!(f, "Svid({} until {})", self.leaf.id, self.leaf.not_after)
     }
 }
 
@@ -171,7 +170,7 @@ impl Slot {
     }
 
     fn valid(&self, now: UnixTime) -> Option<Arc<Svid>> {
-        self.svid.load_full().filter(|s| now <= s.not_after)
+        self.svid.load_full().filter(|s| now <= s.leaf.not_after)
     }
 
     fn idle(&self, now: UnixTime) -> Option<Duration> {
@@ -195,7 +194,7 @@ impl Slot {
         let mut plan = self.plan();
         let longest = match self.valid(now) {
             None => RETRY_WITHOUT,
-            Some(s) => RETRY_WITH.min(s.not_after.since(now) / 8).max(FIRST_RETRY),
+            Some(s) => RETRY_WITH.min(s.leaf.not_after.since(now) / 8).max(FIRST_RETRY),
         };
         let pause = FIRST_RETRY.saturating_mul(1 << plan.failures.min(16)).min(longest);
         plan.failures += 1;
@@ -204,7 +203,7 @@ impl Slot {
 
     fn succeeded(&self, svid: Svid) {
         // A third, so that two whole attempts at a later time remain. A second at the least: mesh time has no smaller step.
-        let wait = jitter(svid.not_after.since(svid.issued) / 3).max(Duration::from_secs(1));
+        let wait = jitter(svid.leaf.not_after.since(svid.issued) / 3).max(Duration::from_secs(1));
         *self.plan() = Plan { renew_at: svid.issued + wait, ..Plan::default() };
         self.svid.store(Some(Arc::new(svid)));
     }
@@ -428,7 +427,7 @@ impl Svids {
         if leaf.not_after <= now {
             return Err(SvidError::Ended(leaf.not_after));
         }
-        Ok(Svid::new(leaf.id, key, leaf.der, (now, leaf.not_after), &self.verifier)?)
+        Ok(Svid::new(leaf, now, key, &self.verifier)?)
     }
 
     fn forget(&self, now: UnixTime) {
@@ -453,22 +452,24 @@ impl Svids {
         self.failures.load(Ordering::Relaxed)
     }
 
-    /// All SVIDs of this moment, sorted by workload.
-    pub fn all(&self) -> Vec<Arc<Svid>> {
-        let mut all: Vec<_> = self.slots.load().values().filter_map(|s| s.svid.load_full()).collect();
-        all.sort_by(|a, b| a.id.cmp(&b.id));
-        all
+    /// All certificates of this moment, sorted by workload.
+    pub fn held(&self) -> Vec<Held> {
+        let slots = self.slots.load();
+        let held = slots.values().filter_map(|s| Some((s.svid.load_full()?, s.plan().renew_at)));
+        let mut held: Vec<_> = held.map(|(svid, renew_at)| Held { leaf: svid.leaf.clone(), renew_at }).collect();
+        held.sort_by(|a, b| a.leaf.id.cmp(&b.leaf.id));
+        held
     }
 
-    /// All SVIDs with their keys, to be kept over a restart: a secret.
+    /// All certificates with their keys, to be kept over a restart: a secret.
     pub fn export(&self) -> Zeroizing<Vec<u8>> {
-        let saved: Vec<_> = self.all().iter().map(|s| Saved::from(&**s)).collect();
+        let saved: Vec<_> = self.slots.load().values().filter_map(|s| s.svid.load_full()).map(|s| Saved::from(&*s)).collect();
         // Plain text and numbers: writing them cannot fail.
         Zeroizing::new(serde_json::to_vec(&saved).unwrap_or_default())
     }
 
-    /// Takes back what [`Svids::export`] gave, except what has ended, fits no key or belongs to another mesh. Returns how many
-    /// SVIDs that were.
+    /// Takes back what [`Svids::export`] gave, except what has ended, fits no key or belongs to another mesh or node. Returns how
+    /// many certificates that were.
     ///
     /// # Errors
     /// [`SvidError::Saved`] when the bytes are something else.
@@ -477,13 +478,15 @@ impl Svids {
         let (now, trust) = (self.verifier.now(), self.verifier.trust());
         let mut taken = 0;
         for s in saved.into_iter().take(MAX_WORKLOADS) {
-            if s.id.trust_domain != trust.bundle.trust_domain || s.not_after <= now {
+            let workload = s.id.workload.clone();
+            let foreign = s.id.trust_domain != trust.bundle.trust_domain
+                || matches!(workload, Workload::Node(node) if node != self.id);
+            if foreign || s.not_after <= now {
                 continue;
             }
-            let workload = s.id.workload.clone();
+            let leaf = Leaf { der: s.certificate.clone(), id: s.id.clone(), not_before: s.not_before, not_after: s.not_after };
             let Ok(key) = PrivateKey::from_pkcs8(&s.key) else { continue };
-            let life = (s.issued, s.not_after);
-            let Ok(svid) = Svid::new(s.id.clone(), key, s.certificate.clone(), life, &self.verifier) else { continue };
+            let Ok(svid) = Svid::new(leaf, s.issued, key, &self.verifier) else { continue };
             self.change(|slots| slots.entry(workload).or_insert_with(|| Slot::new(false, now)).clone()).succeeded(svid);
             taken += 1;
         }
@@ -498,6 +501,7 @@ impl Svids {
 struct Saved {
     id: SpiffeId,
     issued: UnixTime,
+    not_before: UnixTime,
     not_after: UnixTime,
     #[serde(with = "base64url")]
     certificate: Vec<u8>,
@@ -507,8 +511,8 @@ struct Saved {
 
 impl From<&Svid> for Saved {
     fn from(s: &Svid) -> Self {
-        let (id, issued, not_after) = (s.id.clone(), s.issued, s.not_after);
-        Self { id, issued, not_after, certificate: s.der.clone(), key: s.key.pkcs8().to_vec() }
+        let Leaf { der, id, not_before, not_after } = s.leaf.clone();
+        Self { id, issued: s.issued, not_before, not_after, certificate: der, key: s.key.pkcs8().to_vec() }
     }
 }
 

@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::server::TlsStream;
 
-use super::edges::{Direction, Key, OpenEdge, Party};
+use super::edges::{Direction, Key, OpenEdge};
 use super::header::{Header, PREFIX, Refusal};
 use super::outbound::canonical;
 use super::relay::{self, Plain, Relay, Role};
@@ -24,42 +24,42 @@ use crate::identity::tls::Tunnel;
 /// How long a refusal may take to reach the peer.
 const REFUSAL: Duration = Duration::from_secs(2);
 
-/// Serves one tunnel until it ends, and says in the log why if it failed.
-pub async fn serve(proxy: &Proxy, tunnel: Tunnel) {
+/// Serves one tunnel that was dialled from `from` until it ends, and says in the log why if it failed. To be called in a task of its
+/// own.
+pub async fn serve(proxy: &Proxy, tunnel: Tunnel, from: SocketAddr) {
     let _counted = proxy.panic_guard();
-    if let Err(fault) = carry(proxy, tunnel).await {
+    if let Err(fault) = carry(proxy, tunnel, canonical(from)).await {
         tracing::debug!(%fault, "inbound connection ended");
     }
 }
 
 /// # Errors
 /// Why the peer was refused or its connection broke.
-async fn carry(proxy: &Proxy, mut tunnel: Tunnel) -> Result<(), Fault> {
+async fn carry(proxy: &Proxy, mut tunnel: Tunnel, client: SocketAddr) -> Result<(), Fault> {
     let tcp = tunnel.stream.get_ref().0;
     socket::lively(tcp, proxy.settings.keepalive).map_err(Fault::Tunnel)?;
     let arrived_at = canonical(tcp.local_addr().map_err(Fault::Tunnel)?);
-    let client = canonical(tcp.peer_addr().map_err(Fault::Tunnel)?);
     let peer = proxy.verifier.peer(tunnel.stream.get_ref().1)?;
     let ticket = match proxy.live.enter(Direction::Inbound, peer.holder) {
         Ok(ticket) => ticket,
         Err(fault) => {
             let why = if matches!(fault, Fault::Draining) { Refusal::Draining } else { Refusal::Overload };
-            proxy.edges.fail(key(&tunnel, &peer), fault.reason(), proxy.now());
+            proxy.edges.fail(key(&tunnel, &peer, client), Some(peer.holder), fault.reason(), proxy.now());
             refuse(&mut tunnel.stream, why).await;
             return Err(fault);
         }
     };
     // Again, now that a banishment would find us in the registry.
     let peer = proxy.verifier.peer(tunnel.stream.get_ref().1)?;
-    let edge = proxy.edges.open(key(&tunnel, &peer), proxy.now());
+    let edge = proxy.edges.open(key(&tunnel, &peer, client), peer.holder, proxy.now());
     let result = ticket.run(deliver(proxy, tunnel, arrived_at, client, &edge)).await;
     edge.settle(&result, proxy.now());
     result
 }
 
-fn key(tunnel: &Tunnel, peer: &Peer) -> Key {
-    let (source, destination) = (Party::Id(peer.id.clone()), Party::Id(tunnel.shown.id().clone()));
-    Key { direction: Direction::Inbound, source, destination, port: tunnel.port.map_or(0, Into::into) }
+fn key(tunnel: &Tunnel, peer: &Peer, client: SocketAddr) -> Key {
+    let (source, destination) = (Some(peer.id.clone()), Some(tunnel.shown.id().clone()));
+    Key { direction: Direction::Inbound, source, destination, address: client.ip(), port: tunnel.port.map_or(0, Into::into) }
 }
 
 async fn deliver(
@@ -72,7 +72,7 @@ async fn deliver(
     let header = timeout(proxy.settings.header, read_header(&mut tunnel.stream)).await;
     let service = match header.unwrap_or(Err(Fault::Timeout("header"))) {
         Ok(header) => match admit(proxy, &tunnel, &header, arrived_at) {
-            Ok(service) => open(proxy, service, client, header.low_port).await,
+            Ok(service) => open(proxy, service, client, &header).await,
             Err(why) => Err(Fault::Refused(why)),
         },
         Err(fault) => Err(fault),
@@ -117,11 +117,13 @@ fn admit(proxy: &Proxy, tunnel: &Tunnel, header: &Header, arrived_at: SocketAddr
     Ok(service)
 }
 
-/// A connection to the service that resets unless it ends well.
-async fn open(proxy: &Proxy, service: SocketAddr, client: SocketAddr, low_port: bool) -> Result<TcpStream, Fault> {
+/// A connection to the service that resets unless it ends well. To the service it comes from the client's address.
+async fn open(proxy: &Proxy, service: SocketAddr, client: SocketAddr, header: &Header) -> Result<TcpStream, Fault> {
+    let hint = header.client.map_or(0, |c| c.port());
+    let port = if header.low_port { hint.clamp(1, 1023) } else { 0 };
     let connect = async {
-        let socket = proxy.kernel.service_socket(client.ip(), low_port)?;
-        let tcp = timeout(proxy.settings.service, socket.connect(service)).await.map_err(|_| io::ErrorKind::TimedOut)??;
+        let connecting = proxy.kernel.connect_service(SocketAddr::new(client.ip(), port), service);
+        let tcp = timeout(proxy.settings.service, connecting).await.map_err(|_| io::ErrorKind::TimedOut)??;
         socket::abortive(&tcp)?;
         socket::lively(&tcp, proxy.settings.keepalive)?;
         Ok(tcp)

@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::{TlsConnector, TlsStream};
 
-use super::edges::{Direction, Key, Party};
+use super::edges::{Direction, Key};
 use super::header::{Header, Refusal};
 use super::relay::{Plain, Relay, Role};
 use super::{Fault, Member, Proxy, socket};
@@ -24,7 +24,7 @@ use crate::identity::tls::server_name;
 const HOLD_STEP: Duration = Duration::from_millis(200);
 
 /// Takes captured connections from `listener`, each into a task of its own, until a drain begins.
-pub async fn listen(proxy: Arc<Proxy>, listener: TcpListener) {
+pub async fn accept(proxy: Arc<Proxy>, listener: TcpListener) {
     loop {
         let accepted = tokio::select! {
             a = listener.accept() => a,
@@ -74,15 +74,15 @@ async fn carry(proxy: &Proxy, app: TcpStream) -> Result<(), Fault> {
     let port = guard(proxy, destination)?;
     // Asked at once, while the application's socket surely exists.
     let workload = proxy.kernel.owner(client, destination);
-    let own = || Workload::Node(proxy.node());
+    let workload = workload.unwrap_or_else(|| Workload::Node(proxy.node()));
     let Some(member) = proxy.directory.member_at(destination.ip()) else {
         let fault = Fault::NoMember(destination.ip());
-        let source = party(proxy, workload.unwrap_or_else(own));
-        let key = Key { direction: Direction::Outbound, source, destination: Party::Address(destination.ip()), port: port.get() };
-        proxy.edges.fail(key, fault.reason(), proxy.now());
+        let source = Some(proxy.id(workload));
+        let key = Key { direction: Direction::Outbound, source, destination: None, address: destination.ip(), port: port.get() };
+        proxy.edges.fail(key, None, fault.reason(), proxy.now());
         return Err(fault);
     };
-    let call = Call { client, destination, port, member, workload: workload.unwrap_or_else(own) };
+    let call = Call { client, destination, port, member, workload };
     let result = match proxy.live.enter(Direction::Outbound, member.node) {
         Ok(ticket) => ticket.run(connect(proxy, &call)).await.map(|secured| (ticket, secured)),
         Err(fault) => Err(fault),
@@ -90,11 +90,11 @@ async fn carry(proxy: &Proxy, app: TcpStream) -> Result<(), Fault> {
     let (ticket, (svid, tunnel, peer)) = match result {
         Ok(secured) => secured,
         Err(fault) => {
-            proxy.edges.fail(call.unsecured(proxy), fault.reason(), proxy.now());
+            proxy.edges.fail(call.unsecured(proxy), Some(member.node), fault.reason(), proxy.now());
             return Err(fault);
         }
     };
-    let edge = proxy.edges.open(call.secured(svid.id(), peer), proxy.now());
+    let edge = proxy.edges.open(call.secured(svid.id(), peer), member.node, proxy.now());
     let header = Header {
         port,
         address: Some(destination.ip()),
@@ -166,20 +166,18 @@ async fn dial_once(proxy: &Proxy, from: IpAddr, to: SocketAddr) -> Result<TcpStr
 
 impl Call {
     fn secured(&self, source: &SpiffeId, peer: SpiffeId) -> Key {
-        let (source, destination) = (Party::Id(source.clone()), Party::Id(peer));
-        Key { direction: Direction::Outbound, source, destination, port: self.port.get() }
+        self.key(source.clone(), Some(peer))
     }
 
     fn unsecured(&self, proxy: &Proxy) -> Key {
         let expected = proxy.directory.expected(self.member.node, self.destination);
-        let destination = expected.map_or(Party::Address(self.destination.ip()), |w| party(proxy, w));
-        let source = party(proxy, self.workload.clone());
-        Key { direction: Direction::Outbound, source, destination, port: self.port.get() }
+        self.key(proxy.id(self.workload.clone()), expected.map(|w| proxy.id(w)))
     }
-}
 
-fn party(proxy: &Proxy, workload: Workload) -> Party {
-    Party::Id(SpiffeId::new(proxy.verifier.trust().bundle.trust_domain.clone(), workload))
+    fn key(&self, source: SpiffeId, destination: Option<SpiffeId>) -> Key {
+        let (address, port) = (self.destination.ip(), self.port.get());
+        Key { direction: Direction::Outbound, source: Some(source), destination, address, port }
+    }
 }
 
 /// An IPv4 address that arrived on an IPv6 socket, as what it is.
