@@ -437,7 +437,7 @@ impl Watch {
             | libc::RTMGRP_IPV4_ROUTE
             | libc::RTMGRP_IPV6_ROUTE;
         let socket = Socket::subscribe(Family::Route, groups.cast_unsigned(), true)?;
-        AsyncFd::register_with_interest(socket, Interest::READABLE).map(Watch).map_err(|e| NetlinkError::Open(e.into()))
+        AsyncFd::with_interest(socket, Interest::READABLE).map(Watch).map_err(NetlinkError::Open)
     }
 
     /// Waits for the next change. What changed is not said: read the tables again. Changes that come together are
