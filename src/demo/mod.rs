@@ -1,5 +1,8 @@
 //! Three hosts made of namespaces on this machine, and the proof that what they say to each other is encrypted.
 
+pub mod capture;
+pub mod lab;
+
 use anyhow::{Result, bail};
 
 /// Runs the demonstration; with `keep` the hosts stay up until interrupted.
