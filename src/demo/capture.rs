@@ -176,6 +176,7 @@ impl Capture {
                     None => {}
                 }
             }
+            report.lost = sniffer.lost()?;
             Ok(report)
         });
         Ok(Capture { stop, thread: Some(thread.map_err(failed)?) })
