@@ -13,9 +13,6 @@ use crate::daemon::{Daemon, Member, Phase};
 
 /// How long a member has to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// An SVID that ends sooner than this is not being renewed.
-const LATE: f64 = 0.34;
-
 /// What was found, in the order of the groups.
 pub(crate) async fn findings(daemon: &Daemon) -> Vec<Finding> {
     let mut found = Vec::new();
@@ -87,23 +84,20 @@ fn bundle(member: &Member) -> Finding {
 
 fn svids(member: &Member) -> Vec<Finding> {
     let now = member.now();
-    let all = member.svids.all();
+    let all = member.svids.held();
     let name = "certificates are in date and renewed in time";
     let mut found: Vec<Finding> = all
         .iter()
-        .filter(|s| {
-            let life = s.not_after().since(s.issued()).as_secs_f64();
-            s.not_after().since(now).as_secs_f64() < life * LATE
-        })
+        .filter(|s| now > s.renew_at && s.leaf.not_after.since(now) < s.leaf.not_after.since(s.renew_at) / 2)
         .map(|s| {
-            let left = s.not_after().since(now);
+            let left = s.leaf.not_after.since(now);
             let level = if left.is_zero() { Level::Fail } else { Level::Warn };
             finding(
                 "identity",
                 name,
                 level,
                 code::SVID,
-                Some(format!("{} ends in {} s and was not renewed", s.id().workload, left.as_secs())),
+                Some(format!("{} ends in {} s and was not renewed", s.leaf.id.workload, left.as_secs())),
                 Some("look whether an authority is in reach; the log of meshd says why renewal fails".into()),
             )
         })

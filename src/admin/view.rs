@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use hyper::StatusCode;
 use meshd_agent::record;
-use meshd_ca::identity::{NodeId, SpiffeId, Workload};
+use meshd_ca::identity::{HostName, NodeId, SpiffeId};
 use meshd_ca::roster::{self, Roster};
 use meshd_ca::time::UnixTime;
 
@@ -18,7 +18,8 @@ use crate::api::{
 use crate::config::Mode;
 use crate::daemon::{Daemon, Member, Phase};
 use crate::membership::MembershipError;
-use crate::proxy::edges::{self, Party};
+use crate::identity::svids::Held;
+use crate::proxy::edges;
 
 /// `GET /v1/status`.
 pub(crate) async fn status(daemon: &Daemon) -> Status {
@@ -132,44 +133,29 @@ pub(crate) fn services(member: &Member) -> Vec<Service> {
 pub(crate) fn edges(member: &Member) -> Vec<Edge> {
     let roster = member.membership.roster();
     let now = member.now();
-    let id = |p: &Party| match p {
-        Party::Id(id) => Some(id.clone()),
-        Party::Address(_) => None,
-    };
-    let host = |p: &Party| match p {
-        Party::Id(id) => match &id.workload {
-            Workload::Node(node) => roster.member(*node).map(|m| m.name.clone()),
-            other => other.host().cloned(),
-        },
-        Party::Address(_) => None,
-    };
     let mut edges: Vec<Edge> = member
         .proxy
         .edges
         .snapshot(now)
         .into_iter()
-        .map(|e| {
-            let inbound = e.direction == edges::Direction::Inbound;
-            let (other, bytes_in, bytes_out) = match inbound {
-                true => (&e.source, e.bytes_forward, e.bytes_backward),
-                false => (&e.destination, e.bytes_backward, e.bytes_forward),
-            };
-            Edge {
-                direction: if inbound { Direction::Inbound } else { Direction::Outbound },
-                client: id(&e.source),
-                server: id(&e.destination),
-                peer: host(other),
-                address: e.address,
-                port: e.port,
-                secured: e.secured,
-                reason: e.reason.map(str::to_owned),
-                open: e.open,
-                total: e.total,
-                failed: e.failures.values().sum(),
-                bytes_in,
-                bytes_out,
-                last_seen_seconds: now.since(e.last_seen).as_secs(),
-            }
+        .map(|e| Edge {
+            direction: match e.key.direction {
+                edges::Direction::Inbound => Direction::Inbound,
+                edges::Direction::Outbound => Direction::Outbound,
+            },
+            client: e.key.source,
+            server: e.key.destination,
+            peer: e.peer.and_then(|n| roster.member(n)).map(|m| m.name.clone()),
+            address: e.key.address,
+            port: e.key.port,
+            secured: e.secured,
+            reason: e.reason.map(str::to_owned),
+            open: e.open,
+            total: e.total,
+            failed: e.failed,
+            bytes_in: e.bytes_in,
+            bytes_out: e.bytes_out,
+            last_seen_seconds: now.since(e.last_seen).as_secs(),
         })
         .collect();
     edges.sort_by(|a, b| (a.last_seen_seconds, a.port).cmp(&(b.last_seen_seconds, b.port)));
@@ -180,23 +166,22 @@ pub(crate) fn edges(member: &Member) -> Vec<Edge> {
 pub(crate) fn identities(member: &Member) -> Vec<Identity> {
     let now = member.now();
     let roster = member.membership.roster();
+    // One authority so far: whoever it is has issued them.
+    let authority: Option<HostName> = roster.authorities().next().map(|m| m.name.clone());
     let difference = |then: UnixTime| i64::try_from(then.0).unwrap_or(i64::MAX).saturating_sub_unsigned(now.0);
     member
         .svids
-        .all()
+        .held()
         .into_iter()
-        .map(|svid| {
-            let leaf = meshd_ca::verify::facts(svid.der()).ok();
-            Identity {
-                workload: svid.id().workload.clone(),
-                id: svid.id().clone(),
-                serial: leaf.as_ref().map(|f| f.serial.clone()),
-                not_before: leaf.as_ref().map_or(svid.issued(), |f| f.not_before).0,
-                not_after: svid.not_after().0,
-                expires_seconds: difference(svid.not_after()),
-                renewal_seconds: difference(svid.renewal()),
-                issued_by: leaf.and_then(|f| f.issuer).and_then(|n| roster.member(n)).map(|m| m.name.clone()),
-            }
+        .map(|Held { leaf, renew_at }| Identity {
+            workload: leaf.id.workload.clone(),
+            id: leaf.id,
+            serial: None,
+            not_before: leaf.not_before.0,
+            not_after: leaf.not_after.0,
+            expires_seconds: difference(leaf.not_after),
+            renewal_seconds: difference(renew_at),
+            issued_by: authority.clone(),
         })
         .collect()
 }

@@ -196,7 +196,7 @@ pub(super) async fn run(
     }
     for ip in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
         let Some(listener) = door(SocketAddr::new(ip, config.capture_port), "capture")? else { continue };
-        tasks.spawn(proxy::outbound::listen(proxy.clone(), listener));
+        tasks.spawn(proxy::outbound::accept(proxy.clone(), listener));
     }
 
     // Gossip and addresses.
@@ -293,7 +293,7 @@ struct Arrivals {
 impl Arrivals {
     async fn take(self: Arc<Self>, arrived: Arrived, from: SocketAddr) {
         match arrived {
-            Arrived::Data(tunnel) => proxy::inbound::serve(&self.proxy, tunnel).await,
+            Arrived::Data(tunnel) => proxy::inbound::serve(&self.proxy, tunnel, from).await,
             Arrived::Control(stream) => serve::serve(stream, self.api.clone()).await,
             Arrived::Join(stream) => {
                 let admitted = join::serve(stream, from, self.membership.clone(), self.joining.clone()).await;
