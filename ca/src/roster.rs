@@ -125,6 +125,8 @@ pub struct Roster {
     /// Names in use: one owner each, who is active or may come back.
     names: BTreeMap<HostName, NodeId>,
     unproven: usize,
+    /// How long the entries are as a document, in bytes.
+    size: usize,
 }
 
 impl Roster {
@@ -165,6 +167,7 @@ impl Roster {
             seats: BTreeMap::new(),
             names: BTreeMap::new(),
             unproven: 0,
+            size: 0,
         }
     }
 
@@ -346,7 +349,8 @@ impl Roster {
                 return Err(RosterError::Unproven);
             }
             let known = self.of(slot.0).next().is_some();
-            if self.entries.len() >= MAX_ENTRIES || (!known && self.seats.len() >= MAX_MEMBERS) {
+            let long = self.size + entry.size() > MAX_ROSTER - MAX_ENTRY;
+            if long || self.entries.len() >= MAX_ENTRIES || (!known && self.seats.len() >= MAX_MEMBERS) {
                 return Err(RosterError::Full);
             }
         }
@@ -373,7 +377,9 @@ impl Roster {
     fn insert(&mut self, entry: Entry) {
         let slot = entry.slot();
         if self.entries.get(&slot).is_none_or(|old| old.order() < entry.order()) {
-            self.entries.insert(slot, Arc::new(entry));
+            self.size += entry.size();
+            let old = self.entries.insert(slot, Arc::new(entry));
+            self.size -= old.map_or(0, |old| old.size());
         }
     }
 
@@ -526,6 +532,7 @@ impl Roster {
         // What does not count is no part of a roster: somebody else put it into the document.
         roster.entries = roster.entries.iter().filter(|(_, e)| roster.counts(e)).map(|(slot, e)| (*slot, Arc::clone(e))).collect();
         roster.unproven = 0;
+        roster.size = roster.entries.values().map(|e| e.size()).sum();
         if roster.seats.contains_key(&roster.founder) { Ok(roster) } else { Err(RosterError::Malformed) }
     }
 }

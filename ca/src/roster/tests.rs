@@ -258,6 +258,8 @@ fn entries_are_bounded() {
     assert_eq!(Entry::from_signed(long), Err(RosterError::Malformed));
     let e = r.entry(id(&f)).unwrap();
     assert_eq!(Entry::from_bytes(&e.to_bytes()), Ok(e.clone()));
+    assert!((e.to_bytes().len()..e.to_bytes().len() + 16).contains(&e.size()));
+    assert_eq!(r.size, r.entries.values().map(|e| e.size()).sum::<usize>());
     assert_eq!(serde_json::from_slice::<Entry>(&serde_json::to_vec(e).unwrap()).unwrap(), *e);
     assert_eq!(Entry::from_bytes(&vec![b' '; 2 * MAX_ENTRY + 1]), Err(RosterError::Malformed));
 }
