@@ -370,12 +370,7 @@ impl Admission {
     ///
     /// # Errors
     /// Why the node is not admitted; send [`JoinError::refusal`] and close. A further call is [`JoinError::Protocol`].
-    pub fn receive(
-        &mut self,
-        message: &[u8],
-        authority: &mut dyn Authority,
-        now: UnixTime,
-    ) -> Result<Step<Admitted>, JoinError> {
+    pub fn receive(&mut self, message: &[u8], authority: &mut dyn Authority, now: UnixTime) -> Result<Step<Admitted>, JoinError> {
         match std::mem::replace(&mut self.state, AdmissionState::Over) {
             AdmissionState::Waiting => self.challenge(message, authority, now),
             AdmissionState::Challenged { token, wish } => self.admit(message, token, &wish, authority, now),
@@ -383,12 +378,7 @@ impl Admission {
         }
     }
 
-    fn challenge(
-        &mut self,
-        message: &[u8],
-        authority: &mut dyn Authority,
-        now: UnixTime,
-    ) -> Result<Step<Admitted>, JoinError> {
+    fn challenge(&mut self, message: &[u8], authority: &mut dyn Authority, now: UnixTime) -> Result<Step<Admitted>, JoinError> {
         let hello: Hello = decode(message, HELLO)?;
         if hello.nonce.len() != 32 {
             return Err(JoinError::Protocol);
@@ -438,12 +428,7 @@ impl Admission {
     }
 
     /// The token's secret, if this node may use the token now.
-    fn secret(
-        &self,
-        token: TokenId,
-        authority: &mut dyn Authority,
-        now: UnixTime,
-    ) -> Result<Zeroizing<[u8; 20]>, JoinError> {
+    fn secret(&self, token: TokenId, authority: &mut dyn Authority, now: UnixTime) -> Result<Zeroizing<[u8; 20]>, JoinError> {
         let node = self.channel.theirs.node_id();
         let standing = authority.roster().member(node).map(|m| m.standing);
         if standing == Some(Standing::Banished) {

@@ -31,8 +31,8 @@ use crate::identity::{HostName, MeshId, NodeId, TrustDomain};
 use crate::keys::{KeyError, PrivateKey, PublicKey, sha256};
 use crate::signed::Signed;
 
-pub use entry::{Entry, MAX_ENTRY, MAX_ROOTS, Member, Standing};
 use entry::Slot;
+pub use entry::{Entry, MAX_ENTRY, MAX_ROOTS, Member, Standing};
 
 /// Most members of a mesh, those who left and the banished included.
 pub const MAX_MEMBERS: usize = 4096;
@@ -455,8 +455,12 @@ impl Roster {
     /// Who is an authority by a chain of grants from the founder through nodes that `may` be part of it.
     fn reach(&self, may: impl Fn(NodeId) -> bool) -> BTreeSet<NodeId> {
         let mut reached = BTreeSet::from([self.founder]);
-        let grants: Vec<(NodeId, NodeId)> =
-            self.entries.iter().filter(|((node, ..), e)| e.grants() && may(*node)).map(|((node, by, _), _)| (*node, *by)).collect();
+        let grants: Vec<(NodeId, NodeId)> = self
+            .entries
+            .iter()
+            .filter(|((node, ..), e)| e.grants() && may(*node))
+            .map(|((node, by, _), _)| (*node, *by))
+            .collect();
         loop {
             let before = reached.len();
             reached.extend(grants.iter().filter(|(_, by)| reached.contains(by)).map(|(node, _)| *node).collect::<Vec<_>>());
@@ -530,7 +534,8 @@ impl Roster {
             return Err(RosterError::Full);
         }
         // What does not count is no part of a roster: somebody else put it into the document.
-        roster.entries = roster.entries.iter().filter(|(_, e)| roster.counts(e)).map(|(slot, e)| (*slot, Arc::clone(e))).collect();
+        roster.entries =
+            roster.entries.iter().filter(|(_, e)| roster.counts(e)).map(|(slot, e)| (*slot, Arc::clone(e))).collect();
         roster.unproven = 0;
         roster.size = roster.entries.values().map(|e| e.size()).sum();
         if roster.seats.contains_key(&roster.founder) { Ok(roster) } else { Err(RosterError::Malformed) }

@@ -33,6 +33,9 @@ pub enum StoreError {
     /// Another process has the directory.
     #[error("{} is in use: is meshd running already?", .0.display())]
     Busy(PathBuf),
+    /// The directory is no state directory, but holds something: its mode is not ours to change.
+    #[error("{} holds other things and is open to other users: give meshd a directory of its own", .0.display())]
+    Foreign(PathBuf),
     /// The system refused something.
     #[error("{}: {source}; is the disk full, read-only or failing, or is this not root?", path.display())]
     Io {
@@ -86,12 +89,18 @@ impl Store {
     /// Takes a directory, made for its owner alone when it is not there. What an interrupted write left behind is removed.
     ///
     /// # Errors
-    /// [`StoreError::Busy`] when another process has it, [`StoreError::Io`].
+    /// [`StoreError::Busy`] when another process has it; [`StoreError::Foreign`] when others may enter it and it holds something
+    /// but was never a state directory; [`StoreError::Io`].
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
         let failed = |source| StoreError::Io { path: dir.into(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
-        let narrowed = narrow(&File::open(dir).map_err(failed)?, 0o700).map_err(failed)?;
         let path = dir.join(LOCK);
+        let handle = File::open(dir).map_err(failed)?;
+        let ours = path.exists() || fs::read_dir(dir).map_err(failed)?.next().is_none();
+        if !ours && is_open(&handle).map_err(failed)? {
+            return Err(StoreError::Foreign(dir.into()));
+        }
+        let narrowed = narrow(&handle, 0o700).map_err(failed)?;
         let at_lock = |source| StoreError::Io { path: path.clone(), source };
         let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(at_lock)?;
         match lock.try_lock() {
@@ -169,7 +178,7 @@ impl Store {
     pub fn remove(&self, name: &str) -> Result<(), StoreError> {
         let [path, previous] = self.paths(name)?;
         // The old one first: if only one of the two removals is done, the file must not come back as it was long ago.
-        self.run(&[Op::Remove(previous), Op::Remove(path), Op::SyncDir])
+        self.run(&[Op::Remove(previous), Op::SyncDir, Op::Remove(path), Op::SyncDir])
     }
 
     fn paths(&self, name: &str) -> Result<[PathBuf; 2], StoreError> {
@@ -212,9 +221,13 @@ fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.sync_all()
 }
 
+fn is_open(file: &File) -> io::Result<bool> {
+    Ok(file.metadata()?.permissions().mode() & 0o077 != 0)
+}
+
 /// Takes away what others may do with it. Returns whether they could.
 fn narrow(file: &File, mode: u32) -> io::Result<bool> {
-    let open = file.metadata()?.permissions().mode() & 0o077 != 0;
+    let open = is_open(file)?;
     if open {
         file.set_permissions(Permissions::from_mode(mode))?;
     }

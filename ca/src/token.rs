@@ -133,7 +133,11 @@ pub struct JoinToken {
 
 impl fmt::Debug for JoinToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("JoinToken").field("mesh", &self.mesh).field("id", &self.id).field("hints", &self.hints).finish_non_exhaustive()
+        f.debug_struct("JoinToken")
+            .field("mesh", &self.mesh)
+            .field("id", &self.id)
+            .field("hints", &self.hints)
+            .finish_non_exhaustive()
     }
 }
 
@@ -176,7 +180,7 @@ impl FromStr for JoinToken {
             return Err(if let Some(Ok(_)) = version { TokenError::Version } else { TokenError::NotToken });
         };
         let wrong = |c: &u8| !matches!(c, b'a'..=b'z' | b'2'..=b'7');
-        if let Some(at) = body.as_bytes().iter().position(|c| wrong(c)) {
+        if let Some(at) = body.as_bytes().iter().position(wrong) {
             return Err(TokenError::Character(PREFIX.len() + at + 1));
         }
         let bytes = Zeroizing::new(base32().decode(body.as_bytes()).map_err(|e| match e.kind {

@@ -54,10 +54,7 @@ fn name(s: &str) -> HostName {
 /// Both ends of one honest TLS connection.
 fn wire(joiner: &PublicKey, authority: &PublicKey) -> (Channel, Channel) {
     let exporter = random().unwrap();
-    (
-        Channel { exporter, mine: *joiner, theirs: *authority },
-        Channel { exporter, mine: *authority, theirs: *joiner },
-    )
+    (Channel { exporter, mine: *joiner, theirs: *authority }, Channel { exporter, mine: *authority, theirs: *joiner })
 }
 
 #[derive(Debug, PartialEq)]
@@ -136,7 +133,11 @@ fn the_same_node_may_ask_again_and_nobody_else() {
     let token = desk.token(1);
     // The last answer is lost on the way.
     let ends = wire(key.public(), desk.key.public());
-    let (end, _) = run(&mut desk, &token, ends, NOW, |n, m| if n == 4 { m.clear() });
+    let (end, _) = run(&mut desk, &token, ends, NOW, |n, m| {
+        if n == 4 {
+            m.clear()
+        }
+    });
     assert_eq!(end, End::Joiner(JoinError::Protocol));
     let before = desk.roster.digest();
     assert_eq!(join(&mut desk, &token, &key, NOW + 100 * HOUR), End::Joined(name("pi")), "also when it has expired");
@@ -212,10 +213,7 @@ fn nothing_is_said_to_a_responder_with_another_key() {
     let (mut desk, key, rogue) = (desk(), PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
     let token = desk.token(1);
     let (mine, _) = wire(key.public(), rogue.public());
-    assert_eq!(
-        Joiner::start(token.clone(), mine, name("pi")).err(),
-        Some(JoinError::WrongAuthority(rogue.public().node_id()))
-    );
+    assert_eq!(Joiner::start(token.clone(), mine, name("pi")).err(), Some(JoinError::WrongAuthority(rogue.public().node_id())));
     let (mine, _) = wire(desk.key.public(), desk.key.public());
     assert_eq!(Joiner::start(token, mine, name("pi")).err(), Some(JoinError::OwnToken));
 }
@@ -298,10 +296,7 @@ fn a_join_relayed_to_another_authority_admits_nobody() {
     assert_eq!(run(&mut b, &token, (mine.clone(), at_b.clone()), NOW, |_, _| {}).0, refused(Reason::UnknownToken));
     // Even with A's table and A's mesh, B is another key.
     b.tokens = a.tokens.clone();
-    assert_eq!(
-        run(&mut b, &token, (mine.clone(), at_b.clone()), NOW, |_, _| {}).0,
-        End::Joiner(JoinError::WrongMesh)
-    );
+    assert_eq!(run(&mut b, &token, (mine.clone(), at_b.clone()), NOW, |_, _| {}).0, End::Joiner(JoinError::WrongMesh));
     b.roster = a.roster.clone();
     assert_eq!(run(&mut b, &token, (mine, at_b), NOW, |_, _| {}).0, refused(Reason::WrongProof));
     assert!(a.untouched() && b.untouched());
@@ -372,18 +367,32 @@ fn messages_too_long_out_of_order_or_twice_end_the_join() {
     };
     for n in 1..=3 {
         let ends = wire(key.public(), desk.key.public());
-        let padded = |at, m: &mut Vec<u8>| if at == n { m.resize(MAX_MESSAGE + 1, b' ') };
+        let padded = |at, m: &mut Vec<u8>| {
+            if at == n {
+                m.resize(MAX_MESSAGE + 1, b' ')
+            }
+        };
         assert_eq!(run(&mut desk, &token, ends, NOW, padded).0, protocol(n), "message {n} too long");
         assert!(desk.untouched());
     }
     let ends = wire(key.public(), desk.key.public());
-    let endless = |at, m: &mut Vec<u8>| if at == 4 { m.resize(MAX_WELCOME + 1, b' ') };
+    let endless = |at, m: &mut Vec<u8>| {
+        if at == 4 {
+            m.resize(MAX_WELCOME + 1, b' ')
+        }
+    };
     let (end, _) = run(&mut desk, &token, ends, NOW, endless);
     assert_eq!(end, protocol(4));
     for n in 1..=4 {
         for kind in [HELLO, CHALLENGE, PROOF, WELCOME, 0] {
             let ends = wire(key.public(), desk.key.public());
-            let renamed = |at, m: &mut Vec<u8>| if at == n && m[0] != kind { m[0] = kind } else if at == n { m[0] = b'?' };
+            let renamed = |at, m: &mut Vec<u8>| {
+                if at == n && m[0] != kind {
+                    m[0] = kind
+                } else if at == n {
+                    m[0] = b'?'
+                }
+            };
             assert_eq!(run(&mut desk, &token, ends, NOW, renamed).0, protocol(n), "message {n} as {kind}");
         }
     }

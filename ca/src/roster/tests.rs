@@ -37,9 +37,19 @@ fn found(founder: &PrivateKey) -> Roster {
 }
 
 /// Everything that can be asked of a roster, in a comparable form.
-fn view(r: &Roster) -> (Vec<Member>, Vec<(HostName, NodeId)>, [u8; 32], Bundle, usize) {
-    let names = r.names.iter().map(|(n, id)| (n.clone(), *id)).collect();
-    (r.members().cloned().collect(), names, r.digest(), r.bundle(), r.unproven)
+#[derive(Debug, PartialEq)]
+struct View {
+    members: Vec<Member>,
+    names: BTreeMap<HostName, NodeId>,
+    digest: [u8; 32],
+    bundle: Bundle,
+    unproven: usize,
+    size: usize,
+}
+
+fn view(r: &Roster) -> View {
+    let (members, names) = (r.members().cloned().collect(), r.names.clone());
+    View { members, names, digest: r.digest(), bundle: r.bundle(), unproven: r.unproven, size: r.size }
 }
 
 #[test]

@@ -60,6 +60,13 @@ fn a_directory_is_made_for_its_owner_alone() {
     fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
     let store = Store::open(&path).unwrap();
     assert!(mode(&path) == 0o700 && store.narrowed());
+    // Somebody's directory is left alone, as it is.
+    let other = dir.path().join("etc");
+    fs::create_dir(&other).unwrap();
+    fs::set_permissions(&other, Permissions::from_mode(0o755)).unwrap();
+    fs::write(other.join("passwd.new"), b"x").unwrap();
+    assert!(matches!(Store::open(&other), Err(StoreError::Foreign(_))));
+    assert_eq!((mode(&other), files(&other)), (0o755, vec!["passwd.new".to_string()]));
 }
 
 #[test]
@@ -225,7 +232,7 @@ fn a_removal_cut_short_does_not_bring_back_the_old() {
     store.save("roster", b"old").unwrap();
     store.save("roster", b"new").unwrap();
     let [path, previous] = store.paths("roster").unwrap();
-    store.run(&[Op::Remove(previous.clone()), Op::Remove(path)][..1]).unwrap();
+    store.run(&[Op::Remove(previous), Op::Remove(path)][..1]).unwrap();
     assert_eq!(load(&store, "roster"), Some((b"new".to_vec(), false)));
     store.remove("roster").unwrap();
     assert_eq!(files(dir.path()), [""; 0]);

@@ -78,7 +78,8 @@ fn every_single_typing_error_is_found() {
 
 #[test]
 fn hints_that_mean_nothing_elsewhere_are_left_out() {
-    let hints = ["0.0.0.0:1", "[::]:1", "[fe80::1]:1", "224.0.0.1:1", "192.0.2.1:0", "192.0.2.1:6374", "192.0.2.1:6374", "[fd00::1]:1"];
+    let hints =
+        ["0.0.0.0:1", "[::]:1", "[fe80::1]:1", "224.0.0.1:1", "192.0.2.1:0", "192.0.2.1:6374", "192.0.2.1:6374", "[fd00::1]:1"];
     let kept: Vec<String> = token(&hints).1.hints.iter().map(ToString::to_string).collect();
     assert_eq!(kept, ["192.0.2.1:6374", "[fd00::1]:1"]);
     let many: Vec<String> = (0..9).map(|n| format!("192.0.2.{n}:1")).collect();
@@ -156,8 +157,7 @@ fn the_table_survives_storage_and_rubbish_does_not() {
     for bad in [&b""[..], b"{}", &bytes[1..], &vec![b' '; MAX_TABLE + 1]] {
         assert_eq!(TokenTable::from_bytes(bad).unwrap_err(), TokenError::Malformed);
     }
-    let mut full = TokenTable::default();
-    full.records = vec![table.records[0].clone(); MAX_TOKENS + 1];
+    let mut full = TokenTable { records: vec![table.records[0].clone(); MAX_TOKENS + 1] };
     assert!(TokenTable::from_bytes(&full.to_bytes()).is_err());
     full.records.truncate(MAX_TOKENS);
     for r in &mut full.records {
