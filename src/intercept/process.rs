@@ -1,0 +1,90 @@
+//! The few facts and wishes about processes that the standard library leaves to libc.
+//!
+//! Owns nothing; every function is one system call.
+
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command};
+use std::time::Duration;
+
+/// The user this process acts as.
+pub fn effective_uid() -> u32 {
+    // SAFETY: takes nothing, cannot fail.
+    unsafe { libc::geteuid() }
+}
+
+/// The group this process acts as.
+pub fn effective_gid() -> u32 {
+    // SAFETY: takes nothing, cannot fail.
+    unsafe { libc::getegid() }
+}
+
+/// Asks a child to end (SIGTERM), as `systemctl stop` does.
+///
+/// # Errors
+/// The system call's; a child that is already reaped is none of ours any more and must not be passed.
+pub fn terminate(child: &Child) -> io::Result<()> {
+    let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
+    // SAFETY: takes no pointers. The pid cannot have been reused: the child is not reaped while `child` is not waited for.
+    match unsafe { libc::kill(pid, libc::SIGTERM) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Lets the child be killed when the thread that starts it ends, so that an aborted demo or test leaves nothing behind.
+pub fn die_with_parent(command: &mut Command) -> &mut Command {
+    // SAFETY: between fork and exec only prctl(2) is called, which is async-signal-safe and allocates nothing.
+    unsafe {
+        command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong, 0, 0, 0) {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        })
+    }
+}
+
+/// Raises the limit on open files to what the system allows this process, and returns it. Each proxied connection needs two.
+///
+/// # Errors
+/// The system call's.
+pub fn raise_file_limit() -> io::Result<u64> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` lives through the call.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: `limit` lives through the call and is only read.
+    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(u64::from(limit.rlim_cur))
+}
+
+/// Time since the machine started, suspend included; does not go backwards and needs no clock battery.
+pub fn since_boot() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` lives through the call. The clock exists since Linux 2.6.39; on failure the value stays zero.
+    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut time) };
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn boot_time_goes_on_and_limits_rise() {
+        let before = since_boot();
+        assert!(before > Duration::ZERO);
+        assert!(since_boot() >= before);
+        assert!(raise_file_limit().unwrap() >= 256);
+    }
+
+    #[test]
+    fn a_child_can_be_asked_to_end() {
+        let mut child = die_with_parent(Command::new("sleep").arg("60")).spawn().unwrap();
+        terminate(&child).unwrap();
+        assert!(!child.wait().unwrap().success());
+    }
+}

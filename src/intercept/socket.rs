@@ -1,0 +1,239 @@
+//! Sockets of a transparent proxy: marked before they do anything, made now or inside another namespace, used anywhere.
+//!
+//! Owns: the options of each kind of socket. Does not own: when to connect and what to send. Two rules follow from
+//! [`Finish`]: a stream made here or prepared by [`prepare`] that is simply dropped sends RST, so that a crash or an error
+//! never looks like a clean end; call [`clean`] before a clean close.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+
+use super::netlink::set_option;
+use super::{MARK_MESH, MARK_SERVICE};
+
+/// Idle time after which a connection is probed.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+/// Time between probes.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+/// Unanswered probes that end a connection.
+const KEEPALIVE_PROBES: u32 = 3;
+/// Sent data that stays unacknowledged for so long ends a connection (`TCP_USER_TIMEOUT`).
+const UNACKNOWLEDGED: Duration = Duration::from_secs(60);
+/// Pending connections of a listener; the kernel's own limit (net.core.somaxconn) caps it.
+const BACKLOG: i32 = 4096;
+/// Source ports that only root may use and NFS insists on; lower ones belong to well-known services.
+const RESERVED: std::ops::RangeInclusive<u16> = 512..=1023;
+/// How many reserved source ports are tried before giving up.
+const RESERVED_TRIES: usize = 64;
+
+/// What the packets of a socket are marked with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mark {
+    /// Our traffic with other members: never captured.
+    Mesh,
+    /// Our connections to local services: never captured, never leave the host.
+    Service,
+    /// No mark: works without any privilege, and such a connection *is* captured where rules say so. For tests.
+    None,
+}
+
+impl Mark {
+    fn apply(self, socket: &Socket) -> io::Result<()> {
+        match self {
+            Mark::Mesh => socket.set_mark(MARK_MESH),
+            Mark::Service => socket.set_mark(MARK_SERVICE),
+            Mark::None => Ok(()),
+        }
+    }
+}
+
+/// Opens a listener. An IPv6 one takes IPv6 only, so that both families can be bound side by side. Accepted sockets inherit the
+/// mark.
+///
+/// # Errors
+/// `AddrInUse`; `PermissionDenied` without CAP_NET_ADMIN (mark); `AddrNotAvailable` for IPv6 where it is disabled.
+pub fn listen(address: SocketAddr, mark: Mark) -> io::Result<TcpListener> {
+    let socket = open(address.ip())?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_reuse_address(true)?;
+    mark.apply(&socket)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Opens a socket for a connection to `to`, to be connected by the caller. Belongs to the current network namespace.
+///
+/// # Errors
+/// `PermissionDenied` without CAP_NET_ADMIN (mark).
+pub fn outgoing(to: IpAddr, mark: Mark) -> io::Result<TcpSocket> {
+    let socket = open(to)?;
+    mark.apply(&socket)?;
+    ready(&socket)?;
+    Ok(TcpSocket::from_std_stream(socket.into()))
+}
+
+/// Opens a socket for a connection to a service of this host that shall see `peer` as its client: bound to the peer's address
+/// (`IP_TRANSPARENT`), with a source port that the kernel picks when it is connected. Replies come back only while the
+/// policy route and the capture table are installed.
+///
+/// # Errors
+/// `PermissionDenied` without CAP_NET_ADMIN; `AddrNotAvailable` when `peer` cannot be a source address.
+pub fn outgoing_as(peer: IpAddr, mark: Mark) -> io::Result<TcpSocket> {
+    let socket = transparent(peer, mark)?;
+    let on: libc::c_int = 1;
+    // Without it the port would be fixed by bind(), before the destination is known, and run out early.
+    set_option(socket.as_fd(), libc::SOL_IP, libc::IP_BIND_ADDRESS_NO_PORT, &on)?;
+    socket.bind(&SocketAddr::new(peer, 0).into())?;
+    Ok(TcpSocket::from_std_stream(socket.into()))
+}
+
+/// Connects to a local service with the peer's address as source. A client port below 1024 stays below 1024, as services such
+/// as NFS take it for a proof of privilege. Sockets belong to the network namespace in which this is called first polled;
+/// inside a pod make the socket with [`outgoing_as`].
+///
+/// # Errors
+/// As [`outgoing_as`], and those of connect(2); `AddrInUse` when no reserved port is free.
+pub async fn connect_as(peer: SocketAddr, to: SocketAddr, mark: Mark) -> io::Result<TcpStream> {
+    if peer.port() == 0 || peer.port() > *RESERVED.end() {
+        return outgoing_as(peer.ip(), mark)?.connect(to).await;
+    }
+    let mut last = io::Error::from(io::ErrorKind::AddrInUse);
+    for port in reserved_ports(peer.port()).take(RESERVED_TRIES) {
+        let socket = transparent(peer.ip(), mark)?;
+        // Two connections may share a port as long as their far ends differ.
+        socket.set_reuse_address(true)?;
+        let tried = match socket.bind(&SocketAddr::new(peer.ip(), port).into()) {
+            Ok(()) => TcpSocket::from_std_stream(socket.into()).connect(to).await,
+            Err(error) => Err(error),
+        };
+        match tried {
+            Err(error) if matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable) => last = error,
+            other => return other,
+        }
+    }
+    Err(last)
+}
+
+/// Reserved ports, the wanted one first, then downwards from a moving start.
+fn reserved_ports(wanted: u16) -> impl Iterator<Item = u16> {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let span = RESERVED.end() - RESERVED.start() + 1;
+    let start = NEXT.fetch_add(7, Ordering::Relaxed) % span;
+    let rest = (0..span).map(move |i| RESERVED.end() - (start + i) % span);
+    RESERVED.contains(&wanted).then_some(wanted).into_iter().chain(rest.filter(move |port| *port != wanted))
+}
+
+/// Where the client of a redirected connection wanted to go (`SO_ORIGINAL_DST`). For a connection that was dialled directly to the
+/// listener it is the listener's own address: the caller must refuse that, or it would call itself.
+///
+/// # Errors
+/// The kernel's when the connection is not tracked: nothing was redirected.
+pub fn original_destination(stream: &impl AsFd, local: SocketAddr) -> io::Result<SocketAddr> {
+    let socket = SockRef::from(stream);
+    let address: SockAddr = if local.is_ipv4() { socket.original_dst_v4()? } else { socket.original_dst_v6()? };
+    address.as_socket().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "original destination is no IP address"))
+}
+
+/// Sets what every proxied connection has: no delay, keepalive, a bound on unacknowledged data, RST when dropped. For accepted
+/// streams; those opened here have it.
+///
+/// # Errors
+/// The system call's: the connection is already gone.
+pub fn prepare(stream: &impl AsFd) -> io::Result<()> {
+    ready(&SockRef::from(stream))
+}
+
+/// How a stream ends when it is dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finish {
+    /// RST: the other side learns that something broke. The state after [`prepare`].
+    Reset,
+    /// FIN: everything was said.
+    Clean,
+}
+
+/// Chooses how the stream ends when it is dropped (`SO_LINGER`).
+///
+/// # Errors
+/// The system call's.
+pub fn finish(stream: &impl AsFd, how: Finish) -> io::Result<()> {
+    SockRef::from(stream).set_linger(match how {
+        Finish::Reset => Some(Duration::ZERO),
+        Finish::Clean => None,
+    })
+}
+
+/// Shorthand for `finish(stream, Finish::Clean)`.
+///
+/// # Errors
+/// The system call's.
+pub fn clean(stream: &impl AsFd) -> io::Result<()> {
+    finish(stream, Finish::Clean)
+}
+
+fn open(ip: IpAddr) -> io::Result<Socket> {
+    let socket =
+        Socket::new(Domain::for_address(SocketAddr::new(ip, 0)), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
+    Ok(socket)
+}
+
+fn ready(socket: &Socket) -> io::Result<()> {
+    socket.set_tcp_nodelay(true)?;
+    let keepalive =
+        TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL).with_retries(KEEPALIVE_PROBES);
+    socket.set_tcp_keepalive(&keepalive)?;
+    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
+    socket.set_linger(Some(Duration::ZERO))
+}
+
+fn transparent(peer: IpAddr, mark: Mark) -> io::Result<Socket> {
+    let socket = open(peer)?;
+    mark.apply(&socket)?;
+    match peer {
+        IpAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
+        IpAddr::V6(_) => socket.set_ip_transparent_v6(true)?,
+    }
+    ready(&socket)?;
+    Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_clients_reserved_port_is_tried_first_and_none_twice() {
+        let ports: Vec<u16> = reserved_ports(700).collect();
+        assert_eq!(ports[0], 700);
+        assert_eq!(ports.iter().collect::<std::collections::BTreeSet<_>>().len(), 512);
+        assert_eq!(ports.len(), 512);
+        // Port 22 as a source would look like the service itself.
+        assert!(reserved_ports(22).all(|port| RESERVED.contains(&port)));
+    }
+
+    #[tokio::test]
+    async fn dropping_resets_and_cleaning_does_not() {
+        use tokio::io::AsyncReadExt;
+        let listener = listen("127.0.0.1:0".parse().unwrap(), Mark::None).unwrap();
+        let to = listener.local_addr().unwrap();
+        for how in [Finish::Reset, Finish::Clean] {
+            let client = outgoing(to.ip(), Mark::None).unwrap().connect(to).await.unwrap();
+            let (mut served, _) = listener.accept().await.unwrap();
+            finish(&client, how).unwrap();
+            drop(client);
+            let read = served.read(&mut [0; 1]).await;
+            match how {
+                Finish::Reset => assert_eq!(read.unwrap_err().kind(), io::ErrorKind::ConnectionReset),
+                Finish::Clean => assert_eq!(read.unwrap(), 0),
+            }
+        }
+    }
+}
