@@ -437,7 +437,9 @@ impl Watch {
             | libc::RTMGRP_IPV4_ROUTE
             | libc::RTMGRP_IPV6_ROUTE;
         let socket = Socket::subscribe(Family::Route, groups.cast_unsigned(), true)?;
-        AsyncFd::with_interest(socket, Interest::READABLE).map(Watch).map_err(NetlinkError::Open)
+        // SAFETY: `Socket` owns its descriptor, never replaces it, and moves into the AsyncFd that ends with it.
+        let registered = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) };
+        registered.map(Watch).map_err(|e| NetlinkError::Open(e.into()))
     }
 
     /// Waits for the next change. What changed is not said: read the tables again. Changes that come together are
