@@ -4,8 +4,17 @@
 //! root, or unprivileged in a user namespace. What a scenario needs and this machine lacks (a program, real root, cgroups that can
 //! be made) makes it a skip that says so; with `MESHD_REQUIRE_ALL=1` it is a failure.
 
+mod applications;
 mod hosts;
+mod identities;
+mod joining;
+mod modes;
+mod moves;
+mod renewal;
+mod rules;
 mod support;
+mod tcp;
+mod untouched;
 
 use std::process::ExitCode;
 
@@ -21,6 +30,15 @@ fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let scenarios = [
         hosts::SCENARIOS,
+        joining::SCENARIOS,
+        applications::SCENARIOS,
+        tcp::SCENARIOS,
+        untouched::SCENARIOS,
+        rules::SCENARIOS,
+        moves::SCENARIOS,
+        identities::SCENARIOS,
+        modes::SCENARIOS,
+        renewal::SCENARIOS,
     ];
     // Before there is a second thread. Listing needs no namespace.
     let root = if arguments.list { Ok(false) } else { meshd::intercept::netns::become_root() };
