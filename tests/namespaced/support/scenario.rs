@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::units::Units;
+use meshd::demo::units::Units;
 
 /// One test.
 pub(crate) struct Scenario {
