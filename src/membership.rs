@@ -124,7 +124,7 @@ impl Membership {
         // The roster comes last: without it the other files mean nothing and the next start founds anew.
         store.save(ROOT_KEY, root_key)?;
         store.save(ROOT_CERTIFICATE, root_der)?;
-        let tokens = TokenTable::new(mesh, key.public());
+        let tokens = TokenTable::default();
         store.save(TOKENS, &tokens.to_bytes())?;
         store.save(ROSTER, &roster.to_bytes())?;
         Ok(Self::with(key, store, clock, roster, Some(Office { issuer, tokens })))
@@ -142,7 +142,7 @@ impl Membership {
             (true, Some(root_key), Some(root_der)) => {
                 let tokens = match store.load(TOKENS)? {
                     Some(saved) => TokenTable::from_bytes(&saved.bytes)?,
-                    None => TokenTable::new(roster.mesh(), key.public()),
+                    None => TokenTable::default(),
                 };
                 Some(Office { issuer: Issuer::from_parts(&root_key.bytes, &root_der.bytes)?, tokens })
             }
@@ -241,7 +241,7 @@ impl Membership {
         let mut state = self.state.lock().await;
         let State { roster, office } = &mut *state;
         let Some(office) = office else { return Err(self.not_authority(roster)) };
-        let token = office.tokens.create(self.clock.now(), lifetime, uses, hints)?;
+        let token = office.tokens.create(roster.mesh(), self.key.public(), self.clock.now(), lifetime, uses, hints.to_vec())?;
         let bytes = office.tokens.to_bytes();
         self.save(TOKENS, bytes.to_vec()).await?;
         Ok(token)

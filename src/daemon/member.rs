@@ -14,12 +14,12 @@ use arc_swap::ArcSwap;
 use hyper::StatusCode;
 use meshd_agent::catalog::Catalog;
 use meshd_agent::gossip::{Gossip, GossipConfig};
-use meshd_agent::record::{self, Address, Listener, NodeRecord, Presence, SignedRecord};
-use meshd_ca::identity::{NodeId, SpiffeId, Workload};
+use meshd_agent::record::{Listener, Presence};
+use meshd_ca::identity::NodeId;
 use meshd_ca::roster::{Roster, Standing};
 use meshd_ca::time::UnixTime;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
@@ -272,11 +272,15 @@ pub(super) async fn run(
     daemon.lan.announce(None);
     presence.send_replace(Presence::Stopped);
     let _ = tokio::time::timeout(FAREWELL, mailbox.leave()).await;
-    rules.remove();
+    if config.mode != Mode::Strict {
+        rules.peers(BTreeSet::new());
+    }
     let cut = proxy.live.drain(config.drain).await;
     if cut > 0 {
         tracing::warn!(cut, "connections did not end in time and were reset");
     }
+    // Last: while a connection lives, its service answers a borrowed address that only the rules keep on this host.
+    rules.remove();
     tasks.shutdown().await;
     Ok(end)
 }
