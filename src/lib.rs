@@ -5,9 +5,11 @@
 
 // drafts: admin clock control membership
 pub mod api;
+pub mod cli;
 pub mod config;
 #[path = "daemon_stub.rs"]
 pub mod daemon;
 pub mod demo;
 // identity proxy: being written
 pub mod intercept;
+pub mod local;
