@@ -5,6 +5,7 @@
 
 pub(crate) mod admin;
 pub mod api;
+pub mod cli;
 pub(crate) mod clock;
 pub mod config;
 pub(crate) mod control;
@@ -12,5 +13,6 @@ pub mod daemon;
 pub mod demo;
 pub mod identity;
 pub mod intercept;
+pub mod local;
 pub(crate) mod membership;
 pub mod proxy;
