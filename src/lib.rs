@@ -9,5 +9,6 @@ pub mod config;
 #[path = "daemon_stub.rs"]
 pub mod daemon;
 pub mod demo;
-// identity proxy: being written
+pub mod identity;
 pub mod intercept;
+pub mod proxy;

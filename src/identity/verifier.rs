@@ -21,7 +21,7 @@ use meshd_ca::verify::{self, Peer, VerifyError};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{CertificateError, CommonState, DigitallySignedStruct, DistinguishedName, OtherError, PeerIncompatible, SignatureScheme};
+use rustls::{CertificateError, CommonState, DigitallySignedStruct, DistinguishedName, OtherError, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName};
 
 use super::provider::SCHEME;
@@ -196,7 +196,7 @@ macro_rules! verifier {
                 _: &CertificateDer<'_>,
                 _: &DigitallySignedStruct,
             ) -> Result<HandshakeSignatureValid, rustls::Error> {
-                Err(PeerIncompatible::Tls13RequiredForQuic.into())
+                Err(rustls::Error::General("TLS 1.3 only".into()))
             }
             fn verify_tls13_signature(
                 &self,

@@ -57,12 +57,12 @@ impl Relay for Plain {
         let (from_peer, to_peer) = tokio::io::split(tunnel);
         match role {
             Role::Dialler(header) => tokio::try_join!(
-                send(from_app, to_peer, Lead::Now(header.encode()), &meter.forward),
-                receive(from_peer, to_app, true, &meter.backward),
+                send(from_app, to_peer, Lead::Now(header.encode()), &meter.sent),
+                receive(from_peer, to_app, true, &meter.received),
             )?,
             Role::Dialled => tokio::try_join!(
-                send(from_app, to_peer, Lead::WithData(vec![Verdict::Accepted.encode()]), &meter.backward),
-                receive(from_peer, to_app, false, &meter.forward),
+                send(from_app, to_peer, Lead::WithData(vec![Verdict::Accepted.encode()]), &meter.sent),
+                receive(from_peer, to_app, false, &meter.received),
             )?,
         };
         socket::orderly(&app).map_err(Fault::App)
