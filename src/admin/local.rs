@@ -1,0 +1,173 @@
+//! The local API: answers the command line on a Unix socket.
+//!
+//! Owns the socket, the routes and who may use them: anybody on the host may look, except at tokens; only root and the daemon's own user
+//! may change anything. The kernel says who is calling (`SO_PEERCRED`). The answers themselves are put together in [`super::view`].
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+
+use super::{check, view};
+use crate::api::{self, ErrorBody, path};
+use crate::daemon::Daemon;
+use crate::intercept::process::effective_uid;
+
+/// Connections answered at once.
+const MAX_CONNECTIONS: usize = 64;
+
+/// The socket file; removed when dropped.
+pub(crate) struct Socket {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Socket {
+    /// Makes the run directory and the socket in it. A socket file that a dead daemon left is replaced: the lock on the state directory
+    /// has already shown that no other daemon uses this one.
+    pub(crate) fn bind(run_dir: &Path) -> std::io::Result<Self> {
+        std::fs::create_dir_all(run_dir)?;
+        let path = run_dir.join(api::SOCKET);
+        match std::fs::remove_file(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        let listener = UnixListener::bind(&path)?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666))?;
+        Ok(Self { listener, path })
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Answers until the task is dropped.
+pub(crate) async fn serve(socket: Socket, daemon: Arc<Daemon>) {
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let stream = match socket.listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept on the local socket");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let Ok(place) = places.clone().acquire_owned().await else { return };
+        let daemon = daemon.clone();
+        tokio::spawn(async move {
+            if let Err(error) = converse(stream, daemon).await {
+                tracing::debug!(%error, "local connection ended");
+            }
+            drop(place);
+        });
+    }
+}
+
+async fn converse(stream: UnixStream, daemon: Arc<Daemon>) -> hyper::Result<()> {
+    let trusted = stream.peer_cred().is_ok_and(|c| c.uid() == 0 || c.uid() == effective_uid());
+    let service = service_fn(move |request| {
+        let daemon = daemon.clone();
+        async move { Ok::<_, std::convert::Infallible>(answer(&daemon, trusted, request).await) }
+    });
+    hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(Duration::from_secs(10))
+        .serve_connection(TokioIo::new(stream), service)
+        .await
+}
+
+/// A refusal.
+pub(crate) struct No(pub(crate) StatusCode, pub(crate) ErrorBody);
+
+impl No {
+    pub(crate) fn new(status: StatusCode, what: impl Into<String>, why: impl ToString, remedy: &str) -> Self {
+        let remedy = (!remedy.is_empty()).then(|| remedy.to_owned());
+        Self(status, ErrorBody { what: what.into(), why: Some(why.to_string()).filter(|w| !w.is_empty()), remedy })
+    }
+}
+
+async fn answer(daemon: &Daemon, trusted: bool, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    let (status, body) = match route(daemon, trusted, request).await {
+        Ok(body) => (StatusCode::OK, body),
+        Err(No(status, body)) => (status, serde_json::to_vec(&body).unwrap_or_default().into()),
+    };
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(HeaderName::from_static(api::VERSION_HEADER), HeaderValue::from_static(env!("CARGO_PKG_VERSION")));
+    response
+}
+
+async fn route(daemon: &Daemon, trusted: bool, request: Request<Incoming>) -> Result<Bytes, No> {
+    let (parts, body) = request.into_parts();
+    let asked = parts.uri.path();
+    let token_id = asked.strip_prefix(path::TOKENS).and_then(|p| p.strip_prefix('/'));
+    if !trusted && (parts.method != Method::GET || asked.starts_with(path::TOKENS)) {
+        return Err(No::new(
+            StatusCode::FORBIDDEN,
+            "not allowed",
+            "only root and the user that meshd runs as may do that",
+            "run the command with sudo",
+        ));
+    }
+    match (&parts.method, asked) {
+        (&Method::GET, path::STATUS) => json(&view::status(daemon).await),
+        (&Method::GET, path::NODES) => json(&view::nodes(&daemon.member()?)),
+        (&Method::GET, path::SERVICES) => json(&view::services(&daemon.member()?)),
+        (&Method::GET, path::EDGES) => json(&view::edges(&daemon.member()?)),
+        (&Method::GET, path::IDENTITY) => json(&view::identities(&daemon.member()?)),
+        (&Method::GET, path::RESOLVE) => {
+            let address = parts.uri.query().and_then(|q| q.strip_prefix("address=")).and_then(|a| decode(a).parse().ok());
+            let address = address.ok_or_else(|| {
+                No::new(StatusCode::BAD_REQUEST, "cannot resolve", "that is not an address and port", "give ADDR:PORT, [ADDR]:PORT for IPv6")
+            })?;
+            json(&view::resolve(&daemon.member()?, address))
+        }
+        (&Method::GET, path::CHECK) => json(&check::findings(daemon).await),
+        (&Method::GET, path::TOKENS) => json(&view::tokens(&daemon.member()?).await?),
+        (&Method::POST, path::TOKENS) => json(&view::create_token(&daemon.member()?, read(body).await?).await?),
+        (&Method::DELETE, _) if token_id.is_some() => {
+            json(&view::revoke_token(&daemon.member()?, token_id.unwrap_or_default()).await?)
+        }
+        (&Method::POST, path::JOIN) => json(&daemon.join(read(body).await?).await?),
+        (&Method::POST, path::LEAVE) => json(&daemon.leave().await?),
+        _ => Err(No::new(
+            StatusCode::NOT_FOUND,
+            "unknown request",
+            "the command may be of another version than the daemon",
+            "restart meshd after an upgrade",
+        )),
+    }
+}
+
+async fn read<T: DeserializeOwned>(body: Incoming) -> Result<T, No> {
+    let bad = |why: String| No::new(StatusCode::BAD_REQUEST, "cannot read the request", why, "");
+    let bytes = Limited::new(body, api::MAX_REQUEST).collect().await.map_err(|e| bad(e.to_string()))?.to_bytes();
+    serde_json::from_slice(&bytes).map_err(|e| bad(e.to_string()))
+}
+
+fn json(value: &impl Serialize) -> Result<Bytes, No> {
+    serde_json::to_vec(value).map(Into::into).map_err(|e| No::new(StatusCode::INTERNAL_SERVER_ERROR, "cannot answer", e, ""))
+}
+
+/// The few characters of an address that a query escapes.
+fn decode(text: &str) -> String {
+    text.replace("%5B", "[").replace("%5D", "]").replace("%3A", ":").replace("%5b", "[").replace("%5d", "]").replace("%3a", ":")
+}

@@ -1,0 +1,285 @@
+//! Puts together what the local API answers, from the snapshots of this moment. Decides nothing.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use hyper::StatusCode;
+use meshd_agent::record;
+use meshd_ca::identity::{HostName, NodeId, SpiffeId};
+use meshd_ca::issue::Leaf;
+use meshd_ca::roster::{self, Roster};
+
+use super::local::No;
+use crate::api::{
+    Capture, Clock, CreatedToken, Direction, Done, Edge, Identity, Members, NewToken, Node, Resolve, Service, Standing, State, Status,
+    TokenInfo,
+};
+use crate::config::Mode;
+use crate::daemon::{Daemon, Member, Phase};
+use crate::membership::MembershipError;
+use crate::proxy::edges::Party;
+
+/// `GET /v1/status`.
+pub(crate) async fn status(daemon: &Daemon) -> Status {
+    let phase = daemon.phase();
+    let config = daemon.config();
+    let mut status = Status {
+        state: State::New,
+        reason: None,
+        mesh: None,
+        trust_domain: None,
+        node: Some(daemon.node()),
+        host_name: config.host_name.clone(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        mode: config.mode,
+        capture: Capture { on: false, why: Some("not a member yet".into()) },
+        clock: Clock { source: daemon.clock().source().into(), now: daemon.clock().now().0, why: None },
+        authority: false,
+        members: Members { active: 0, reachable: 0 },
+        uptime_seconds: daemon.uptime().as_secs(),
+    };
+    match phase {
+        Phase::New => status.reason = Some("looking for a mesh on this network".into()),
+        Phase::Pending(reason) => (status.state, status.reason) = (State::Pending, Some(reason)),
+        Phase::Joining => status.state = State::Joining,
+        Phase::Left => {
+            status.state = State::Left;
+            status.reason = Some("this host left its mesh; `meshd join TOKEN` brings it into one".into());
+        }
+        Phase::Banished => {
+            status.state = State::Banished;
+            status.reason = Some("this host was banished from its mesh".into());
+        }
+        Phase::Member(member) => {
+            let roster = member.membership.roster();
+            status.state = State::Member;
+            status.mesh = Some(roster.mesh());
+            status.trust_domain = Some(roster.trust_domain().clone());
+            status.host_name = member.membership.name();
+            status.authority = member.membership.is_authority().await;
+            let active = roster.active().count();
+            let reachable = roster.active().filter(|m| m.node() == member.me() || member.hears(m.node())).count();
+            status.members = Members { active: count(active), reachable: count(reachable) };
+            status.capture = member.rules.state();
+        }
+    }
+    status
+}
+
+/// `GET /v1/nodes`.
+pub(crate) fn nodes(member: &Member) -> Vec<Node> {
+    let roster = member.membership.roster();
+    let catalog = member.catalog();
+    let book = member.book.latest();
+    let mut nodes: Vec<Node> = roster
+        .members()
+        .map(|m| {
+            let id = m.node();
+            let record = catalog.record(id);
+            Node {
+                id,
+                name: m.name.clone(),
+                own: id == member.me(),
+                standing: match m.standing {
+                    roster::Standing::Active => Standing::Active,
+                    roster::Standing::Left => Standing::Left,
+                    roster::Standing::Banished => Standing::Banished,
+                },
+                authority: m.is_authority(),
+                reachable: id == member.me() || member.hears(id),
+                addresses: record.map(|r| r.addresses.iter().map(|a| a.ip).collect()).unwrap_or_default(),
+                captured: book.captured.iter().filter(|(_, b)| b.node == id).map(|(ip, _)| *ip).collect(),
+                contested: book.contested.iter().filter(|c| c.owner == id || c.challenger == id).map(|c| c.ip).collect(),
+                zone: record.and_then(|r| r.zone.clone()),
+                mode: record.map(|r| match r.mode {
+                    record::Mode::Permissive => Mode::Permissive,
+                    record::Mode::Strict => Mode::Strict,
+                    record::Mode::Audit => Mode::Audit,
+                }),
+                version: record.map(|r| r.version.clone()),
+                listeners: count(record.map_or(0, |r| r.listeners.len())),
+                last_seen_seconds: if id == member.me() { Some(0) } else { member.last_heard(id).map(|d| d.as_secs()) },
+            }
+        })
+        .collect();
+    nodes.sort_by(|a, b| (!a.own, &a.name).cmp(&(!b.own, &b.name)));
+    nodes
+}
+
+/// `GET /v1/services`.
+pub(crate) fn services(member: &Member) -> Vec<Service> {
+    let roster = member.membership.roster();
+    let catalog = member.catalog();
+    let mut services = Vec::new();
+    for m in roster.active() {
+        let Some(record) = catalog.record(m.node()) else { continue };
+        for l in &record.listeners {
+            services.push(Service {
+                host: m.name.clone(),
+                node: m.node(),
+                addresses: l.ip.map_or_else(|| record.addresses.iter().map(|a| a.ip).collect(), |ip| vec![ip]),
+                port: l.port,
+                id: SpiffeId::new(roster.trust_domain().clone(), l.workload.clone()),
+            });
+        }
+    }
+    services.sort_by(|a, b| (&a.host, a.port, &a.addresses).cmp(&(&b.host, b.port, &b.addresses)));
+    services
+}
+
+/// `GET /v1/edges`.
+pub(crate) fn edges(member: &Member) -> Vec<Edge> {
+    let roster = member.membership.roster();
+    let id = |p: &Party| match p {
+        Party::Known(id) => Some(id.clone()),
+        _ => None,
+    };
+    let mut edges: Vec<Edge> = member
+        .proxy
+        .edges
+        .snapshot(member.now())
+        .into_iter()
+        .map(|e| Edge {
+            direction: match e.key.direction {
+                crate::proxy::edges::Direction::Inbound => Direction::Inbound,
+                crate::proxy::edges::Direction::Outbound => Direction::Outbound,
+            },
+            client: id(&e.key.source),
+            server: id(&e.key.destination),
+            peer: e.peer_node.and_then(|n| roster.member(n)).map(|m| m.name.clone()),
+            address: e.key.peer,
+            port: e.key.port,
+            secured: e.secured,
+            reason: e.reason.map(str::to_owned),
+            open: e.open,
+            total: e.total,
+            failed: e.failed,
+            bytes_in: e.bytes_in,
+            bytes_out: e.bytes_out,
+            last_seen_seconds: e.last_seen_seconds,
+        })
+        .collect();
+    edges.sort_by(|a, b| (a.last_seen_seconds, a.port).cmp(&(b.last_seen_seconds, b.port)));
+    edges
+}
+
+/// `GET /v1/identity`.
+pub(crate) fn identities(member: &Member) -> Vec<Identity> {
+    let now = member.now();
+    let roster = member.membership.roster();
+    let authority: Option<HostName> = roster.authorities().next().map(|m| m.name.clone());
+    let difference = |then: u64| i64::try_from(then).unwrap_or(i64::MAX).saturating_sub_unsigned(now.0);
+    member
+        .svids
+        .held()
+        .into_iter()
+        .map(|held| {
+            let Leaf { id, not_before, not_after, .. } = held.leaf;
+            Identity {
+                workload: id.workload.clone(),
+                id,
+                serial: None,
+                not_before: not_before.0,
+                not_after: not_after.0,
+                expires_seconds: difference(not_after.0),
+                renewal_seconds: difference(held.renew_at.0),
+                issued_by: authority.clone(),
+            }
+        })
+        .collect()
+}
+
+/// `GET /v1/resolve`.
+pub(crate) fn resolve(member: &Member, address: SocketAddr) -> Resolve {
+    let ip = address.ip().to_canonical();
+    let mut answer = Resolve { address: ip, port: address.port(), node: None, host: None, id: None, secured: false, why: String::new() };
+    if member.own_addresses().contains(&ip) {
+        answer.why = "an address of this host: it never leaves the host".into();
+        return answer;
+    }
+    let book = member.book.latest();
+    let Some(bound) = book.captured.get(&ip) else {
+        let claimed: Vec<NodeId> = member.catalog().at(ip).to_vec();
+        answer.why = match claimed.first() {
+            Some(node) => format!("{} claims it, but has not proved it in a handshake", name_of(&member.membership.roster(), *node)),
+            None => "not the address of a member".into(),
+        };
+        return answer;
+    };
+    let roster = member.membership.roster();
+    answer.node = Some(bound.node);
+    answer.host = roster.member(bound.node).map(|m| m.name.clone());
+    let workload = member.catalog().listener(bound.node, ip, address.port()).map(|l| l.workload.clone());
+    let skipped = member.skip_ports().contains(&address.port()) || address.port() == bound.port;
+    answer.secured = !skipped;
+    answer.why = match (&workload, skipped) {
+        (_, true) => format!("port {} is never captured", address.port()),
+        (Some(_), false) => "the member proved the address and says who listens on the port".into(),
+        (None, false) => "the member proved the address; nobody is known to listen on the port".into(),
+    };
+    if !skipped {
+        answer.id = workload.map(|w| SpiffeId::new(roster.trust_domain().clone(), w));
+    }
+    answer
+}
+
+/// `GET /v1/tokens`.
+pub(crate) async fn tokens(member: &Member) -> Result<Vec<TokenInfo>, No> {
+    let now = member.now();
+    let tokens = member.membership.tokens().await.map_err(|e| refused("cannot list the tokens", e))?;
+    Ok(tokens
+        .into_iter()
+        .filter(|t| matches!(t.state, meshd_ca::token::TokenState::Open))
+        .map(|t| TokenInfo {
+            id: t.id.to_string(),
+            uses_left: t.uses.saturating_sub(count(t.used_by.len())),
+            expires_seconds: t.expires.since(now).as_secs(),
+        })
+        .collect())
+}
+
+/// `POST /v1/tokens`.
+pub(crate) async fn create_token(member: &Member, wish: NewToken) -> Result<CreatedToken, No> {
+    let hints = if wish.hints.is_empty() { member.hints() } else { wish.hints };
+    let token = member
+        .membership
+        .create_token(Duration::from_secs(wish.lifetime_seconds), wish.uses, &hints)
+        .await
+        .map_err(|e| refused("cannot make a token", e))?;
+    Ok(CreatedToken {
+        id: token.id.to_string(),
+        token: token.to_text().to_string().into(),
+        uses: wish.uses,
+        expires_seconds: wish.lifetime_seconds,
+    })
+}
+
+/// `DELETE /v1/tokens/ID`.
+pub(crate) async fn revoke_token(member: &Member, id: &str) -> Result<Done, No> {
+    let found = member.membership.revoke_token(id).await.map_err(|e| refused("cannot revoke the token", e))?;
+    if found {
+        return Ok(Done {});
+    }
+    Err(No::new(StatusCode::NOT_FOUND, "cannot revoke the token", "there is no such token", "`meshd token list` shows those there are"))
+}
+
+fn refused(what: &str, error: MembershipError) -> No {
+    No::new(StatusCode::CONFLICT, what, error, "")
+}
+
+fn name_of(roster: &Roster, node: NodeId) -> String {
+    roster.member(node).map_or_else(|| node.to_string(), |m| m.name.to_string())
+}
+
+fn count(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+/// The addresses others reach this host at, for the hints of a token.
+pub(crate) fn reachable_at(addresses: &BTreeSet<IpAddr>, port: u16) -> Vec<SocketAddr> {
+    let mut hints: Vec<_> = addresses.iter().map(|ip| SocketAddr::new(*ip, port)).collect();
+    hints.sort_by_key(|a| (a.is_ipv6(), *a));
+    hints.truncate(4);
+    hints
+}

@@ -1,0 +1,493 @@
+//! The words of the local API: JSON over HTTP/1 on the Unix socket `<run_dir>/meshd.sock`.
+//!
+//! Shared by the daemon, which answers, and the command line, which asks ([`crate::local`]); and what `-o json` prints, so a field
+//! here is a promise: fields are added, never renamed or given another meaning. Owns no socket and decides nothing.
+//!
+//! | endpoint | answer |
+//! | --- | --- |
+//! | `GET /v1/status` | [`Status`] |
+//! | `GET /v1/nodes` | array of [`Node`] |
+//! | `GET /v1/services` | array of [`Service`] |
+//! | `GET /v1/edges` | array of [`Edge`] |
+//! | `GET /v1/identity` | array of [`Identity`] |
+//! | `GET /v1/resolve?address=ADDR:PORT` | [`Resolve`] |
+//! | `GET /v1/check` | array of [`Finding`] |
+//! | `GET /v1/tokens` | array of [`TokenInfo`] |
+//! | `POST /v1/tokens` [`NewToken`] | [`CreatedToken`] |
+//! | `DELETE /v1/tokens/ID` | [`Done`] |
+//! | `POST /v1/join` [`JoinRequest`] | [`Joined`] |
+//! | `POST /v1/leave` | [`Done`] |
+//!
+//! Whatever is not `GET`, and `/v1/tokens` as a whole, is for root and the daemon's own user only: the daemon asks the kernel who
+//! is calling (`SO_PEERCRED`, unix(7)). A refusal is a status of 4xx or 5xx with an [`ErrorBody`].
+//!
+//! Times are whole seconds: absolute ones since 1970 on the mesh's clock, relative ones are named `..._seconds`.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+
+use meshd_ca::identity::{HostName, MeshId, NodeId, SpiffeId, TrustDomain, Workload};
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use crate::config::Mode;
+
+/// Name of the socket inside the run directory.
+pub const SOCKET: &str = "meshd.sock";
+/// Response header with the version of the daemon, so that a command of another version can say so.
+pub const VERSION_HEADER: &str = "meshd-version";
+/// Longest request body the daemon reads, in bytes.
+pub const MAX_REQUEST: usize = 64 * 1024;
+/// Longest answer a command reads, in bytes: the edges of a large mesh fit many times.
+pub const MAX_ANSWER: usize = 32 * 1024 * 1024;
+
+/// Paths of the endpoints.
+pub mod path {
+    /// [`super::Status`].
+    pub const STATUS: &str = "/v1/status";
+    /// [`super::Node`]s.
+    pub const NODES: &str = "/v1/nodes";
+    /// [`super::Service`]s.
+    pub const SERVICES: &str = "/v1/services";
+    /// [`super::Edge`]s.
+    pub const EDGES: &str = "/v1/edges";
+    /// [`super::Identity`]s.
+    pub const IDENTITY: &str = "/v1/identity";
+    /// [`super::Resolve`], with `?address=ADDR:PORT`.
+    pub const RESOLVE: &str = "/v1/resolve";
+    /// [`super::Finding`]s.
+    pub const CHECK: &str = "/v1/check";
+    /// [`super::TokenInfo`]s, a [`super::NewToken`] posted, `/ID` deleted.
+    pub const TOKENS: &str = "/v1/tokens";
+    /// [`super::JoinRequest`] posted.
+    pub const JOIN: &str = "/v1/join";
+    /// An empty body posted.
+    pub const LEAVE: &str = "/v1/leave";
+}
+
+/// Where a node is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Just started: it looks for a mesh, and founds one if there is none.
+    New,
+    /// It sees a mesh and has no token for it.
+    Pending,
+    /// It redeems a token.
+    Joining,
+    /// It is in the roster.
+    Member,
+    /// It left.
+    Left,
+    /// It was put out.
+    Banished,
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::New => "new",
+            Self::Pending => "pending",
+            Self::Joining => "joining",
+            Self::Member => "member",
+            Self::Left => "left",
+            Self::Banished => "banished",
+        })
+    }
+}
+
+/// Where a node stands in the roster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Standing {
+    /// A member.
+    Active,
+    /// It left by itself and may come back.
+    Left,
+    /// It was put out and may not.
+    Banished,
+}
+
+impl fmt::Display for Standing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Active => "active",
+            Self::Left => "left",
+            Self::Banished => "banished",
+        })
+    }
+}
+
+/// This node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Where it is in its life.
+    pub state: State,
+    /// Why it is not a member yet, or any more.
+    pub reason: Option<String>,
+    /// The mesh it is a member of, or sees.
+    pub mesh: Option<MeshId>,
+    /// The trust domain of that mesh.
+    pub trust_domain: Option<TrustDomain>,
+    /// This node's id.
+    pub node: Option<NodeId>,
+    /// Its name in the mesh, or the one it will wish for.
+    pub host_name: HostName,
+    /// Version of the daemon.
+    pub version: String,
+    /// What it accepts in plaintext.
+    pub mode: Mode,
+    /// Whether connections are taken.
+    pub capture: Capture,
+    /// Which clock certificates are judged by.
+    pub clock: Clock,
+    /// Whether this node may admit others and sign.
+    pub authority: bool,
+    /// Counts of the members, this one included.
+    pub members: Members,
+    /// How long the daemon has been running, in seconds.
+    pub uptime_seconds: u64,
+}
+
+/// Whether the kernel hands connections to the daemon.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capture {
+    /// Whether it does.
+    pub on: bool,
+    /// Why it does not, or a remark.
+    pub why: Option<String>,
+}
+
+/// The clock that certificates are judged by.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Clock {
+    /// Where it comes from: `system`, `mesh` or `floor`.
+    pub source: String,
+    /// Its time, in seconds since 1970.
+    pub now: u64,
+    /// Why this source.
+    pub why: Option<String>,
+}
+
+/// Counts of members.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Members {
+    /// In the roster and active.
+    pub active: u32,
+    /// Of these, heard from.
+    pub reachable: u32,
+}
+
+/// One host of the mesh.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// Its id: a hash of its key.
+    pub id: NodeId,
+    /// Its name in the mesh.
+    pub name: HostName,
+    /// Whether it is the node that answers.
+    pub own: bool,
+    /// Where it stands in the roster.
+    pub standing: Standing,
+    /// Whether it may admit others and sign.
+    pub authority: bool,
+    /// Whether it is heard from.
+    pub reachable: bool,
+    /// The addresses it says it has.
+    pub addresses: Vec<IpAddr>,
+    /// The addresses to which connections from here are secured.
+    pub captured: Vec<IpAddr>,
+    /// The addresses somebody else claims too, or answers at.
+    pub contested: Vec<IpAddr>,
+    /// The zone it says it is in.
+    pub zone: Option<String>,
+    /// What it accepts in plaintext; none until its record is known.
+    pub mode: Option<Mode>,
+    /// Version of its daemon; none until its record is known.
+    pub version: Option<String>,
+    /// How many ports it listens on.
+    pub listeners: u32,
+    /// How long ago it was heard from, in seconds; none if not yet.
+    pub last_seen_seconds: Option<u64>,
+}
+
+/// Something that listens on a member.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    /// Name of the host it is on.
+    pub host: HostName,
+    /// That host's node id.
+    pub node: NodeId,
+    /// The addresses it listens on, as others reach them.
+    pub addresses: Vec<IpAddr>,
+    /// Its TCP port.
+    pub port: u16,
+    /// The identity expected there.
+    pub id: SpiffeId,
+}
+
+/// Which end of a connection this node is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// Another host connected here.
+    Inbound,
+    /// A process here connected to another host.
+    Outbound,
+}
+
+impl fmt::Display for Direction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Inbound => "in",
+            Self::Outbound => "out",
+        })
+    }
+}
+
+/// Who talked to whom, secured or why not. One line for any number of connections alike.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Edge {
+    /// Which end is here.
+    pub direction: Direction,
+    /// The identity of the client, if known.
+    pub client: Option<SpiffeId>,
+    /// The identity of the server, if known.
+    pub server: Option<SpiffeId>,
+    /// The other host's name, if it is a member.
+    pub peer: Option<HostName>,
+    /// The other host's address.
+    pub address: IpAddr,
+    /// The port of the service.
+    pub port: u16,
+    /// Whether the bytes went through mutual TLS.
+    pub secured: bool,
+    /// Why they did not, or what went wrong last.
+    pub reason: Option<String>,
+    /// Connections open now.
+    pub open: u64,
+    /// Connections ever, these included.
+    pub total: u64,
+    /// Connections that failed or were cut.
+    pub failed: u64,
+    /// Bytes that came from the other host.
+    pub bytes_in: u64,
+    /// Bytes that went to the other host.
+    pub bytes_out: u64,
+    /// How long ago there was a connection, in seconds.
+    pub last_seen_seconds: u64,
+}
+
+/// An SVID this node holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Whose it is.
+    pub workload: Workload,
+    /// The same with the trust domain.
+    pub id: SpiffeId,
+    /// Serial number, hexadecimal.
+    pub serial: Option<String>,
+    /// Valid from, in seconds since 1970.
+    pub not_before: u64,
+    /// Valid until, in seconds since 1970.
+    pub not_after: u64,
+    /// How long it is still valid, in seconds; negative when it is over.
+    pub expires_seconds: i64,
+    /// In how many seconds it is renewed; negative when that is overdue.
+    pub renewal_seconds: i64,
+    /// Name of the authority that issued it.
+    pub issued_by: Option<HostName>,
+}
+
+/// What would happen to a connection to an address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resolve {
+    /// The address asked about.
+    pub address: IpAddr,
+    /// The port asked about.
+    pub port: u16,
+    /// The member that has the address.
+    pub node: Option<NodeId>,
+    /// That member's name.
+    pub host: Option<HostName>,
+    /// The identity expected there.
+    pub id: Option<SpiffeId>,
+    /// Whether a connection from here would be secured.
+    pub secured: bool,
+    /// Why, or why not.
+    pub why: String,
+}
+
+/// How a finding is to be taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// As it should be.
+    Ok,
+    /// Works, and deserves a look.
+    Warn,
+    /// Does not work.
+    Fail,
+}
+
+/// One line of `meshd check`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// What it is about: findings of one group are printed together, in the order given.
+    pub group: String,
+    /// What was looked at, as a statement that is true when all is well.
+    pub name: String,
+    /// How it is.
+    pub level: Level,
+    /// What was seen.
+    pub detail: Option<String>,
+    /// What to do.
+    pub hint: Option<String>,
+    /// One of [`code::ALL`]: a heading of `docs/cli.md`.
+    pub code: String,
+}
+
+/// What findings are about: each is a heading of `docs/cli.md` that explains it.
+pub mod code {
+    /// The daemon answers.
+    pub const DAEMON: &str = "check-daemon";
+    /// The configuration is valid and nothing in it is misspelt.
+    pub const CONFIG: &str = "check-config";
+    /// The node is a member.
+    pub const MEMBER: &str = "check-member";
+    /// The state directory can be written and its files are whole.
+    pub const STATE: &str = "check-state";
+    /// The disk has room.
+    pub const DISK: &str = "check-disk";
+    /// The kernel has what capture needs.
+    pub const KERNEL: &str = "check-kernel";
+    /// The capture rules are in place, unchanged.
+    pub const CAPTURE: &str = "check-capture";
+    /// The daemon's ports are its own.
+    pub const PORTS: &str = "check-ports";
+    /// The clock can be trusted.
+    pub const CLOCK: &str = "check-clock";
+    /// An authority is in reach.
+    pub const AUTHORITY: &str = "check-authority";
+    /// The roots of the mesh are in date.
+    pub const BUNDLE: &str = "check-bundle";
+    /// The SVIDs are in date and renewed in time.
+    pub const SVID: &str = "check-svid";
+    /// A handshake with each member succeeds.
+    pub const PEER: &str = "check-peer";
+    /// Addresses belong to one member each.
+    pub const ADDRESS: &str = "check-address";
+    /// Multicast DNS works.
+    pub const MDNS: &str = "check-mdns";
+    /// No other firewall rule is surprised by the mesh.
+    pub const FIREWALL: &str = "check-firewall";
+    /// Containers of this host are covered.
+    pub const CONTAINERS: &str = "check-containers";
+    /// All of them.
+    pub const ALL: &[&str] = &[
+        DAEMON, CONFIG, MEMBER, STATE, DISK, KERNEL, CAPTURE, PORTS, CLOCK, AUTHORITY, BUNDLE, SVID, PEER, ADDRESS, MDNS,
+        FIREWALL, CONTAINERS,
+    ];
+}
+
+/// A join token as its authority remembers it: without its secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenInfo {
+    /// What `token revoke` takes.
+    pub id: String,
+    /// How many hosts may still join with it.
+    pub uses_left: u32,
+    /// In how many seconds it ends.
+    pub expires_seconds: u64,
+}
+
+/// A wish for a join token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewToken {
+    /// How long it is good for, in seconds.
+    pub lifetime_seconds: u64,
+    /// How many hosts may join with it.
+    pub uses: u32,
+    /// Where the authority can be found by hosts that multicast does not reach; empty: the daemon names its own addresses.
+    #[serde(default)]
+    pub hints: Vec<SocketAddr>,
+}
+
+/// A new join token. Does not print its secret by accident: `Debug` hides it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreatedToken {
+    /// What `token revoke` takes.
+    pub id: String,
+    /// The token itself.
+    pub token: Secret,
+    /// How many hosts may join with it.
+    pub uses: u32,
+    /// In how many seconds it ends.
+    pub expires_seconds: u64,
+}
+
+impl fmt::Debug for CreatedToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CreatedToken").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// A token in text. `Debug` hides it, and it is wiped when dropped.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
+pub struct Secret(Zeroizing<String>);
+
+impl Secret {
+    /// The text itself, for whoever has to send or print it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+impl From<String> for Secret {
+    fn from(text: String) -> Self {
+        Self(Zeroizing::new(text))
+    }
+}
+impl From<Secret> for String {
+    fn from(secret: Secret) -> Self {
+        secret.0.to_string()
+    }
+}
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+/// A wish to join the mesh a token is for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinRequest {
+    /// The token.
+    pub token: Secret,
+}
+
+/// How a join ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Joined {
+    /// The mesh.
+    pub mesh: MeshId,
+    /// This host's name there.
+    pub name: HostName,
+    /// Whether it was a member already, so that nothing was done.
+    pub already: bool,
+}
+
+/// Done, and nothing to add.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Done {}
+
+/// Why a request was refused, in words for the person who made it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// What did not happen.
+    pub what: String,
+    /// Why.
+    pub why: Option<String>,
+    /// What to do about it.
+    pub remedy: Option<String>,
+}

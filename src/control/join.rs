@@ -1,0 +1,196 @@
+//! The wire side of joining: carries the messages of `meshd_ca::join` over TLS, for the host that joins and for the authority.
+//!
+//! Decides nothing: what is believed, and when, is decided there. Owns timeouts, message limits and which address is tried next.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::Duration;
+
+use meshd_ca::identity::HostName;
+use meshd_ca::join::{Admission, Channel, JoinError, Joined, Joiner, Step};
+use meshd_ca::keys::PrivateKey;
+use meshd_ca::token::JoinToken;
+use rustls::{ClientConfig, ConnectionCommon};
+use thiserror::Error;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::server::TlsStream;
+
+use super::frames;
+use super::link::{DIAL_TIMEOUT, Dial};
+use crate::identity::tls::NodeTls;
+use crate::identity::verifier::peer_key;
+use crate::membership::Membership;
+
+/// How long the whole conversation may take.
+const TIMEOUT: Duration = Duration::from_secs(15);
+/// The longest message of a joiner.
+const MAX_FROM_JOINER: usize = 16 << 10;
+/// The longest message of an authority: it carries the roster.
+const MAX_FROM_AUTHORITY: usize = 8 << 20;
+/// Joins in progress at once (identity notes: at most 32 pending).
+const MAX_PENDING: usize = 32;
+/// The exporter label of a join connection (RFC 8446 section 7.5).
+const EXPORTER: &[u8] = b"EXPERIMENTAL meshd join";
+
+/// Why a join did not happen.
+#[derive(Debug, Error)]
+pub(crate) enum JoinFailure {
+    /// No address of the mesh is known.
+    #[error(
+        "the token names no address and no mesh was seen on this network: make a token on a host that this one can reach, or give an address with `peers = [\"ADDRESS\"]`"
+    )]
+    NoAddress,
+    /// Something on this host.
+    #[error("{0}")]
+    Local(String),
+    /// Nobody answers.
+    #[error("cannot reach {0}: {1}; is meshd running there, and is TCP port {port} open in its firewall?", port = .0.port())]
+    Connect(SocketAddr, std::io::Error),
+    /// It took too long.
+    #[error("{0} did not finish the join in time")]
+    Timeout(SocketAddr),
+    /// The connection broke.
+    #[error("the connection to {0} broke: {1}")]
+    Broken(SocketAddr, std::io::Error),
+    /// One of the two refused the other.
+    #[error("{0}: {1}")]
+    Refused(SocketAddr, JoinError),
+}
+
+/// Joins the mesh of `token` through the first of `addresses` that proves to be its authority.
+///
+/// # Errors
+/// The most telling failure when none does: a refusal before a broken connection before an unreachable address.
+pub(crate) async fn join(
+    token: &JoinToken,
+    addresses: &[SocketAddr],
+    key: &PrivateKey,
+    wish: &HostName,
+    tls: Arc<ClientConfig>,
+    dial: &dyn Dial,
+) -> Result<Joined, JoinFailure> {
+    let mut worst = JoinFailure::NoAddress;
+    for &address in addresses {
+        match timeout(TIMEOUT, join_at(address, token, key, wish, tls.clone(), dial)).await {
+            Ok(Ok(joined)) => return Ok(joined),
+            Ok(Err(failure)) => worst = more_telling(worst, failure),
+            Err(_) => worst = more_telling(worst, JoinFailure::Timeout(address)),
+        }
+    }
+    Err(worst)
+}
+
+/// Which of two failures says more about what is wrong; the later one if both say as much.
+pub(crate) fn more_telling(a: JoinFailure, b: JoinFailure) -> JoinFailure {
+    let rank = |f: &JoinFailure| match f {
+        JoinFailure::NoAddress | JoinFailure::Local(_) => 0,
+        JoinFailure::Connect(..) => 1,
+        JoinFailure::Timeout(_) => 2,
+        JoinFailure::Broken(..) => 3,
+        JoinFailure::Refused(..) => 4,
+    };
+    if rank(&b) >= rank(&a) { b } else { a }
+}
+
+async fn join_at(
+    address: SocketAddr,
+    token: &JoinToken,
+    key: &PrivateKey,
+    wish: &HostName,
+    tls: Arc<ClientConfig>,
+    dial: &dyn Dial,
+) -> Result<Joined, JoinFailure> {
+    let unreachable = |e| JoinFailure::Connect(address, e);
+    let broken = |e| JoinFailure::Broken(address, e);
+    let tcp = timeout(DIAL_TIMEOUT, dial.dial(address)).await.map_err(|_| JoinFailure::Timeout(address))?.map_err(unreachable)?;
+    let name = NodeTls::server_name();
+    let mut stream = TlsConnector::from(tls).connect(name, tcp).await.map_err(broken)?;
+    let channel = channel(stream.get_ref().1, key).map_err(broken)?;
+    let refused = |e| JoinFailure::Refused(address, e);
+    let (mut joiner, first) = Joiner::start(token.clone(), channel, wish.clone()).map_err(refused)?;
+    frames::send(&mut stream, &first).await.map_err(broken)?;
+    loop {
+        let message = frames::receive(&mut stream, MAX_FROM_AUTHORITY).await.map_err(broken)?;
+        match joiner.receive(&message).map_err(refused)? {
+            Step::Send(reply) => frames::send(&mut stream, &reply).await.map_err(broken)?,
+            Step::Finish(reply, joined) => {
+                frames::send(&mut stream, &reply).await.map_err(broken)?;
+                return Ok(joined);
+            }
+            Step::Done(joined) => return Ok(joined),
+        }
+    }
+}
+
+/// Answers one host that wants to join; `pending` counts those in progress. Returns whether somebody was admitted.
+pub(crate) async fn serve(
+    mut stream: TlsStream<TcpStream>,
+    from: SocketAddr,
+    membership: Arc<Membership>,
+    pending: Arc<AtomicUsize>,
+) -> bool {
+    let place = Pending::enter(&pending);
+    if place.is_none() {
+        tracing::warn!(%from, "refused a join: {MAX_PENDING} are in progress");
+        return false;
+    }
+    match timeout(TIMEOUT, converse(&mut stream, from, &membership)).await {
+        Ok(Ok(admitted)) => admitted,
+        Ok(Err(error)) => {
+            tracing::warn!(%from, %error, "a join failed");
+            false
+        }
+        Err(_) => {
+            tracing::warn!(%from, "a join took too long");
+            false
+        }
+    }
+}
+
+async fn converse(stream: &mut TlsStream<TcpStream>, from: SocketAddr, membership: &Membership) -> anyhow::Result<bool> {
+    let mut admission = Admission::start(channel(stream.get_ref().1, membership.key())?);
+    loop {
+        let message = frames::receive(stream, MAX_FROM_JOINER).await?;
+        let admitted = match membership.admit(&mut admission, &message).await?? {
+            Step::Send(reply) => {
+                frames::send(stream, &reply).await?;
+                continue;
+            }
+            Step::Finish(reply, admitted) => {
+                frames::send(stream, &reply).await?;
+                admitted
+            }
+            Step::Done(admitted) => admitted,
+        };
+        tracing::info!(%from, node = %admitted.node, name = %admitted.name, "admitted a member");
+        return Ok(true);
+    }
+}
+
+/// What ties the conversation to this one TLS connection.
+fn channel<T>(tls: &ConnectionCommon<T>, key: &PrivateKey) -> std::io::Result<Channel> {
+    let theirs = peer_key(tls).map_err(std::io::Error::other)?;
+    let exporter = tls.export_keying_material([0; 32], EXPORTER, None).map_err(std::io::Error::other)?;
+    Ok(Channel { exporter, mine: *key.public(), theirs })
+}
+
+struct Pending<'a>(&'a AtomicUsize);
+
+impl<'a> Pending<'a> {
+    fn enter(count: &'a AtomicUsize) -> Option<Self> {
+        if count.fetch_add(1, SeqCst) >= MAX_PENDING {
+            count.fetch_sub(1, SeqCst);
+            return None;
+        }
+        Some(Self(count))
+    }
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, SeqCst);
+    }
+}

@@ -1,0 +1,278 @@
+//! The calling side of the member API: one HTTP/2 connection to each member in use, proven by its node key.
+//!
+//! Owns dialling, the pool, and the hello that every connection begins with. A link exists only when the handshake proved the node key the
+//! roster (or the entry that the hello brought) says is an active member's. No date is looked at: a link works with a wrong clock and
+//! after a year in a drawer.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::client::conn::http2::SendRequest;
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use meshd_ca::identity::NodeId;
+use meshd_ca::roster::Entry;
+use rustls::ClientConfig;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+use tokio_rustls::TlsConnector;
+
+use crate::identity::tls::NodeTls;
+use crate::identity::verifier::peer_key;
+use crate::membership::Membership;
+
+/// How long a connection may take to be there; Wi-Fi that sleeps needs more than a second.
+pub(crate) const DIAL_TIMEOUT: Duration = Duration::from_secs(4);
+/// How long an answer may take.
+pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// A link that carried nothing for so long is closed.
+pub(crate) const IDLE: Duration = Duration::from_secs(90);
+/// Links kept at most; the one unused for longest goes first.
+pub(crate) const MAX_LINKS: usize = 64;
+/// The longest answer read.
+pub(crate) const MAX_ANSWER: usize = 4 << 20;
+
+/// Why a member could not be asked.
+#[derive(Debug, Error)]
+pub(crate) enum LinkError {
+    /// Nobody answers there.
+    #[error("cannot reach {0}: {1}")]
+    Connect(SocketAddr, std::io::Error),
+    /// Nobody answers there in time.
+    #[error("no answer from {0} in time")]
+    Timeout(SocketAddr),
+    /// No address is known for the member.
+    #[error("no address of {0} is known yet")]
+    NoAddress(NodeId),
+    /// Somebody answers who is not an active member, or not the one expected.
+    #[error("{0} is answered by {1}, which is not {2}")]
+    Stranger(SocketAddr, NodeId, String),
+    /// This very host answers there: a NAT that leads back.
+    #[error("{0} leads back to this host")]
+    Itself(SocketAddr, NodeId),
+    /// The connection broke, or what came is not what was asked for.
+    #[error("the connection to {0} failed: {1}")]
+    Broken(NodeId, String),
+    /// The member answered, and said no.
+    #[error("{0} refused: {1} {2}")]
+    Refused(NodeId, StatusCode, String),
+}
+
+/// The first thing two members tell each other on a link: their roster entries, so that a member that has just joined is known to whomever
+/// it talks to.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Hello {
+    pub(crate) entry: Entry,
+}
+
+/// Opens TCP connections that carry meshd's mark, so that they are never captured.
+pub(crate) trait Dial: Send + Sync {
+    fn dial(&self, to: SocketAddr) -> std::pin::Pin<Box<dyn Future<Output = std::io::Result<TcpStream>> + Send>>;
+}
+
+#[derive(Clone)]
+struct Link {
+    send: SendRequest<Full<Bytes>>,
+    address: SocketAddr,
+    used: Instant,
+}
+
+/// Where a member may be reached, best first.
+pub(crate) type Whereabouts = Box<dyn Fn(NodeId) -> Vec<SocketAddr> + Send + Sync>;
+
+/// The pool of links.
+pub(crate) struct Links {
+    membership: Arc<Membership>,
+    tls: Arc<ClientConfig>,
+    dial: Arc<dyn Dial>,
+    whereabouts: Whereabouts,
+    open: Mutex<HashMap<NodeId, Link>>,
+    opening: Mutex<HashMap<NodeId, Arc<tokio::sync::Mutex<()>>>>,
+    opened: tokio::sync::mpsc::Sender<NodeId>,
+}
+
+impl Links {
+    /// A pool that tells `opened` about every new link.
+    pub(crate) fn new(
+        membership: Arc<Membership>,
+        tls: Arc<ClientConfig>,
+        dial: Arc<dyn Dial>,
+        whereabouts: Whereabouts,
+        opened: tokio::sync::mpsc::Sender<NodeId>,
+    ) -> Self {
+        Self { membership, tls, dial, whereabouts, open: Mutex::default(), opening: Mutex::default(), opened }
+    }
+
+    /// Posts `body` to a member and returns what it answers.
+    pub(crate) async fn post(&self, to: NodeId, path: &'static str, body: impl Into<Bytes>) -> Result<Bytes, LinkError> {
+        self.call(to, Method::POST, path, body.into()).await
+    }
+
+    async fn call(&self, to: NodeId, method: Method, path: &'static str, body: Bytes) -> Result<Bytes, LinkError> {
+        let link = self.link(to).await?;
+        match timeout(CALL_TIMEOUT, exchange(link.send, to, method, path, body)).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => {
+                if matches!(error, LinkError::Broken(..)) {
+                    self.close(to);
+                }
+                Err(error)
+            }
+            Err(_) => {
+                self.close(to);
+                Err(LinkError::Timeout(link.address))
+            }
+        }
+    }
+
+    /// Finds out which member answers at `address`, by its key. Keeps the connection as the link to it when there is none yet.
+    pub(crate) async fn prove(&self, address: SocketAddr) -> Result<NodeId, LinkError> {
+        let (owner, link) = self.open_at(address, None).await?;
+        self.keep(owner, link);
+        Ok(owner)
+    }
+
+    /// Closes the link to a member: it left, was banished, or does not answer.
+    pub(crate) fn close(&self, node: NodeId) {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&node);
+    }
+
+    /// The members with an open link.
+    pub(crate) fn linked(&self) -> Vec<NodeId> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
+    }
+
+    /// Closes the links that have carried nothing for [`IDLE`] or whose far end is gone.
+    pub(crate) fn sweep(&self) {
+        let now = Instant::now();
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, l| !l.send.is_closed() && now - l.used < IDLE);
+        self.opening.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, gate| Arc::strong_count(gate) > 1);
+    }
+
+    async fn link(&self, to: NodeId) -> Result<Link, LinkError> {
+        if let Some(link) = self.ready(to) {
+            return Ok(link);
+        }
+        // One dialler for each member; whoever waited finds the link that the first one made.
+        let gate = self.opening.lock().unwrap_or_else(PoisonError::into_inner).entry(to).or_default().clone();
+        let _turn = gate.lock().await;
+        if let Some(link) = self.ready(to) {
+            return Ok(link);
+        }
+        let mut last = LinkError::NoAddress(to);
+        for address in (self.whereabouts)(to) {
+            match self.open_at(address, Some(to)).await {
+                Ok((_, link)) => {
+                    self.keep(to, link.clone());
+                    return Ok(link);
+                }
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    fn ready(&self, to: NodeId) -> Option<Link> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let link = open.get_mut(&to)?;
+        if link.send.is_closed() {
+            open.remove(&to);
+            return None;
+        }
+        link.used = Instant::now();
+        Some(link.clone())
+    }
+
+    fn keep(&self, node: NodeId, link: Link) {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if open.get(&node).is_some_and(|l| !l.send.is_closed()) {
+            return;
+        }
+        if open.len() >= MAX_LINKS
+            && let Some(oldest) = open.iter().min_by_key(|(_, l)| l.used).map(|(n, _)| *n)
+        {
+            open.remove(&oldest);
+        }
+        open.insert(node, link);
+        // A full queue only means that this session's exchange of digests comes with the next periodic one.
+        let _ = self.opened.try_send(node);
+    }
+
+    async fn open_at(&self, address: SocketAddr, expect: Option<NodeId>) -> Result<(NodeId, Link), LinkError> {
+        timeout(DIAL_TIMEOUT, self.handshake(address, expect)).await.map_err(|_| LinkError::Timeout(address))?
+    }
+
+    async fn handshake(&self, address: SocketAddr, expect: Option<NodeId>) -> Result<(NodeId, Link), LinkError> {
+        let failed = |e: std::io::Error| LinkError::Connect(address, e);
+        let tcp = self.dial.dial(address).await.map_err(failed)?;
+        let name = NodeTls::server_name();
+        let tls = TlsConnector::from(self.tls.clone()).connect(name, tcp).await.map_err(failed)?;
+        let key = peer_key(tls.get_ref().1).map_err(|e| failed(std::io::Error::other(e)))?;
+        let owner = key.node_id();
+        let stranger = |why: String| LinkError::Stranger(address, owner, why);
+        if owner == self.membership.me() {
+            return Err(LinkError::Itself(address, owner));
+        }
+        if let Some(expected) = expect.filter(|n| *n != owner) {
+            return Err(stranger(format!("the {expected} expected there")));
+        }
+        let (mut send, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .keep_alive_interval(Duration::from_secs(20))
+            .keep_alive_timeout(Duration::from_secs(10))
+            .handshake(TokioIo::new(tls))
+            .await
+            .map_err(|e| LinkError::Broken(owner, e.to_string()))?;
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(node = %owner, %error, "link ended");
+            }
+        });
+        self.hello(&mut send, owner).await?;
+        if !self.membership.roster().is_active(owner) {
+            return Err(stranger("an active member of this mesh".into()));
+        }
+        Ok((owner, Link { send, address, used: Instant::now() }))
+    }
+
+    async fn hello(&self, send: &mut SendRequest<Full<Bytes>>, owner: NodeId) -> Result<(), LinkError> {
+        let broken = |e: String| LinkError::Broken(owner, e);
+        let mine = self.membership.roster().entry(self.membership.me()).cloned().ok_or_else(|| broken("this host is not in its roster".into()))?;
+        let body = serde_json::to_vec(&Hello { entry: mine }).map_err(|e| broken(e.to_string()))?;
+        let answer = exchange(send.clone(), owner, Method::POST, "/v1/hello", body.into()).await?;
+        let theirs: Hello = serde_json::from_slice(&answer).map_err(|e| broken(e.to_string()))?;
+        self.membership.merge(theirs.entry).await.map_err(|e| broken(e.to_string()))?;
+        Ok(())
+    }
+}
+
+async fn exchange(
+    mut send: SendRequest<Full<Bytes>>,
+    to: NodeId,
+    method: Method,
+    path: &'static str,
+    body: Bytes,
+) -> Result<Bytes, LinkError> {
+    let broken = |e: String| LinkError::Broken(to, e);
+    let request = Request::builder()
+        .method(method)
+        .uri(format!("https://mesh{path}"))
+        .body(Full::new(body))
+        .map_err(|e| broken(e.to_string()))?;
+    send.ready().await.map_err(|e| broken(e.to_string()))?;
+    let answer = send.send_request(request).await.map_err(|e| broken(e.to_string()))?;
+    let status = answer.status();
+    let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await.map_err(|e| broken(e.to_string()))?.to_bytes();
+    if status.is_success() {
+        Ok(body)
+    } else {
+        let what: String = String::from_utf8_lossy(&body).chars().take(200).filter(|c| !c.is_control()).collect();
+        Err(LinkError::Refused(to, status, what))
+    }
+}

@@ -1,0 +1,188 @@
+//! The answering side of the member API: what one member may ask another.
+//!
+//! Owns the routes, their size limits and who may use them. The caller's node key was proven by TLS; whether it is an active member is
+//! asked at every request, so a banished node is refused on a connection that was opened before.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use meshd_ca::identity::{NodeId, Workload};
+use meshd_ca::keys::{PublicKey, Signature, base64url};
+use serde::{Deserialize, Serialize};
+use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
+
+use super::gossip::Mailbox;
+use super::link::Hello;
+use crate::identity::verifier::peer_key;
+use crate::membership::Membership;
+
+/// The longest request body.
+const MAX_BODY: usize = 1 << 20;
+/// Requests in progress on one connection.
+const MAX_STREAMS: u32 = 32;
+/// SVIDs in one request.
+pub(crate) const MAX_SVIDS: usize = 64;
+
+/// A request for SVIDs: for each, what it names, the key it is for, and the proof that the asker holds that key.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct SvidRequest {
+    pub(crate) wanted: Vec<Wanted>,
+}
+
+/// One SVID wanted.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Wanted {
+    pub(crate) workload: Workload,
+    pub(crate) key: PublicKey,
+    pub(crate) proof: Signature,
+}
+
+/// The answer: DER certificates in the order of the request, empty where the name was refused.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct SvidAnswer {
+    pub(crate) leaves: Vec<Certificate>,
+}
+
+/// A DER certificate in JSON.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Certificate(#[serde(with = "base64url")] pub(crate) Vec<u8>);
+
+/// What the holder of a workload key signs to prove that it has it.
+pub(crate) fn possession(node: NodeId, workload: &Workload) -> Vec<u8> {
+    format!("meshd svid request\0{node}\0{workload}").into_bytes()
+}
+
+/// Answers what the far end of `stream` asks, until it goes.
+pub(crate) async fn serve(stream: TlsStream<TcpStream>, api: Arc<Api>) {
+    let caller = match peer_key(stream.get_ref().1) {
+        Ok(key) => key,
+        Err(error) => {
+            tracing::debug!(%error, "a control connection without a node key");
+            return;
+        }
+    };
+    let service = service_fn(move |request| {
+        let api = api.clone();
+        async move { Ok::<_, std::convert::Infallible>(api.answer(caller, request).await) }
+    });
+    let served = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .keep_alive_interval(Duration::from_secs(20))
+        .keep_alive_timeout(Duration::from_secs(10))
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+    if let Err(error) = served {
+        tracing::debug!(node = %caller.node_id(), %error, "control connection ended");
+    }
+}
+
+/// What the routes need.
+pub(crate) struct Api {
+    pub(crate) membership: Arc<Membership>,
+    pub(crate) gossip: Mailbox,
+    /// How long the SVIDs live that this node issues, should it be an authority.
+    pub(crate) svid_lifetime: Duration,
+}
+
+/// A refusal: status and reason.
+struct No(StatusCode, String);
+
+impl Api {
+    async fn answer(&self, caller: PublicKey, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        let (status, body) = match self.route(caller, request).await {
+            Ok(body) => (StatusCode::OK, body),
+            Err(No(status, why)) => {
+                tracing::debug!(node = %caller.node_id(), %status, why, "refused a control request");
+                (status, why.into())
+            }
+        };
+        let mut response = Response::new(Full::new(body));
+        *response.status_mut() = status;
+        response
+    }
+
+    async fn route(&self, caller: PublicKey, request: Request<Incoming>) -> Result<Bytes, No> {
+        let node = caller.node_id();
+        let (parts, body) = request.into_parts();
+        if parts.method != Method::POST {
+            return Err(No(StatusCode::METHOD_NOT_ALLOWED, "every call is a POST".into()));
+        }
+        let hello = parts.uri.path() == "/v1/hello";
+        // Strangers may only introduce themselves, and that is short.
+        if !hello && !self.membership.roster().is_active(node) {
+            return Err(No(StatusCode::FORBIDDEN, "not an active member of this mesh".into()));
+        }
+        let limit = if hello { 32 << 10 } else { MAX_BODY };
+        let body = Limited::new(body, limit).collect().await.map_err(|e| No(StatusCode::BAD_REQUEST, e.to_string()))?.to_bytes();
+        match parts.uri.path() {
+            "/v1/hello" => self.hello(node, &body).await,
+            "/v1/gossip" => {
+                self.gossip.packet(node, body);
+                Ok(Bytes::new())
+            }
+            "/v1/digest" => self.gossip.reply(node, body).await.map(Into::into).ok_or_else(busy),
+            "/v1/svid" => self.svid(node, &body).await,
+            _ => Err(No(StatusCode::NOT_FOUND, "no such call; this meshd may be older than the one that asks".into())),
+        }
+    }
+
+    async fn hello(&self, node: NodeId, body: &[u8]) -> Result<Bytes, No> {
+        let hello: Hello = parse(body)?;
+        if hello.entry.member().node() != node {
+            return Err(No(StatusCode::FORBIDDEN, "that is the entry of another node".into()));
+        }
+        let changed = self.membership.merge(hello.entry.clone()).await.map_err(|e| No(StatusCode::FORBIDDEN, e.to_string()))?;
+        let roster = self.membership.roster();
+        if !roster.is_active(node) {
+            return Err(No(StatusCode::FORBIDDEN, "not an active member of this mesh".into()));
+        }
+        if changed {
+            self.gossip.entry(hello.entry);
+        }
+        let mine = roster.entry(self.membership.me()).cloned().ok_or_else(busy)?;
+        to_json(&Hello { entry: mine })
+    }
+
+    async fn svid(&self, node: NodeId, body: &[u8]) -> Result<Bytes, No> {
+        let request: SvidRequest = parse(body)?;
+        if request.wanted.len() > MAX_SVIDS {
+            return Err(No(StatusCode::PAYLOAD_TOO_LARGE, format!("at most {MAX_SVIDS} SVIDs in one request")));
+        }
+        let mut wanted = Vec::with_capacity(request.wanted.len());
+        for w in request.wanted {
+            w.key
+                .verify(&possession(node, &w.workload), &w.proof)
+                .map_err(|_| No(StatusCode::FORBIDDEN, format!("no proof of the key for {}", w.workload)))?;
+            wanted.push((w.workload, w.key));
+        }
+        let leaves = self
+            .membership
+            .issue(node, &wanted, self.svid_lifetime)
+            .await
+            .map_err(|e| No(StatusCode::FORBIDDEN, e.to_string()))?
+            .into_iter()
+            .map(|leaf| Certificate(leaf.map(|l| l.der).unwrap_or_default()))
+            .collect();
+        to_json(&SvidAnswer { leaves })
+    }
+}
+
+fn busy() -> No {
+    No(StatusCode::SERVICE_UNAVAILABLE, "busy or about to stop: try again".into())
+}
+
+fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, No> {
+    serde_json::from_slice(body).map_err(|e| No(StatusCode::BAD_REQUEST, e.to_string()))
+}
+
+fn to_json(value: &impl Serialize) -> Result<Bytes, No> {
+    serde_json::to_vec(value).map(Into::into).map_err(|e| No(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))
+}

@@ -1,0 +1,167 @@
+//! From no mesh to a mesh: look, found, wait, or join.
+//!
+//! The rule that matters: a host without a token never joins by itself and never founds a second mesh beside one it can see. What is
+//! seen is only a hint, so a liar on the LAN can make a new host wait, and nothing else.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::StatusCode;
+use meshd_agent::source::mdns::tag_matches;
+use meshd_ca::join::Joined;
+use meshd_ca::keys::PrivateKey;
+use meshd_ca::token::JoinToken;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep};
+
+use super::kernel::Marked;
+use super::lan::Lan;
+use super::{Daemon, GONE, Phase, Request, Stop};
+use crate::admin::local::No;
+use crate::api::{self, Done};
+use crate::config::Config;
+use crate::control::join::{self, JoinFailure};
+use crate::control::link::Dial;
+use crate::identity::provider;
+use crate::identity::tls::NodeTls;
+use crate::membership::Membership;
+
+/// How long a join looks for the mesh of its token on the LAN when the token's own addresses do not answer.
+const SEARCH: Duration = Duration::from_secs(6);
+/// How often the LAN is looked at while searching.
+const STEP: Duration = Duration::from_millis(100);
+
+/// Waits, looks and asks until this node has a place in a mesh; `None` when the process is told to stop first.
+pub(super) async fn acquire(
+    daemon: &Arc<Daemon>,
+    inbox: &mut mpsc::Receiver<Request>,
+    stop: &mut Stop,
+) -> anyhow::Result<Option<Membership>> {
+    let gone = daemon.store.load(GONE)?.map(|saved| saved.bytes.to_vec());
+    match gone.as_deref() {
+        Some(b"banished") => daemon.enter(Phase::Banished),
+        Some(_) => daemon.enter(Phase::Left),
+        None => daemon.enter(Phase::New),
+    }
+    let patience = Instant::now() + daemon.config.found_after;
+    loop {
+        let idle = daemon.phase();
+        let looking = gone.is_none() && matches!(idle, Phase::New);
+        tokio::select! {
+            () = stop.asked() => return Ok(None),
+            request = inbox.recv() => match request {
+                Some(Request::Join(token, reply)) => {
+                    daemon.enter(Phase::Joining);
+                    match redeem(&daemon.config, &daemon.lan, &daemon.key, &token).await {
+                        Ok(joined) => {
+                            let answer = api::Joined { mesh: joined.roster.mesh(), name: joined.name.clone(), already: false };
+                            let membership = adopt(daemon, joined)?;
+                            let _ = reply.send(Ok(answer));
+                            return Ok(Some(membership));
+                        }
+                        Err(failure) => {
+                            tracing::warn!(%failure, "could not join");
+                            daemon.enter(idle);
+                            let _ = reply.send(Err(no(&failure)));
+                        }
+                    }
+                }
+                Some(Request::Leave(reply)) => {
+                    let _ = reply.send(Ok(Done {}));
+                }
+                None => return Ok(None),
+            },
+            seen = look(daemon, patience), if looking => match seen {
+                Some(address) => {
+                    tracing::info!(%address, "a mesh is there and this host has no token for it: waiting");
+                    daemon.enter(Phase::Pending(format!("a mesh answers at {address}, and this host has no token for it")));
+                }
+                None => {
+                    let name = daemon.config.host_name.clone();
+                    let membership = Membership::found(
+                        daemon.key.clone(), daemon.store.clone(), daemon.clock.clone(), name, daemon.config.trust_domain.clone(),
+                    )?;
+                    tracing::info!(mesh = %membership.roster().mesh(), "no mesh seen: founded one");
+                    return Ok(Some(membership));
+                }
+            },
+        }
+    }
+}
+
+/// Looks for any mesh until `patience` is over.
+async fn look(daemon: &Daemon, patience: Instant) -> Option<SocketAddr> {
+    let mut peers = daemon.config.peer_addresses();
+    loop {
+        if let Some(seen) = daemon.lan.seen().iter().find_map(|s| s.addresses.first().copied()) {
+            return Some(seen);
+        }
+        // A configured peer that answers is a mesh that can be seen.
+        if let Some(peer) = peers.pop()
+            && let Ok(Ok(_)) = tokio::time::timeout(Duration::from_secs(1), Marked.dial(peer)).await
+        {
+            return Some(peer);
+        }
+        if Instant::now() >= patience && peers.is_empty() {
+            return None;
+        }
+        sleep(STEP).await;
+    }
+}
+
+pub(super) fn adopt(daemon: &Daemon, joined: Joined) -> anyhow::Result<Membership> {
+    if daemon.clock.raise(joined.time) {
+        daemon.save_floor();
+    }
+    let membership = Membership::adopt(daemon.key.clone(), daemon.store.clone(), daemon.clock.clone(), joined.roster)?;
+    daemon.store.remove(GONE)?;
+    Ok(membership)
+}
+
+/// What a token means to a node that is a member already: the same mesh is no work, an own mesh of one is given up for it, any other is
+/// refused.
+pub(super) fn already(current: Option<&Membership>, token: &JoinToken) -> anyhow::Result<Option<api::Joined>> {
+    let Some(current) = current else { return Ok(None) };
+    let roster = current.roster();
+    if roster.mesh() == token.mesh {
+        return Ok(Some(api::Joined { mesh: token.mesh, name: current.name(), already: true }));
+    }
+    if roster.active().count() > 1 {
+        anyhow::bail!("this host is a member of mesh {} with others; `meshd leave` first", roster.mesh());
+    }
+    Ok(None)
+}
+
+/// Carries out a join: first the addresses in the token, then configured peers, then whoever on the LAN shows the tag of that mesh.
+pub(super) async fn redeem(config: &Config, lan: &Lan, key: &PrivateKey, token: &JoinToken) -> Result<Joined, JoinFailure> {
+    let tls = NodeTls::new(&provider::provider(), key).map_err(|e| JoinFailure::Local(e.to_string()))?.join_client;
+    let dial = Marked;
+    let mut tried: Vec<SocketAddr> = Vec::new();
+    let mut failure = JoinFailure::NoAddress;
+    let end = Instant::now() + SEARCH;
+    loop {
+        let on_lan = lan.seen().into_iter().filter(|s| s.tag.is_some_and(|t| tag_matches(token.mesh, &t))).flat_map(|s| s.addresses);
+        let known = token.hints.iter().copied().chain(config.peer_addresses());
+        let fresh: Vec<_> = known.chain(on_lan).filter(|a| !tried.contains(a)).collect();
+        for address in fresh {
+            if tried.contains(&address) {
+                continue;
+            }
+            tried.push(address);
+            match join::join(token, &[address], key, &config.host_name, tls.clone(), &dial).await {
+                Ok(joined) => return Ok(joined),
+                Err(refused @ JoinFailure::Refused(..)) => return Err(refused),
+                Err(other) => failure = join::more_telling(failure, other),
+            }
+        }
+        if Instant::now() >= end || !config.mdns {
+            return Err(failure);
+        }
+        sleep(STEP).await;
+    }
+}
+
+pub(super) fn no(failure: &JoinFailure) -> No {
+    No::new(StatusCode::BAD_GATEWAY, "could not join", failure, "a token works once, for the time it was made for; make a new one with `meshd token create`")
+}

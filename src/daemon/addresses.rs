@@ -1,0 +1,194 @@
+//! Drives `meshd_agent::addresses`: makes the dials it wants, tells it how they went, and puts its answer into the kernel.
+//!
+//! Owns the one [`Bindings`] of the process, in one task. Readers get snapshots from [`Book`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use meshd_agent::addresses::{Bindings, Bound, Claimant, Claimed, Contested, Failure, Own, Presence, Probe, Warning};
+use meshd_agent::catalog::Catalog;
+use meshd_agent::record;
+use meshd_ca::identity::NodeId;
+use tokio::sync::{mpsc, watch};
+
+use super::lan::Addresses;
+use super::rules::Rules;
+use crate::control::link::{LinkError, Links};
+use crate::intercept::process::since_boot;
+
+/// News waiting for the task.
+const QUEUE: usize = 256;
+/// How often everything is looked at even if nothing happens.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// What the task is told besides the catalog.
+pub(crate) enum News {
+    /// Gossip hears a node, or no longer does.
+    Heard(NodeId, bool),
+    /// A connection to this address went wrong.
+    Suspect(IpAddr),
+    /// A probe came back.
+    Probed(Probe, Result<NodeId, LinkError>),
+}
+
+/// What the others may know of the addresses.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Snapshot {
+    /// The capture set.
+    pub(crate) captured: BTreeMap<IpAddr, Bound>,
+    /// Addresses that two members answer for.
+    pub(crate) contested: Vec<Contested>,
+    /// Addresses whose owner does not answer.
+    pub(crate) warnings: Vec<Warning>,
+}
+
+/// Everybody else's side of the task.
+#[derive(Clone)]
+pub(crate) struct Book {
+    news: mpsc::Sender<News>,
+    latest: watch::Receiver<Arc<Snapshot>>,
+}
+
+impl Book {
+    /// Tells the task something; dropped when it is behind, since it looks at everything again by itself.
+    pub(crate) fn tell(&self, news: News) {
+        let _ = self.news.try_send(news);
+    }
+    /// The state now.
+    pub(crate) fn latest(&self) -> Arc<Snapshot> {
+        self.latest.borrow().clone()
+    }
+}
+
+/// What the task works with.
+pub(crate) struct Task {
+    pub(crate) me: NodeId,
+    pub(crate) strict: bool,
+    pub(crate) links: Arc<Links>,
+    pub(crate) rules: Arc<Rules>,
+    pub(crate) catalog: watch::Receiver<Arc<Catalog>>,
+    pub(crate) own: watch::Receiver<Addresses>,
+    pub(crate) remembered: Vec<(IpAddr, NodeId)>,
+}
+
+/// The task's side of a [`Book`].
+pub(crate) struct Side {
+    news: mpsc::Sender<News>,
+    inbox: mpsc::Receiver<News>,
+    publish: watch::Sender<Arc<Snapshot>>,
+}
+
+/// A book with nothing in it, and the side that fills it.
+pub(crate) fn book() -> (Book, Side) {
+    let (news, inbox) = mpsc::channel(QUEUE);
+    let (publish, latest) = watch::channel(Arc::default());
+    (Book { news: news.clone(), latest }, Side { news, inbox, publish })
+}
+
+impl Side {
+    /// Fills the book until the channels of `task` end.
+    pub(crate) async fn run(self, task: Task) {
+        task.run(self.news, self.inbox, self.publish).await;
+    }
+}
+
+impl Task {
+    async fn run(mut self, news: mpsc::Sender<News>, mut inbox: mpsc::Receiver<News>, publish: watch::Sender<Arc<Snapshot>>) {
+        let mut bindings = Bindings::new(self.me, std::mem::take(&mut self.remembered));
+        self.update(&mut bindings);
+        loop {
+            for probe in bindings.due(now()) {
+                let (links, news) = (self.links.clone(), news.clone());
+                tokio::spawn(async move {
+                    let owner = links.prove(SocketAddr::new(probe.ip, probe.port)).await;
+                    let _ = news.send(News::Probed(probe, owner)).await;
+                });
+            }
+            self.show(&bindings, &publish);
+            let pause = bindings.next_due().map_or(LOOK, |at| Duration::from_millis(at.saturating_sub(now()))).min(LOOK);
+            tokio::select! {
+                changed = self.catalog.changed() => match changed {
+                    Ok(()) => self.update(&mut bindings),
+                    Err(_) => return,
+                },
+                changed = self.own.changed() => match changed {
+                    Ok(()) => self.update(&mut bindings),
+                    Err(_) => return,
+                },
+                Some(first) = inbox.recv() => {
+                    take(&mut bindings, first);
+                    while let Ok(more) = inbox.try_recv() {
+                        take(&mut bindings, more);
+                    }
+                }
+                () = tokio::time::sleep(pause) => self.update(&mut bindings),
+            }
+        }
+    }
+
+    fn update(&mut self, bindings: &mut Bindings) {
+        let catalog = self.catalog.borrow_and_update().clone();
+        let own = self.own.borrow_and_update().clone();
+        let claimants: Vec<Claimant> = catalog.records().map(|r| claimant(r.record())).filter(|c| c.node != self.me).collect();
+        bindings.update(&claimants, &Own { addresses: (*own.own).clone(), strict: self.strict }, now());
+    }
+
+    fn show(&self, bindings: &Bindings, publish: &watch::Sender<Arc<Snapshot>>) {
+        let snapshot =
+            Snapshot { captured: bindings.captured().clone(), contested: bindings.contested(), warnings: bindings.warnings() };
+        let before = publish.borrow().clone();
+        if before.captured != snapshot.captured {
+            // Readers first: a connection that the kernel hands over must find its member.
+            publish.send_replace(Arc::new(snapshot));
+            let set: BTreeSet<IpAddr> = bindings.captured().keys().copied().collect();
+            tracing::info!(addresses = set.len(), "capture set changed");
+            self.rules.peers(set);
+        } else if before.contested != snapshot.contested || before.warnings != snapshot.warnings {
+            for w in snapshot.warnings.iter().filter(|w| !before.warnings.contains(w)) {
+                tracing::warn!(address = %w.ip, owner = %w.owner, captured = w.captured, found = ?w.found, "a member does not answer at its address");
+            }
+            for c in snapshot.contested.iter().filter(|c| !before.contested.contains(c)) {
+                tracing::warn!(address = %c.ip, owner = %c.owner, challenger = %c.challenger, "two members answer for one address");
+            }
+            publish.send_replace(Arc::new(snapshot));
+        }
+    }
+}
+
+fn take(bindings: &mut Bindings, news: News) {
+    match news {
+        News::Heard(node, up) => bindings.heard(node, up),
+        News::Suspect(ip) => bindings.suspect(ip, now()),
+        News::Probed(probe, Ok(owner)) => bindings.proved(probe.ip, probe.port, owner, now()),
+        News::Probed(probe, Err(error)) => {
+            tracing::debug!(address = %probe.ip, expected = %probe.expect, %error, "a probe proved nobody");
+            match error {
+                // Our own key answered, or another key did: that is a proof too, of somebody unexpected.
+                LinkError::Itself(_, me) => bindings.proved(probe.ip, probe.port, me, now()),
+                LinkError::Stranger(..) | LinkError::Refused(..) => bindings.failed(probe.ip, probe.port, Failure::Stranger, now()),
+                _ => bindings.failed(probe.ip, probe.port, Failure::Silence, now()),
+            }
+        }
+    }
+}
+
+fn claimant(record: &record::NodeRecord) -> Claimant {
+    Claimant {
+        node: record.node,
+        sequence: record.sequence,
+        port: record.port,
+        strict: record.mode == record::Mode::Strict,
+        presence: match record.presence {
+            record::Presence::Running => Presence::Running,
+            record::Presence::Restarting => Presence::Restarting,
+            record::Presence::Stopped => Presence::Stopped,
+        },
+        addresses: record.addresses.iter().map(|a| Claimed { ip: a.ip, shared: a.shared }).collect(),
+    }
+}
+
+fn now() -> u64 {
+    u64::try_from(since_boot().as_millis()).unwrap_or(u64::MAX)
+}

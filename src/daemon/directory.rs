@@ -1,0 +1,45 @@
+//! Who is where, as the data plane asks it: answered from the newest snapshots, without waiting.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use meshd_agent::catalog::Catalog;
+use meshd_agent::record::{Listener, Presence};
+use meshd_ca::identity::{NodeId, Workload};
+use tokio::sync::watch;
+
+use super::addresses::Book;
+use super::lan::Addresses;
+use crate::proxy;
+
+/// The snapshots that answer.
+pub(crate) struct Snapshots {
+    pub(crate) book: Book,
+    pub(crate) catalog: watch::Receiver<Arc<Catalog>>,
+    pub(crate) addresses: watch::Receiver<Addresses>,
+    /// What listens on this host, newest first look; ahead of our own record, which others see.
+    pub(crate) listeners: Arc<ArcSwap<Vec<Listener>>>,
+}
+
+impl proxy::Directory for Snapshots {
+    fn member_at(&self, ip: IpAddr) -> Option<proxy::Member> {
+        let bound = *self.book.latest().captured.get(&ip)?;
+        let restarting = self.catalog.borrow().record(bound.node).is_some_and(|r| r.presence == Presence::Restarting);
+        Some(proxy::Member { node: bound.node, port: bound.port, restarting })
+    }
+
+    fn is_own(&self, ip: IpAddr) -> bool {
+        self.addresses.borrow().own.contains(&ip)
+    }
+
+    fn expected(&self, node: NodeId, service: SocketAddr) -> Option<Workload> {
+        self.catalog.borrow().listener(node, service.ip(), service.port()).map(|l| l.workload.clone())
+    }
+
+    fn listener(&self, service: SocketAddr) -> Option<Workload> {
+        let listeners = self.listeners.load();
+        let on = |at: Option<IpAddr>| listeners.iter().find(|l| l.port == service.port() && l.ip == at);
+        on(Some(service.ip())).or_else(|| on(None)).map(|l| l.workload.clone())
+    }
+}

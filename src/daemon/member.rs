@@ -1,0 +1,368 @@
+//! A member at work: everything that runs while this node is in a mesh, and the order in which it starts and ends.
+//!
+//! Start: trust -> SVIDs -> rules (empty) -> mesh port -> gossip -> addresses -> capture. End: tell the others -> rules away -> let
+//! connections end -> cut the rest. Tasks live in one [`JoinSet`] and end with it.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context;
+use arc_swap::ArcSwap;
+use hyper::StatusCode;
+use meshd_agent::catalog::Catalog;
+use meshd_agent::gossip::{Gossip, GossipConfig};
+use meshd_agent::record::{self, Address, Listener, NodeRecord, Presence, SignedRecord};
+use meshd_ca::identity::{NodeId, SpiffeId, Workload};
+use meshd_ca::roster::{Roster, Standing};
+use meshd_ca::time::UnixTime;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use super::addresses::{self, Book, News};
+use super::directory::Snapshots;
+use super::kernel::{HostKernel, Marked, Owners};
+use super::rules::Rules;
+use super::{Daemon, End, Phase, Request, Stop, acquire, listeners};
+use crate::admin::local::No;
+use crate::admin::view;
+use crate::api::Done;
+use crate::config::Mode;
+use crate::control::front::{self, Arrived, Configs};
+use crate::control::gossip::{self, Mailbox};
+use crate::control::issuance::Authorities;
+use crate::control::join;
+use crate::control::link::Links;
+use crate::control::serve::{self, Api};
+use crate::identity::provider;
+use crate::identity::svids::Svids;
+use crate::identity::tls::{DataTls, NodeTls};
+use crate::identity::verifier::{SvidVerifier, Trust};
+use crate::intercept::socket::{Mark, listen};
+use crate::intercept::sockdiag::SockDiag;
+use crate::membership::Membership;
+use crate::proxy::live::Cut;
+use crate::proxy::{self, Proxy};
+
+/// How often the listeners of this host are looked at.
+const LISTENERS: Duration = Duration::from_secs(1);
+/// How often SVIDs, links, rules and edges are looked after.
+const TICK: Duration = Duration::from_millis(500);
+/// How long the news of this node's stop may take to leave.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// How long an edge without connections is remembered.
+const EDGE_AGE: Duration = Duration::from_secs(3600);
+/// Saved: the highest record sequence this node may have used.
+const SEQUENCE: &str = "sequence";
+/// How far the saved sequence is ahead, so that the file is written once in so many changes.
+const SEQUENCE_STEP: u64 = 1000;
+/// Saved: SVIDs and their keys, so that a restart without any authority in reach still has them.
+const SVIDS: &str = "svids";
+
+/// A member at work, for whoever wants to look.
+pub(crate) struct Member {
+    pub(crate) membership: Arc<Membership>,
+    pub(crate) book: Book,
+    pub(crate) rules: Arc<Rules>,
+    pub(crate) proxy: Arc<Proxy>,
+    pub(crate) svids: Arc<Svids>,
+    pub(crate) links: Arc<Links>,
+    clock: crate::clock::Clock,
+    port: u16,
+    catalog: watch::Receiver<Arc<Catalog>>,
+    addresses: watch::Receiver<super::lan::Addresses>,
+    heard: Arc<Heard>,
+}
+
+impl Member {
+    pub(crate) fn me(&self) -> NodeId {
+        self.membership.me()
+    }
+    pub(crate) fn now(&self) -> UnixTime {
+        self.clock.now()
+    }
+    pub(crate) fn catalog(&self) -> Arc<Catalog> {
+        self.catalog.borrow().clone()
+    }
+    /// Whether a node is up, as far as gossip knows.
+    pub(crate) fn hears(&self, node: NodeId) -> bool {
+        self.heard.0.lock().unwrap_or_else(PoisonError::into_inner).get(&node).is_some_and(|(up, _)| *up)
+    }
+    /// How long ago a node was heard: no time for one that is up.
+    pub(crate) fn last_heard(&self, node: NodeId) -> Option<Duration> {
+        let heard = self.heard.0.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.get(&node).map(|(up, at)| if *up { Duration::ZERO } else { at.elapsed() })
+    }
+    pub(crate) fn own_addresses(&self) -> Arc<BTreeSet<IpAddr>> {
+        self.addresses.borrow().own.clone()
+    }
+    pub(crate) fn skip_ports(&self) -> &BTreeSet<u16> {
+        self.rules.skip_ports()
+    }
+    /// Where a token should say that this host is.
+    pub(crate) fn hints(&self) -> Vec<SocketAddr> {
+        view::reachable_at(&self.addresses.borrow().published, self.port)
+    }
+}
+
+/// Which nodes gossip hears, and since when not.
+#[derive(Default)]
+pub(crate) struct Heard(Mutex<HashMap<NodeId, (bool, Instant)>>);
+
+impl Heard {
+    fn note(&self, node: NodeId, up: bool) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(node, (up, Instant::now()));
+    }
+}
+
+/// Runs a member until something ends it. `knock` is where other members may be found at first.
+pub(super) async fn run(
+    daemon: &Arc<Daemon>,
+    membership: Arc<Membership>,
+    knock: Vec<SocketAddr>,
+    inbox: &mut mpsc::Receiver<Request>,
+    stop: &mut Stop,
+) -> anyhow::Result<End> {
+    let config = daemon.config();
+    let clock = daemon.clock().clone();
+    let mut tasks = JoinSet::new();
+    let mut roster = membership.watch();
+
+    // Whom we believe, and by which clock.
+    let crypto = provider::provider();
+    let node_tls = NodeTls::new(&crypto, &daemon.key).context("cannot make the node's own certificate")?;
+    let trust = Arc::new(ArcSwap::from_pointee(Trust { bundle: membership.bundle(), roster: membership.roster() }));
+    let now = { let clock = clock.clone(); Arc::new(move || clock.now()) };
+    let verifier = Arc::new(SvidVerifier::new(trust.clone(), now, crypto));
+
+    // The ways to the others.
+    let (catalog_writer, catalog) = watch::channel(Arc::new(Catalog::default()));
+    let (opened, mut sessions) = mpsc::channel(64);
+    let (book, book_side) = addresses::book();
+    let whereabouts = { let (book, catalog) = (book.clone(), catalog.clone()); move |node| whereabouts(&book, &catalog, node) };
+    let links = Arc::new(Links::new(
+        membership.clone(), node_tls.control_client.clone(), Arc::new(Marked), Box::new(whereabouts), opened,
+    ));
+    let (mailbox, gossip_inbox) = Mailbox::new();
+
+    // Our own names.
+    let authorities = Arc::new(Authorities { membership: membership.clone(), links: links.clone(), clock: clock.clone(), lifetime: config.svid_lifetime });
+    let svids = svids(daemon, &membership, &verifier, authorities)?;
+    let looked: Arc<ArcSwap<Vec<Listener>>> = Arc::default();
+    let owners = Arc::new(Owners::new(membership.name()));
+
+    // The kernel and the data plane.
+    let rules = Arc::new(Rules::install(config, skip_ports(daemon))?);
+    let snapshots = Arc::new(Snapshots {
+        book: book.clone(), catalog: catalog.clone(), addresses: daemon.lan.addresses(), listeners: looked.clone(),
+    });
+    let kernel = Arc::new(HostKernel { owners: owners.clone(), diag: SockDiag::open()?, rules: rules.clone() });
+    let proxy = Proxy::new(kernel, snapshots.clone(), svids.clone(), verifier.clone(), settings(config), proxy::live::Limits::default());
+
+    let heard = Arc::new(Heard::default());
+    let member = Arc::new(Member {
+        membership: membership.clone(), book: book.clone(), rules: rules.clone(), proxy: proxy.clone(), svids: svids.clone(),
+        links: links.clone(), clock: clock.clone(), port: config.port, catalog: catalog.clone(), addresses: daemon.lan.addresses(), heard: heard.clone(),
+    });
+
+    // Doors.
+    let configs = Configs {
+        data: DataTls { svids: svids.clone(), listeners: { let s = snapshots.clone(); Arc::new(move |at| proxy::Directory::listener(&*s, at)) } },
+        node: node_tls,
+    };
+    let arrivals = Arc::new(Arrivals {
+        api: Arc::new(Api { membership: membership.clone(), gossip: mailbox.clone(), svid_lifetime: config.svid_lifetime }),
+        proxy: proxy.clone(), membership: membership.clone(), mailbox: mailbox.clone(), joining: Arc::default(),
+    });
+    let counters = Arc::new(front::Counters::default());
+    for ip in [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()] {
+        let Some(listener) = door(SocketAddr::new(ip, config.port), "mesh")? else { continue };
+        let arrivals = arrivals.clone();
+        tasks.spawn(front::accept(listener, configs.clone(), counters.clone(), move |arrived, from| arrivals.clone().take(arrived, from)));
+    }
+    for ip in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
+        let Some(listener) = door(SocketAddr::new(ip, config.capture_port), "capture")? else { continue };
+        tasks.spawn(proxy::outbound::accept(proxy.clone(), listener));
+    }
+
+    // Gossip and addresses.
+    let engine = Gossip::new(GossipConfig::default(), membership.me(), u64::from_be_bytes(meshd_ca::keys::random()?));
+    let told = { let (heard, book) = (heard.clone(), book.clone()); Box::new(move |node, up| { heard.note(node, up); book.tell(News::Heard(node, up)); }) };
+    tasks.spawn(gossip::run(
+        gossip::Task { engine, membership: membership.clone(), links: links.clone(), catalog: catalog_writer, heard: told }, gossip_inbox,
+    ));
+    tasks.spawn(book_side.run(addresses::Task {
+        me: membership.me(), strict: config.mode == Mode::Strict, links: links.clone(), rules: rules.clone(),
+        catalog: catalog.clone(), own: daemon.lan.addresses(), remembered: Vec::new(),
+    }));
+    tasks.spawn(knocking(daemon.clone(), member.clone(), knock));
+    let keeper = Keeper::new(daemon, &membership, mailbox.clone())?;
+    let (presence, presence_watch) = watch::channel(Presence::Running);
+    tasks.spawn(keeper.run(owners, looked, svids.clone(), except(daemon), daemon.lan.addresses(), presence_watch));
+
+    daemon.lan.announce(Some(membership.roster().mesh()));
+    daemon.enter(Phase::Member(member.clone()));
+    tracing::info!(mesh = %membership.roster().mesh(), name = %membership.name(), node = %membership.me(), mode = %config.mode, "member");
+
+    let mut tick = interval(TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let end = loop {
+        tokio::select! {
+            () = stop.asked() => break End::Stop,
+            Some(node) = sessions.recv() => mailbox.session(node),
+            changed = roster.changed() => {
+                changed.context("the roster is gone")?;
+                let now = roster.borrow_and_update().clone();
+                trust.store(Arc::new(Trust { bundle: now.bundle(), roster: now.clone() }));
+                cut_inactive(&now, &proxy, &links);
+                match now.member(membership.me()).map(|m| m.standing) {
+                    Some(Standing::Active) => {}
+                    Some(Standing::Left) => break End::Left,
+                    _ => break End::Banished,
+                }
+            }
+            request = inbox.recv() => match request {
+                Some(Request::Join(token, reply)) => match acquire::already(Some(&membership), &token) {
+                    Ok(Some(joined)) => { let _ = reply.send(Ok(joined)); }
+                    Ok(None) => match acquire::redeem(config, &daemon.lan, &daemon.key, &token).await {
+                        Ok(joined) => {
+                            let (next, answer) = acquire::adopt(daemon, joined)?;
+                            let _ = reply.send(Ok(answer));
+                            break End::Joined(Box::new(next));
+                        }
+                        Err(failure) => { let _ = reply.send(Err(acquire::no(&failure))); }
+                    },
+                    Err(error) => { let _ = reply.send(Err(No::new(StatusCode::CONFLICT, "cannot join", error, ""))); }
+                },
+                Some(Request::Leave(reply)) => match leave(&membership, &mailbox).await {
+                    Ok(()) => { let _ = reply.send(Ok(Done {})); break End::Left; }
+                    Err(no) => { let _ = reply.send(Err(no)); }
+                },
+                None => break End::Stop,
+            },
+            _ = tick.tick() => look_after(daemon, &member, &svids).await,
+            Some(ended) = tasks.join_next() => if let Err(error) = ended && error.is_panic() {
+                // A part of the daemon that is gone leaves a member that lies about itself: better to be started again.
+                anyhow::bail!("a part of meshd failed: {error}");
+            },
+        }
+    };
+
+    // Others first, so that they stop sending here; then our own applications; then what is still open.
+    tracing::info!("stopping: telling the others, then letting connections end");
+    daemon.lan.announce(None);
+    presence.send_replace(Presence::Stopped);
+    let _ = tokio::time::timeout(FAREWELL, mailbox.leave()).await;
+    rules.remove();
+    proxy.live.drain(config.drain).await;
+    proxy.live.cut_all(Cut::Stopping);
+    tasks.shutdown().await;
+    Ok(end)
+}
+
+/// What to do with what arrives on the mesh port.
+struct Arrivals {
+    api: Arc<Api>,
+    proxy: Arc<Proxy>,
+    membership: Arc<Membership>,
+    mailbox: Mailbox,
+    joining: Arc<AtomicUsize>,
+}
+
+impl Arrivals {
+    async fn take(self: Arc<Self>, arrived: Arrived, from: SocketAddr) {
+        match arrived {
+            Arrived::Data(tunnel) => proxy::inbound::serve(&self.proxy, tunnel, from).await,
+            Arrived::Control(stream) => serve::serve(stream, self.api.clone()).await,
+            Arrived::Join(stream) => {
+                let admitted = join::serve(stream, from, self.membership.clone(), self.joining.clone()).await;
+                if let Some(entry) = admitted.and_then(|node| self.membership.roster().entry(node).cloned()) {
+                    self.mailbox.entry(entry);
+                }
+            }
+        }
+    }
+}
+
+/// A listening socket of ours; none where the address family does not exist on this host.
+fn door(address: SocketAddr, what: &str) -> anyhow::Result<Option<TcpListener>> {
+    match listen(address, Mark::Mesh) {
+        Ok(listener) => Ok(Some(listener)),
+        Err(error) if address.is_ipv6() && error.kind() != std::io::ErrorKind::AddrInUse => {
+            tracing::info!(%error, %address, "no IPv6 here");
+            Ok(None)
+        }
+        Err(error) => Err(error).with_context(|| format!("cannot listen on the {what} port {address}; is another program or meshd using it?")),
+    }
+}
+
+/// Addresses of a node, best first: proven ones, then those it publishes.
+fn whereabouts(book: &Book, catalog: &watch::Receiver<Arc<Catalog>>, node: NodeId) -> Vec<SocketAddr> {
+    let proven = book.latest();
+    let proven = proven.captured.iter().filter(|(_, b)| b.node == node).map(|(ip, b)| SocketAddr::new(*ip, b.port));
+    let mut all: Vec<SocketAddr> = proven.collect();
+    if let Some(record) = catalog.borrow().record(node) {
+        all.extend(record.addresses.iter().map(|a| SocketAddr::new(a.ip, record.port)));
+    }
+    let mut seen = BTreeSet::new();
+    all.retain(|a| seen.insert(*a));
+    all.truncate(8);
+    all
+}
+
+fn cut_inactive(roster: &Roster, proxy: &Proxy, links: &Links) {
+    for gone in roster.members().filter(|m| !roster.is_active(m.node())) {
+        let why = if gone.standing == Standing::Banished { Cut::Banished } else { Cut::Left };
+        let cut = proxy.live.cut(gone.node(), why);
+        links.close(gone.node());
+        if cut > 0 {
+            tracing::info!(node = %gone.node(), cut, "cut the connections of a node that is no member any more");
+        }
+    }
+}
+
+async fn leave(membership: &Membership, mailbox: &Mailbox) -> Result<(), No> {
+    let no = |why: String, remedy: &str| No::new(StatusCode::CONFLICT, "cannot leave", why, remedy);
+    let roster = membership.roster();
+    let others = roster.active().filter(|m| m.node() != membership.me()).count();
+    let other_authorities = roster.authorities().filter(|m| m.node() != membership.me()).count();
+    if others > 0 && other_authorities == 0 && membership.is_authority().await {
+        return Err(no(
+            format!("this host is the only authority of a mesh with {others} other members, whose certificates nobody could renew"),
+            "let the others leave first",
+        ));
+    }
+    let entry = membership.leave().await.map_err(|e| no(e.to_string(), ""))?;
+    mailbox.entry(entry);
+    Ok(())
+}
+
+/// Ports that are never captured: the configured ones, and those k3s needs to come up without us.
+fn skip_ports(daemon: &Daemon) -> BTreeSet<u16> {
+    const K3S: [u16; 6] = [2379, 2380, 6443, 9345, 10250, 10257];
+    let mut skip: BTreeSet<u16> = daemon.config().skip_ports.iter().copied().collect();
+    if std::path::Path::new("/etc/rancher").exists() {
+        skip.extend(K3S);
+    }
+    skip
+}
+
+/// Ports that are nobody's service: our own, and those never captured.
+fn except(daemon: &Daemon) -> BTreeSet<u16> {
+    let config = daemon.config();
+    let mut except = skip_ports(daemon);
+    except.extend([config.port, config.capture_port, config.admin_port]);
+    except
+}
+
+fn settings(config: &crate::config::Config) -> proxy::Settings {
+    proxy::Settings {
+        ports: proxy::OwnPorts { mesh: config.port, capture: config.capture_port, admin: config.admin_port },
+        keepalive: config.keepalive,
+        ..proxy::Settings::default()
+    }
+}

@@ -1,0 +1,254 @@
+//! The daemon: wiring and the order of life.
+//!
+//! Owns the process from the first look at the state directory to the last byte of the last connection. A node is in one [`Phase`] at a
+//! time; what changes the phase goes through one loop in [`run`], so no two changes ever race. Everything a phase started ends with it.
+
+mod acquire;
+mod addresses;
+mod directory;
+mod kernel;
+mod lan;
+mod listeners;
+mod member;
+mod rules;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use hyper::StatusCode;
+use meshd_ca::identity::NodeId;
+use meshd_ca::keys::PrivateKey;
+use meshd_ca::store::Store;
+use meshd_ca::time::UnixTime;
+use meshd_ca::token::JoinToken;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+
+use crate::admin::local::{self, No, Socket};
+use crate::api::{Done, JoinRequest, Joined};
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::membership::{self, Membership};
+
+pub(crate) use member::Member;
+
+/// The file of the clock floor: seconds since 1970 as text.
+const CLOCK: &str = "clock";
+/// The file that says why there is no roster: this host left, or was banished. Without it, no roster means a new host.
+const GONE: &str = "gone";
+
+/// Where this node is in its life.
+#[derive(Clone)]
+pub(crate) enum Phase {
+    /// Looking for a mesh.
+    New,
+    /// Sees one, has no token; and why.
+    Pending(String),
+    /// Redeems a token.
+    Joining,
+    /// In the roster.
+    Member(Arc<Member>),
+    /// Left by its own wish.
+    Left,
+    /// Put out.
+    Banished,
+}
+
+/// What the local API asks the loop to do.
+enum Request {
+    Join(JoinToken, oneshot::Sender<Result<Joined, No>>),
+    Leave(oneshot::Sender<Result<Done, No>>),
+}
+
+/// What every part of the daemon may know.
+pub(crate) struct Daemon {
+    config: Config,
+    clock: Clock,
+    key: Arc<PrivateKey>,
+    store: Arc<Store>,
+    started: Instant,
+    phase: watch::Sender<Phase>,
+    requests: mpsc::Sender<Request>,
+    lan: lan::Lan,
+}
+
+impl Daemon {
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
+    }
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.clock
+    }
+    /// This node's id, which it has before it is in any mesh.
+    pub(crate) fn node(&self) -> NodeId {
+        self.key.public().node_id()
+    }
+    pub(crate) fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+    pub(crate) fn phase(&self) -> Phase {
+        self.phase.borrow().clone()
+    }
+    /// The interfaces and the neighbours seen on them.
+    pub(crate) fn lan(&self) -> &lan::Lan {
+        &self.lan
+    }
+
+    /// The running member, or a refusal that says what this node is instead.
+    pub(crate) fn member(&self) -> Result<Arc<Member>, No> {
+        let (why, remedy) = match self.phase() {
+            Phase::Member(member) => return Ok(member),
+            Phase::New => ("it is still looking for one".into(), "try again in a moment"),
+            Phase::Pending(why) => (why, "make a token with `meshd token create` on a member, then `meshd join TOKEN` here"),
+            Phase::Joining => ("it is joining one".into(), "try again in a moment"),
+            Phase::Left => ("it left".into(), "`meshd join TOKEN` brings it into a mesh"),
+            Phase::Banished => ("it was banished".into(), "a banished key stays out; empty the state directory to start anew"),
+        };
+        Err(No::new(StatusCode::CONFLICT, "this host is not a member of a mesh", why, remedy))
+    }
+
+    /// `POST /v1/join`.
+    pub(crate) async fn join(&self, request: JoinRequest) -> Result<Joined, No> {
+        let token: JoinToken = request.token.expose().trim().parse().map_err(|e| {
+            No::new(StatusCode::BAD_REQUEST, "cannot join", e, "copy the whole word that `meshd token create` printed")
+        })?;
+        self.ask(|reply| Request::Join(token, reply)).await
+    }
+
+    /// `POST /v1/leave`.
+    pub(crate) async fn leave(&self) -> Result<Done, No> {
+        self.member()?;
+        self.ask(Request::Leave).await
+    }
+
+    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<Result<T, No>>) -> Request) -> Result<T, No> {
+        let (reply, answer) = oneshot::channel();
+        let stopping = || No::new(StatusCode::SERVICE_UNAVAILABLE, "meshd is stopping", "", "start it again first");
+        self.requests.send(request(reply)).await.map_err(|_| stopping())?;
+        answer.await.map_err(|_| stopping())?
+    }
+
+    fn enter(&self, phase: Phase) {
+        self.phase.send_replace(phase);
+    }
+
+    fn save_floor(&self) {
+        if let Err(error) = self.store.save(CLOCK, self.clock.floor().0.to_string().as_bytes()) {
+            tracing::warn!(%error, "the clock floor could not be saved");
+        }
+    }
+}
+
+/// How the phase of a member ended.
+enum End {
+    /// Somebody told the process to stop.
+    Stop,
+    /// It joined another mesh.
+    Joined(Box<Membership>),
+    /// It left, and has answered whoever asked.
+    Left,
+    /// Others put it out.
+    Banished,
+}
+
+/// Signals that end the daemon.
+struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stop {
+    async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// Runs the daemon until it is told to stop.
+///
+/// # Errors
+/// When it cannot start: the state directory is not usable or used by another daemon, a port is taken, the kernel lacks something.
+/// Once it runs, nothing but a signal ends it.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    let (store, key, clock) = open(&config)?;
+    let mut stop = Stop { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? };
+    if let Err(error) = crate::intercept::process::raise_file_limit() {
+        tracing::warn!(%error, "the limit of open files could not be raised");
+    }
+    let socket = Socket::bind(&config.run_dir)
+        .with_context(|| format!("cannot make the socket in {}; set run_dir to a directory that can be written", config.run_dir.display()))?;
+    let (requests, mut inbox) = mpsc::channel(16);
+    let lan = lan::Lan::start(&config, key.public().node_id());
+    let daemon = Arc::new(Daemon {
+        config,
+        clock,
+        key,
+        store,
+        started: Instant::now(),
+        phase: watch::Sender::new(Phase::New),
+        requests,
+        lan,
+    });
+    let api = tokio::spawn(local::serve(socket, daemon.clone()));
+    let mut next = Membership::load(daemon.key.clone(), daemon.store.clone(), daemon.clock.clone())?;
+    loop {
+        let membership = match next.take() {
+            Some(membership) => membership,
+            None => match acquire::acquire(&daemon, &mut inbox, &mut stop).await? {
+                Some(membership) => membership,
+                None => break,
+            },
+        };
+        match member::run(&daemon, Arc::new(membership), &mut inbox, &mut stop).await? {
+            End::Stop => break,
+            End::Joined(membership) => next = Some(*membership),
+            End::Left => gone(&daemon, "left")?,
+            End::Banished => gone(&daemon, "banished")?,
+        }
+    }
+    daemon.save_floor();
+    api.abort();
+    tracing::info!("stopped");
+    Ok(())
+}
+
+fn gone(daemon: &Daemon, why: &str) -> anyhow::Result<()> {
+    daemon.store.save(GONE, why.as_bytes())?;
+    Membership::forget(&daemon.store)?;
+    Ok(())
+}
+
+fn open(config: &Config) -> anyhow::Result<(Arc<Store>, Arc<PrivateKey>, Clock)> {
+    let store = Store::open(&config.state_dir).with_context(|| format!("cannot use the state directory {}", config.state_dir.display()))?;
+    let key = membership::node_key(&store).context("cannot read or make the node key")?;
+    let floor = match store.load(CLOCK)? {
+        Some(saved) => String::from_utf8_lossy(&saved.bytes).trim().parse().unwrap_or(0),
+        None => 0,
+    };
+    Ok((Arc::new(store), Arc::new(key), Clock::new(UnixTime(floor))))
+}
+
+/// Joins without a running daemon: the next `meshd run` starts as a member.
+///
+/// # Errors
+/// When another process uses the state directory, or the join fails; says which and what to do.
+pub async fn join_offline(config: &Config, token: &str) -> anyhow::Result<Joined> {
+    let (store, key, clock) = open(config)?;
+    let token: JoinToken = token.trim().parse().context("cannot read the token: copy the whole word that `meshd token create` printed")?;
+    let current = Membership::load(key.clone(), store.clone(), clock.clone())?;
+    if let Some(joined) = acquire::already(current.as_ref(), &token)? {
+        return Ok(joined);
+    }
+    let lan = lan::Lan::start(config, key.public().node_id());
+    let joined = acquire::redeem(config, &lan, &key, &token).await?;
+    let answer = Joined { mesh: joined.roster.mesh(), name: joined.name.clone(), already: false };
+    clock.raise(joined.time);
+    store.save(CLOCK, clock.floor().0.to_string().as_bytes())?;
+    Membership::adopt(key, store.clone(), clock, joined.roster)?;
+    store.remove(GONE)?;
+    Ok(answer)
+}

@@ -1,0 +1,142 @@
+//! The capture rules of this daemon: installed once, kept in place, taken away at the end.
+//!
+//! Owns the one [`Capture`] of the process. A failure to change the kernel's table is never fatal: it is logged, shown by `status` and
+//! `check`, and tried again by [`Rules::tend`].
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::api;
+use crate::config::{Config, Mode};
+use crate::intercept::nft::{Counters, Verdict};
+use crate::intercept::{Capture, Enforcement, InterceptError, RuleConfig};
+
+/// The rules, and whether they are in place.
+pub(crate) struct Rules {
+    config: RuleConfig,
+    state: Mutex<State>,
+}
+
+struct State {
+    capture: Option<Capture>,
+    peers: BTreeSet<IpAddr>,
+    trouble: Option<String>,
+}
+
+impl Rules {
+    /// Installs the rules with an empty capture set.
+    ///
+    /// # Errors
+    /// When another meshd runs in this network namespace. Any other trouble leaves a member that is reachable and captures nothing.
+    pub(crate) fn install(config: &Config, skip_ports: BTreeSet<u16>) -> Result<Self, InterceptError> {
+        let rules = RuleConfig {
+            capture_port: config.capture_port,
+            mesh_port: config.port,
+            skip_ports,
+            enforcement: match config.mode {
+                Mode::Permissive => Enforcement::Permissive,
+                Mode::Strict => Enforcement::Strict,
+                Mode::Audit => Enforcement::Audit,
+            },
+            persist: config.mode == Mode::Strict,
+            own_cgroup: None,
+        };
+        let (capture, trouble) = match Capture::install(&rules) {
+            Ok(capture) => (Some(capture), None),
+            Err(error @ InterceptError::Occupied) => return Err(error),
+            Err(error) => {
+                tracing::error!(%error, "no capture: connections from this host to members are not secured");
+                (None, Some(error.to_string()))
+            }
+        };
+        Ok(Self { config: rules, state: Mutex::new(State { capture, peers: BTreeSet::new(), trouble }) })
+    }
+
+    /// Ports that are never captured.
+    pub(crate) fn skip_ports(&self) -> &BTreeSet<u16> {
+        &self.config.skip_ports
+    }
+
+    /// Makes these the captured addresses.
+    pub(crate) fn peers(&self, peers: BTreeSet<IpAddr>) {
+        let mut state = self.lock();
+        state.peers = peers;
+        state.apply();
+    }
+
+    /// Lets the kernel refuse a destination for a moment.
+    pub(crate) fn refuse(&self, destination: SocketAddr, lasts: Duration) {
+        if let Some(capture) = &self.lock().capture
+            && let Err(error) = capture.refuse(destination, lasts)
+        {
+            tracing::debug!(%error, %destination, "cannot refuse a port in the kernel");
+        }
+    }
+
+    /// What the kernel counted.
+    pub(crate) fn counters(&self) -> Option<Counters> {
+        self.lock().capture.as_ref()?.counters().ok()
+    }
+
+    /// Looks whether the rules are as they were installed, and repairs them.
+    pub(crate) fn tend(&self) {
+        let mut state = self.lock();
+        let broken = match state.capture.as_ref().map(Capture::verify) {
+            Some(Ok(Verdict::Intact)) => state.trouble.is_some(),
+            Some(Ok(Verdict::Changed)) => {
+                tracing::warn!("somebody changed the capture rules: installing them again");
+                state.capture = None;
+                true
+            }
+            Some(Err(error)) => {
+                tracing::warn!(%error, "cannot look at the capture rules");
+                false
+            }
+            None => true,
+        };
+        if !broken {
+            return;
+        }
+        if state.capture.is_none() {
+            match Capture::install(&self.config) {
+                Ok(capture) => state.capture = Some(capture),
+                Err(error) => {
+                    state.trouble = Some(error.to_string());
+                    return;
+                }
+            }
+        }
+        state.apply();
+    }
+
+    /// For `status`.
+    pub(crate) fn state(&self) -> api::Capture {
+        let state = self.lock();
+        api::Capture { on: state.capture.is_some() && state.trouble.is_none(), why: state.trouble.clone() }
+    }
+
+    /// Takes the rules away: from here on connections are not captured any more.
+    pub(crate) fn remove(&self) {
+        if let Some(capture) = self.lock().capture.take()
+            && let Err(error) = capture.remove()
+        {
+            tracing::error!(%error, "the capture rules could not be removed; `meshd cleanup` tries again");
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn apply(&mut self) {
+        let Some(capture) = &self.capture else { return };
+        self.trouble = capture.set_peers(&self.peers).err().map(|error| {
+            tracing::error!(%error, "the capture set could not be changed");
+            error.to_string()
+        });
+    }
+}

@@ -1,0 +1,281 @@
+//! The live connections, by peer: how many there may be, and how to end them.
+//!
+//! Invariant: a connection is in here from before its peer is trusted until its task ends, so that [`Live::cut`] misses none. A
+//! caller that stops trusting a node changes what is trusted first and cuts second.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use meshd_ca::identity::NodeId;
+use serde::Serialize;
+use thiserror::Error;
+use tokio::sync::Notify;
+use tokio::time::timeout;
+
+use super::Fault;
+use super::edges::Direction;
+
+/// How many connections a node holds.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// In each direction, over all peers.
+    pub all: usize,
+    /// In each direction, with one peer.
+    pub per_peer: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { all: 16_384, per_peer: 8_192 }
+    }
+}
+
+/// Why we ended a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Error, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cut {
+    /// The peer was banished.
+    #[error("the peer was banished")]
+    Banished,
+    /// The peer, or this node, left the mesh.
+    #[error("one of the two hosts left the mesh")]
+    Left,
+    /// It outlived the drain before a stop.
+    #[error("meshd is stopping")]
+    Stopping,
+}
+
+/// The registry.
+pub struct Live {
+    limits: Limits,
+    state: Mutex<State>,
+    ended: Notify,
+    overloads: AtomicU64,
+}
+
+#[derive(Default)]
+struct State {
+    draining: bool,
+    next: u64,
+    connections: HashMap<u64, (NodeId, Arc<Slot>)>,
+    counts: HashMap<(Direction, Option<NodeId>), usize>,
+}
+
+#[derive(Default)]
+struct Slot {
+    cut: OnceLock<Cut>,
+    wake: Notify,
+}
+
+impl Live {
+    /// An empty registry.
+    pub fn new(limits: Limits) -> Self {
+        Self { limits, state: Mutex::default(), ended: Notify::new(), overloads: AtomicU64::new(0) }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing in here can panic half-way through a change.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Registers a connection with `peer` for as long as the ticket lives.
+    ///
+    /// # Errors
+    /// [`Fault::Overload`] when there are too many, [`Fault::Draining`] when no new ones are taken.
+    pub fn enter(&self, direction: Direction, peer: NodeId) -> Result<Ticket<'_>, Fault> {
+        let mut s = self.state();
+        if s.draining {
+            return Err(Fault::Draining);
+        }
+        let count = |of| s.counts.get(&(direction, of)).copied().unwrap_or(0);
+        if count(None) >= self.limits.all || count(Some(peer)) >= self.limits.per_peer {
+            self.overloads.fetch_add(1, Ordering::Relaxed);
+            return Err(Fault::Overload);
+        }
+        for of in [None, Some(peer)] {
+            *s.counts.entry((direction, of)).or_default() += 1;
+        }
+        s.next += 1;
+        let (id, slot) = (s.next, Arc::<Slot>::default());
+        s.connections.insert(id, (peer, slot.clone()));
+        Ok(Ticket { live: self, id, direction, peer, slot })
+    }
+
+    /// Ends every connection with `peer` at once; the applications see resets. Returns how many there were.
+    pub fn cut(&self, peer: NodeId, why: Cut) -> usize {
+        self.cut_where(why, |p| p == peer)
+    }
+
+    /// Ends every connection at once; the applications see resets. Returns how many there were.
+    pub fn cut_all(&self, why: Cut) -> usize {
+        self.cut_where(why, |_| true)
+    }
+
+    fn cut_where(&self, why: Cut, whose: impl Fn(NodeId) -> bool) -> usize {
+        let s = self.state();
+        let chosen = s.connections.values().filter(|(peer, _)| whose(*peer));
+        chosen.map(|(_, slot)| slot.cut.set(why).map(|()| slot.wake.notify_one())).filter(Result::is_ok).count()
+    }
+
+    /// Takes no new connections, waits up to `patience` for the live ones to end, then resets what is left. Returns how many that
+    /// were. Accept loops end by themselves, see [`Live::draining`].
+    pub async fn drain(&self, patience: Duration) -> usize {
+        self.state().draining = true;
+        self.ended.notify_waiters();
+        if timeout(patience, self.empty()).await.is_ok() {
+            return 0;
+        }
+        let left = self.cut_all(Cut::Stopping);
+        // Cut connections end at their next step; a bound in case one of them is stuck in a system call.
+        let _ = timeout(Duration::from_secs(1), self.empty()).await;
+        left
+    }
+
+    /// Waits until a drain began.
+    pub async fn draining(&self) {
+        self.when(|s| s.draining).await;
+    }
+
+    async fn empty(&self) {
+        self.when(|s| s.connections.is_empty()).await;
+    }
+
+    async fn when(&self, is: impl Fn(&State) -> bool) {
+        loop {
+            // Made before the look, so that no change between the two is missed.
+            let change = self.ended.notified();
+            if is(&self.state()) {
+                return;
+            }
+            change.await;
+        }
+    }
+
+    /// How many connections there are, both directions together.
+    pub fn count(&self) -> usize {
+        self.state().connections.len()
+    }
+
+    /// How many connections were refused for being too many since the start.
+    pub fn overloads(&self) -> u64 {
+        self.overloads.load(Ordering::Relaxed)
+    }
+}
+
+/// The registration of one connection; dropping it removes it.
+pub struct Ticket<'a> {
+    live: &'a Live,
+    id: u64,
+    direction: Direction,
+    peer: NodeId,
+    slot: Arc<Slot>,
+}
+
+impl Ticket<'_> {
+    /// Does the connection's work until it is done or the connection is cut.
+    ///
+    /// # Errors
+    /// The work's own, or [`Fault::Cut`].
+    pub async fn run<T>(&self, work: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
+        tokio::select! {
+            biased;
+            cut = self.until_cut() => Err(Fault::Cut(cut)),
+            done = work => done,
+        }
+    }
+
+    async fn until_cut(&self) -> Cut {
+        loop {
+            if let Some(cut) = self.slot.cut.get() {
+                return *cut;
+            }
+            self.slot.wake.notified().await;
+        }
+    }
+}
+
+impl fmt::Debug for Ticket<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Ticket({} with {})", self.id, self.peer)
+    }
+}
+
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        let mut s = self.live.state();
+        s.connections.remove(&self.id);
+        for of in [None, Some(self.peer)] {
+            let key = (self.direction, of);
+            if let Some(n) = s.counts.get_mut(&key) {
+                *n -= 1;
+                if *n == 0 {
+                    s.counts.remove(&key);
+                }
+            }
+        }
+        if s.connections.is_empty() {
+            self.live.ended.notify_waiters();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: NodeId = NodeId::from_bytes([1; 16]);
+    const B: NodeId = NodeId::from_bytes([2; 16]);
+
+    #[test]
+    fn limits_are_per_direction_and_given_back() {
+        let live = Live::new(Limits { all: 3, per_peer: 2 });
+        let a1 = live.enter(Direction::Inbound, A).unwrap();
+        let _a2 = live.enter(Direction::Inbound, A).unwrap();
+        assert!(matches!(live.enter(Direction::Inbound, A), Err(Fault::Overload)));
+        let _b1 = live.enter(Direction::Inbound, B).unwrap();
+        assert!(matches!(live.enter(Direction::Inbound, B), Err(Fault::Overload)));
+        let _out = live.enter(Direction::Outbound, A).unwrap();
+        drop(a1);
+        let _a3 = live.enter(Direction::Inbound, A).unwrap();
+        assert_eq!((live.count(), live.overloads()), (4, 2));
+    }
+
+    #[tokio::test]
+    async fn a_cut_reaches_the_peers_connections_only_even_before_they_wait() {
+        let live = Live::new(Limits::default());
+        let (a, b) = (live.enter(Direction::Inbound, A).unwrap(), live.enter(Direction::Outbound, B).unwrap());
+        assert_eq!(live.cut(A, Cut::Banished), 1);
+        assert_eq!(live.cut(A, Cut::Left), 0, "once is enough");
+        let r = a.run(std::future::pending::<Result<(), Fault>>()).await;
+        assert!(matches!(r, Err(Fault::Cut(Cut::Banished))));
+        assert!(b.run(async { Ok(()) }).await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn drain_waits_then_cuts() {
+        let live = Arc::new(Live::new(Limits::default()));
+        let hold = |long: bool| {
+            let live = live.clone();
+            tokio::spawn(async move {
+                let t = live.enter(Direction::Inbound, A).unwrap();
+                let work = async {
+                    tokio::time::sleep(Duration::from_secs(if long { 3600 } else { 1 })).await;
+                    Ok(())
+                };
+                t.run(work).await
+            })
+        };
+        let (short, long) = (hold(false), hold(true));
+        tokio::task::yield_now().await;
+        assert_eq!(live.count(), 2);
+        assert_eq!(live.drain(Duration::from_secs(5)).await, 1);
+        live.draining().await;
+        assert!(short.await.unwrap().is_ok());
+        assert!(matches!(long.await.unwrap(), Err(Fault::Cut(Cut::Stopping))));
+        assert!(matches!(live.enter(Direction::Inbound, A), Err(Fault::Draining)));
+        assert_eq!(live.drain(Duration::from_secs(5)).await, 0);
+    }
+}

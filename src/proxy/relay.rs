@@ -1,0 +1,168 @@
+//! Moving the bytes between an application's connection and a tunnel.
+//!
+//! Owns the end of a connection: [`Relay::relay`] returns `Ok` only after both directions ended cleanly and everything was handed
+//! to the kernel, and only then is the application's socket switched to an orderly close. On any other way out it resets.
+//!
+//! [`Plain`] is the reference: whatever replaces it for speed must behave the same, byte by byte and end by end.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio_rustls::TlsStream;
+
+use super::edges::Meter;
+use super::header::{Header, Refusal, Verdict};
+use super::{Fault, socket};
+
+/// Buffer of a direction that has been quiet so far.
+const SMALL: usize = 8 * 1024;
+/// Buffer of a direction that filled the small one: four TLS records.
+const LARGE: usize = 64 * 1024;
+
+/// Which end of the tunnel this is.
+#[derive(Debug, Clone, Copy)]
+pub enum Role {
+    /// We dialled. The header leaves at once, with whatever the application has said by now; the peer's verdict comes before its
+    /// bytes.
+    Dialler(Header),
+    /// We were dialled and the service accepted: that verdict leaves with the service's first bytes or its end, never alone.
+    Dialled,
+}
+
+/// What moves the bytes of one connection.
+pub trait Relay: Send + Sync + 'static {
+    /// One end of a tunnel whose handshake is done and whose peer was checked.
+    type Tunnel: Send;
+
+    /// Relays until both directions have ended. `app` is a socket that resets when dropped ([`socket::abortive`]); so it stays
+    /// unless all went well. The bytes are counted in `meter` as they pass.
+    ///
+    /// # Errors
+    /// [`Fault::Refused`] when the peer refused; [`Fault::App`], [`Fault::Tunnel`] or [`Fault::NoVerdict`] when one side broke.
+    fn relay(&self, app: TcpStream, tunnel: Self::Tunnel, role: Role, meter: &Meter)
+    -> impl Future<Output = Result<(), Fault>> + Send;
+}
+
+/// The reference: rustls as it is, `close_notify` ends a direction.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Plain;
+
+impl Relay for Plain {
+    type Tunnel = TlsStream<TcpStream>;
+
+    async fn relay(&self, mut app: TcpStream, tunnel: Self::Tunnel, role: Role, meter: &Meter) -> Result<(), Fault> {
+        let (from_app, to_app) = app.split();
+        let (from_peer, to_peer) = tokio::io::split(tunnel);
+        match role {
+            Role::Dialler(header) => tokio::try_join!(
+                send(from_app, to_peer, Lead::Now(header.encode()), &meter.sent),
+                receive(from_peer, to_app, true, &meter.received),
+            )?,
+            Role::Dialled => tokio::try_join!(
+                send(from_app, to_peer, Lead::WithData(vec![Verdict::Accepted.encode()]), &meter.sent),
+                receive(from_peer, to_app, false, &meter.received),
+            )?,
+        };
+        socket::orderly(&app).map_err(Fault::App)
+    }
+}
+
+/// Bytes of ours in front of the application's.
+enum Lead {
+    Now(Vec<u8>),
+    WithData(Vec<u8>),
+}
+
+/// From the application into the tunnel.
+async fn send(
+    mut app: ReadHalf<'_>,
+    mut tunnel: impl AsyncWrite + Unpin,
+    lead: Lead,
+    count: &AtomicU64,
+) -> Result<(), Fault> {
+    let (lead, now) = match lead {
+        Lead::Now(lead) => (lead, true),
+        Lead::WithData(lead) => (lead, false),
+    };
+    let mut buffer = vec![0; SMALL];
+    let mut before = lead.len();
+    buffer[..before].copy_from_slice(&lead);
+    if now {
+        // The kernel tells a reset once only: ignored here, it would read as a clean end below.
+        let n = match app.try_read(&mut buffer[before..]) {
+            Ok(n) => n,
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => 0,
+            Err(e) => return Err(Fault::App(e)),
+        };
+        count.fetch_add(n as u64, Ordering::Relaxed);
+        tunnel.write_all(&buffer[..before + n]).await.map_err(Fault::Tunnel)?;
+        tunnel.flush().await.map_err(Fault::Tunnel)?;
+        before = 0;
+    }
+    loop {
+        let n = app.read(&mut buffer[before..]).await.map_err(Fault::App)?;
+        let bytes = &buffer[..before + n];
+        if !bytes.is_empty() {
+            tunnel.write_all(bytes).await.map_err(Fault::Tunnel)?;
+        }
+        if n == 0 {
+            // Sends what is pending, close_notify and a FIN.
+            return tunnel.shutdown().await.map_err(Fault::Tunnel);
+        }
+        tunnel.flush().await.map_err(Fault::Tunnel)?;
+        count.fetch_add(n as u64, Ordering::Relaxed);
+        if bytes.len() == buffer.len() {
+            buffer.resize(LARGE, 0);
+        }
+        before = 0;
+    }
+}
+
+/// Out of the tunnel to the application. Only close_notify reads as an end; a bare end of the TCP connection is an error.
+async fn receive(
+    mut tunnel: impl AsyncRead + Unpin,
+    mut app: WriteHalf<'_>,
+    mut verdict: bool,
+    count: &AtomicU64,
+) -> Result<(), Fault> {
+    let mut buffer = vec![0; SMALL];
+    loop {
+        let n = tunnel.read(&mut buffer).await.map_err(Fault::Tunnel)?;
+        let mut bytes = &buffer[..n];
+        if verdict {
+            let (first, rest) = bytes.split_first().ok_or(Fault::NoVerdict)?;
+            match Verdict::decode(*first) {
+                Verdict::Accepted => bytes = rest,
+                Verdict::Refused(why) => return Err(Fault::Refused(why)),
+            }
+            verdict = false;
+        }
+        if n == 0 {
+            return app.shutdown().await.map_err(Fault::App);
+        }
+        app.write_all(bytes).await.map_err(Fault::App)?;
+        count.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        if n == buffer.len() {
+            buffer.resize(LARGE, 0);
+        }
+    }
+}
+
+/// Tells the peer that nothing was delivered and why, and closes the tunnel so that it surely arrives: what the peer already sent
+/// is read and thrown away for a moment, because closing with unread bytes would send a reset that overtakes the word.
+pub async fn refuse(tunnel: &mut (impl AsyncRead + AsyncWrite + Unpin), why: Refusal) -> std::io::Result<()> {
+    const MOST: usize = 256 * 1024;
+    tunnel.write_all(&[Verdict::Refused(why).encode()]).await?;
+    tunnel.shutdown().await?;
+    let mut buffer = vec![0; SMALL];
+    let mut read = 0;
+    while read < MOST {
+        match tunnel.read(&mut buffer).await? {
+            0 => break,
+            n => read += n,
+        }
+    }
+    Ok(())
+}
