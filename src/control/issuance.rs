@@ -19,6 +19,10 @@ use crate::clock::Clock;
 use crate::identity::svids::Issuance;
 use crate::membership::{Membership, MembershipError};
 
+/// How often, and in what steps, it is looked whether an address of the authority has become known.
+const FIRST_WORD: usize = 40;
+const STEP: Duration = Duration::from_millis(50);
+
 /// Why an SVID could not be had.
 #[derive(Debug, Error)]
 pub(crate) enum IssuanceError {
@@ -79,6 +83,13 @@ impl Authorities {
         let mut failure = IssuanceError::NoAuthority;
         let authorities: Vec<_> = self.membership.roster().authorities().map(Member::node).filter(|n| *n != me).collect();
         for authority in authorities {
+            // Just after the start nobody has told us yet where the authority is; that is no failure.
+            for _ in 0..FIRST_WORD {
+                if self.links.knows(authority) {
+                    break;
+                }
+                tokio::time::sleep(STEP).await;
+            }
             match self.links.post(authority, "/v1/svid", body.clone()).await {
                 Ok(answer) => return self.read(&request, &answer),
                 Err(error) => failure = IssuanceError::Unreachable(error),

@@ -85,6 +85,10 @@ impl Member {
     pub(crate) fn catalog(&self) -> Arc<Catalog> {
         self.catalog.borrow().clone()
     }
+    /// Every catalog from now on.
+    pub(crate) fn watch_catalog(&self) -> watch::Receiver<Arc<Catalog>> {
+        self.catalog.clone()
+    }
     /// Whether a node is up, as far as gossip knows.
     pub(crate) fn hears(&self, node: NodeId) -> bool {
         self.heard.0.lock().unwrap_or_else(PoisonError::into_inner).get(&node).is_some_and(|(up, _)| *up)
@@ -147,7 +151,7 @@ pub(super) async fn run(
     let (book, book_side) = addresses::book();
     let whereabouts = { let (book, catalog) = (book.clone(), catalog.clone()); move |node| whereabouts(&book, &catalog, node) };
     let links = Arc::new(Links::new(
-        membership.clone(), node_tls.control_client.clone(), Arc::new(Marked), Box::new(whereabouts), opened,
+        membership.clone(), node_tls.control_client.clone(), Arc::new(Marked), Box::new(whereabouts), opened, config.port,
     ));
     let (mailbox, gossip_inbox) = Mailbox::new();
 
@@ -185,7 +189,7 @@ pub(super) async fn run(
         node: node_tls,
     };
     let arrivals = Arc::new(Arrivals {
-        api: Arc::new(Api { membership: membership.clone(), gossip: mailbox.clone(), svid_lifetime: config.svid_lifetime }),
+        api: Arc::new(Api { membership: membership.clone(), links: links.clone(), gossip: mailbox.clone(), port: config.port, svid_lifetime: config.svid_lifetime }),
         proxy: proxy.clone(), membership: membership.clone(), mailbox: mailbox.clone(), joining: Arc::default(),
     });
     let counters = Arc::new(front::Counters::default());
@@ -298,7 +302,7 @@ impl Arrivals {
     async fn take(self: Arc<Self>, arrived: Arrived, from: SocketAddr) {
         match arrived {
             Arrived::Data(tunnel) => proxy::inbound::serve(&self.proxy, tunnel, from).await,
-            Arrived::Control(stream) => serve::serve(stream, self.api.clone()).await,
+            Arrived::Control(stream) => serve::serve(stream, from, self.api.clone()).await,
             Arrived::Join(stream) => {
                 let admitted = join::serve(stream, from, self.membership.clone(), self.joining.clone()).await;
                 if let Some(entry) = admitted.and_then(|node| self.membership.roster().entry(node).cloned()) {
