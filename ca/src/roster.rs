@@ -6,8 +6,9 @@
 //! so it converges too.
 //!
 //! The rules, in the order in which they win:
-//! 1. **Banished is for ever.** One such entry by anybody who ever was an authority is enough, about anybody but the founder,
-//!    also if its signer is banished later.
+//! 0. About the founder only its own word counts, and it cannot be banished.
+//! 1. **Banished is for ever.** One such entry by anybody who ever was an authority is enough, also if its signer is banished
+//!    later.
 //! 2. What a banished authority signed otherwise counts for nothing, unless another authority signed it again (see
 //!    [`Roster::banish`]); nor do grants of authority that lead to the founder only through it.
 //! 3. A node's own word counts for one thing: that it left.
@@ -30,8 +31,8 @@ use crate::identity::{HostName, MeshId, NodeId, TrustDomain};
 use crate::keys::{KeyError, PrivateKey, PublicKey, sha256};
 use crate::signed::Signed;
 
-pub use entry::{Entry, MAX_ENTRY, MAX_ROOTS, Member, Standing};
 use entry::Slot;
+pub use entry::{Entry, MAX_ENTRY, MAX_ROOTS, Member, Standing};
 
 /// Most members of a mesh, those who left and the banished included.
 pub const MAX_MEMBERS: usize = 4096;
@@ -69,8 +70,8 @@ pub enum RosterError {
     /// The key is banished, which is for ever: the host needs a new node key.
     #[error("this node key is banished: remove its state directory to give the host a new key, then let it join again")]
     Banished,
-    /// The founder's key is what the roster hangs from: it cannot be banished.
-    #[error("the founder cannot be banished; found a new mesh if its key is in wrong hands")]
+    /// The founder's key is what the roster hangs from: nobody else may speak about it, and it cannot be banished.
+    #[error("the founder cannot be banished or admitted by others; found a new mesh if its key is in wrong hands")]
     Founder,
     /// Another authority can only be banished by the founder.
     #[error("an authority can be banished by the founder only: run the command there")]
@@ -124,6 +125,8 @@ pub struct Roster {
     /// Names in use: one owner each, who is active or may come back.
     names: BTreeMap<HostName, NodeId>,
     unproven: usize,
+    /// How long the entries are as a document, in bytes.
+    size: usize,
 }
 
 impl Roster {
@@ -164,6 +167,7 @@ impl Roster {
             seats: BTreeMap::new(),
             names: BTreeMap::new(),
             unproven: 0,
+            size: 0,
         }
     }
 
@@ -327,15 +331,14 @@ impl Roster {
     /// the same signer's later word, or is only kept until its signer turns out to be an authority.
     ///
     /// # Errors
-    /// [`RosterError::ForeignMesh`], [`RosterError::Full`], [`RosterError::Unproven`]; the roster is unchanged then.
+    /// [`RosterError::ForeignMesh`], [`RosterError::Founder`], [`RosterError::Full`], [`RosterError::Unproven`]; the roster is
+    /// unchanged then.
     pub fn merge(&mut self, entry: Entry) -> Result<bool, RosterError> {
         self.put(entry)
     }
 
     fn put(&mut self, entry: Entry) -> Result<bool, RosterError> {
-        if entry.mesh() != self.mesh() {
-            return Err(RosterError::ForeignMesh);
-        }
+        self.belongs(&entry)?;
         let slot = entry.slot();
         let old = self.entries.get(&slot);
         if old.is_some_and(|old| old.order() >= entry.order()) {
@@ -346,7 +349,8 @@ impl Roster {
                 return Err(RosterError::Unproven);
             }
             let known = self.of(slot.0).next().is_some();
-            if self.entries.len() >= MAX_ENTRIES || (!known && self.seats.len() >= MAX_MEMBERS) {
+            let long = self.size + entry.size() > MAX_ROSTER - MAX_ENTRY;
+            if long || self.entries.len() >= MAX_ENTRIES || (!known && self.seats.len() >= MAX_MEMBERS) {
                 return Err(RosterError::Full);
             }
         }
@@ -359,10 +363,23 @@ impl Roster {
         Ok(self.entries.get(&slot).is_some_and(|e| self.counts(e)))
     }
 
+    fn belongs(&self, entry: &Entry) -> Result<(), RosterError> {
+        let (m, (node, by, _)) = (entry.member(), entry.slot());
+        if entry.mesh() != self.mesh() {
+            return Err(RosterError::ForeignMesh);
+        }
+        if node == self.founder && (by != node || m.standing == Standing::Banished) {
+            return Err(RosterError::Founder);
+        }
+        Ok(())
+    }
+
     fn insert(&mut self, entry: Entry) {
         let slot = entry.slot();
         if self.entries.get(&slot).is_none_or(|old| old.order() < entry.order()) {
-            self.entries.insert(slot, Arc::new(entry));
+            self.size += entry.size();
+            let old = self.entries.insert(slot, Arc::new(entry));
+            self.size -= old.map_or(0, |old| old.size());
         }
     }
 
@@ -394,7 +411,7 @@ impl Roster {
             .entries
             .values()
             .map(|e| e.member())
-            .filter(|m| m.standing == Standing::Banished && self.granted.contains(&m.by) && m.node() != self.founder)
+            .filter(|m| m.standing == Standing::Banished && self.granted.contains(&m.by))
             .map(Member::node)
             .collect();
         self.trusted = self.reach(|node| !banished.contains(&node));
@@ -438,8 +455,12 @@ impl Roster {
     /// Who is an authority by a chain of grants from the founder through nodes that `may` be part of it.
     fn reach(&self, may: impl Fn(NodeId) -> bool) -> BTreeSet<NodeId> {
         let mut reached = BTreeSet::from([self.founder]);
-        let grants: Vec<(NodeId, NodeId)> =
-            self.entries.iter().filter(|((node, ..), e)| e.grants() && may(*node)).map(|((node, by, _), _)| (*node, *by)).collect();
+        let grants: Vec<(NodeId, NodeId)> = self
+            .entries
+            .iter()
+            .filter(|((node, ..), e)| e.grants() && may(*node))
+            .map(|((node, by, _), _)| (*node, *by))
+            .collect();
         loop {
             let before = reached.len();
             reached.extend(grants.iter().filter(|(_, by)| reached.contains(by)).map(|(node, _)| *node).collect::<Vec<_>>());
@@ -505,9 +526,7 @@ impl Roster {
         let mut roster = Self::chartered(document.charter, charter);
         for signed in document.entries {
             let entry = Entry::from_signed(signed)?;
-            if entry.mesh() != roster.mesh() {
-                return Err(RosterError::ForeignMesh);
-            }
+            roster.belongs(&entry)?;
             roster.insert(entry);
         }
         roster.settle();
@@ -515,8 +534,10 @@ impl Roster {
             return Err(RosterError::Full);
         }
         // What does not count is no part of a roster: somebody else put it into the document.
-        roster.entries = roster.entries.iter().filter(|(_, e)| roster.counts(e)).map(|(slot, e)| (*slot, Arc::clone(e))).collect();
+        roster.entries =
+            roster.entries.iter().filter(|(_, e)| roster.counts(e)).map(|(slot, e)| (*slot, Arc::clone(e))).collect();
         roster.unproven = 0;
+        roster.size = roster.entries.values().map(|e| e.size()).sum();
         if roster.seats.contains_key(&roster.founder) { Ok(roster) } else { Err(RosterError::Malformed) }
     }
 }

@@ -37,9 +37,19 @@ fn found(founder: &PrivateKey) -> Roster {
 }
 
 /// Everything that can be asked of a roster, in a comparable form.
-fn view(r: &Roster) -> (Vec<Member>, Vec<(HostName, NodeId)>, [u8; 32], Bundle, usize) {
-    let names = r.names.iter().map(|(n, id)| (n.clone(), *id)).collect();
-    (r.members().cloned().collect(), names, r.digest(), r.bundle(), r.unproven)
+#[derive(Debug, PartialEq)]
+struct View {
+    members: Vec<Member>,
+    names: BTreeMap<HostName, NodeId>,
+    digest: [u8; 32],
+    bundle: Bundle,
+    unproven: usize,
+    size: usize,
+}
+
+fn view(r: &Roster) -> View {
+    let (members, names) = (r.members().cloned().collect(), r.names.clone());
+    View { members, names, digest: r.digest(), bundle: r.bundle(), unproven: r.unproven, size: r.size }
 }
 
 #[test]
@@ -68,7 +78,8 @@ fn only_authorities_admit() {
     let itself = Member { roots: vec![root()], version: 9, ..r.member(id(&a)).unwrap().clone() };
     assert_eq!(r.merge(Entry::sign(&a, mesh_id(), itself).unwrap()), Ok(false));
     let foe = Member { standing: Standing::Banished, version: 99, ..r.member(id(&f)).unwrap().clone() };
-    assert_eq!(r.merge(Entry::sign(&a, mesh_id(), foe).unwrap()), Ok(false));
+    assert_eq!(r.merge(Entry::sign(&a, mesh_id(), foe.clone()).unwrap()), Err(RosterError::Founder));
+    assert_eq!(r.merge(Entry::sign(&f, mesh_id(), foe).unwrap()), Err(RosterError::Founder));
     assert!(!r.is_active(id(&b)) && r.authorities().count() == 1 && r.is_active(id(&f)));
     assert_eq!(r.entries().count(), 2);
 }
@@ -229,7 +240,7 @@ fn documents_are_checked_in_full() {
     forged.charter = Signed::new(&stranger, CHARTER, forged.charter.payload).unwrap();
     assert_eq!(read(&forged).err(), Some(RosterError::Key(KeyError::Signature)));
     let mut no_founder = document();
-    no_founder.entries.retain(|e| Entry::from_signed(e.clone()).unwrap().node != id(&f));
+    no_founder.entries.retain(|e| Entry::from_signed(e.clone()).unwrap().slot().0 != id(&f));
     assert_eq!(read(&no_founder).err(), Some(RosterError::Malformed));
     let mut other_mesh = document();
     let member = Member { version: 7, ..r.member(id(&a)).unwrap().clone() };
@@ -257,6 +268,8 @@ fn entries_are_bounded() {
     assert_eq!(Entry::from_signed(long), Err(RosterError::Malformed));
     let e = r.entry(id(&f)).unwrap();
     assert_eq!(Entry::from_bytes(&e.to_bytes()), Ok(e.clone()));
+    assert!((e.to_bytes().len()..e.to_bytes().len() + 16).contains(&e.size()));
+    assert_eq!(r.size, r.entries.values().map(|e| e.size()).sum::<usize>());
     assert_eq!(serde_json::from_slice::<Entry>(&serde_json::to_vec(e).unwrap()).unwrap(), *e);
     assert_eq!(Entry::from_bytes(&vec![b' '; 2 * MAX_ENTRY + 1]), Err(RosterError::Malformed));
 }
@@ -309,7 +322,9 @@ fn origin() -> Roster {
 fn merged<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> Roster {
     let mut r = origin();
     for e in entries {
-        r.merge(e.clone()).unwrap();
+        let refused = r.merge(e.clone()).is_err();
+        let (m, f) = (e.member(), r.founder());
+        assert_eq!(refused, m.node() == f && (m.by != f || m.standing == Standing::Banished));
     }
     r
 }
@@ -333,7 +348,7 @@ proptest! {
         prop_assert_eq!(view(&a), view(&anew));
         let mut again = a.clone();
         for e in &entries {
-            prop_assert_eq!(again.merge(e.clone()), Ok(false));
+            prop_assert_ne!(again.merge(e.clone()), Ok(true));
         }
     }
 
@@ -374,7 +389,7 @@ proptest! {
     fn invariants(entries in proptest::collection::vec(statement(), 0..24)) {
         let r = merged(&entries);
         let founder = r.member(r.founder()).unwrap();
-        prop_assert!(founder.standing != Standing::Banished && founder.version >= 1);
+        prop_assert!(founder.standing != Standing::Banished && founder.by == r.founder());
         let names: BTreeSet<&HostName> = r.members().filter(|m| m.standing != Standing::Banished).map(|m| &m.name).collect();
         prop_assert_eq!(names.len(), r.members().filter(|m| m.standing != Standing::Banished).count());
         for m in r.members() {
@@ -383,7 +398,7 @@ proptest! {
         }
         for e in entries.iter().filter(|e| e.member().standing == Standing::Banished && r.granted.contains(&e.member().by)) {
             let node = e.member().node();
-            prop_assert!(node == r.founder() || r.member(node).unwrap().standing == Standing::Banished);
+            prop_assert!(node == r.founder() || r.member(node).is_some_and(|m| m.standing == Standing::Banished));
         }
     }
 
