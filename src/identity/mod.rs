@@ -13,3 +13,5 @@ pub mod tls;
 pub mod verifier;
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(test)]
+mod tests;

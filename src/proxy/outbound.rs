@@ -67,8 +67,7 @@ struct Call {
 /// # Errors
 /// Why the application got a reset.
 async fn carry(proxy: &Proxy, app: TcpStream) -> Result<(), Fault> {
-    socket::abortive(&app).map_err(Fault::App)?;
-    socket::lively(&app, proxy.settings.keepalive).map_err(Fault::App)?;
+    socket::application(&app, proxy.settings.keepalive).map_err(Fault::App)?;
     let client = canonical(app.peer_addr().map_err(Fault::App)?);
     let destination = canonical(proxy.kernel.original_dst(&app).map_err(|e| Fault::NotCaptured(e.to_string()))?);
     let port = guard(proxy, destination)?;
@@ -160,7 +159,7 @@ async fn dial_once(proxy: &Proxy, from: IpAddr, to: SocketAddr) -> Result<TcpStr
     let socket = proxy.kernel.mesh_socket(from).map_err(Fault::Unreachable)?;
     let tcp = timeout(proxy.settings.dial, socket.connect(to)).await;
     let tcp = tcp.map_err(|_| Fault::Timeout("answer from the mesh port"))?.map_err(Fault::Unreachable)?;
-    socket::lively(&tcp, proxy.settings.keepalive).map_err(Fault::Unreachable)?;
+    socket::tunnel(&tcp, proxy.settings.keepalive).map_err(Fault::Unreachable)?;
     Ok(tcp)
 }
 

@@ -36,7 +36,7 @@ pub trait Relay: Send + Sync + 'static {
     /// One end of a tunnel whose handshake is done and whose peer was checked.
     type Tunnel: Send;
 
-    /// Relays until both directions have ended. `app` is a socket that resets when dropped ([`socket::abortive`]); so it stays
+    /// Relays until both directions have ended. `app` is a socket that resets when dropped ([`socket::application`]); so it stays
     /// unless all went well. The bytes are counted in `meter` as they pass.
     ///
     /// # Errors
@@ -65,7 +65,7 @@ impl Relay for Plain {
                 receive(from_peer, to_app, false, &meter.received),
             )?,
         };
-        socket::orderly(&app).map_err(Fault::App)
+        socket::ended(&app).map_err(Fault::App)
     }
 }
 
