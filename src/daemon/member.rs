@@ -28,7 +28,7 @@ use super::directory::Snapshots;
 use super::kernel::{HostKernel, Marked, Owners};
 use super::rules::Rules;
 use super::keeper::{Keeper, Sequence};
-use super::{Daemon, End, Phase, Request, Stop, acquire, knock};
+use super::{Daemon, End, Phase, Request, Stop, acquire, knock, memory};
 use crate::admin::local::No;
 use crate::admin::view;
 use crate::api::Done;
@@ -205,7 +205,7 @@ pub(super) async fn run(
 
     // Gossip and addresses.
     let seed = u64::from_be_bytes(meshd_ca::keys::random()?);
-    let engine = Gossip::new(GossipConfig::default(), membership.me(), membership.roster(), seed);
+    let engine = Gossip::new(GossipConfig { sequences: memory::sequences(&daemon.store), ..GossipConfig::default() }, membership.me(), membership.roster(), seed);
     let (outrun, outrun_watch) = watch::channel(0);
     let told = { let (heard, book) = (heard.clone(), book.clone()); Box::new(move |node, up| { heard.note(node, up); book.tell(News::Heard(node, up)); }) };
     let gossip = gossip::Task { engine, membership: membership.clone(), links: links.clone(), catalog: catalog_writer, heard: told, outrun };
@@ -222,6 +222,11 @@ pub(super) async fn run(
         sequence: Sequence::load(daemon.store.clone())?, port: config.port, zone: config.zone.clone(), mode: config.mode,
     };
     tasks.spawn(keeper.run());
+
+    let (close, closing) = watch::channel(false);
+    let memory = tokio::spawn(memory::remember(
+        daemon.store.clone(), config.state_dir.clone(), membership.clone(), mailbox.clone(), catalog.clone(), closing,
+    ));
 
     daemon.lan.announce(Some(membership.roster().mesh()));
     daemon.enter(Phase::Member(member.clone()));
@@ -282,6 +287,10 @@ pub(super) async fn run(
     let cut = proxy.live.drain(config.drain).await;
     if cut > 0 {
         tracing::warn!(cut, "connections did not end in time and were reset");
+    }
+    close.send_replace(true);
+    if tokio::time::timeout(FAREWELL, memory).await.is_err() {
+        tracing::warn!("what is known of the others was not written in time");
     }
     // Last: while a connection lives, its service answers a borrowed address that only the rules keep on this host.
     rules.remove();
