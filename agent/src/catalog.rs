@@ -10,7 +10,7 @@ use std::sync::Arc;
 use meshd_ca::identity::NodeId;
 
 use crate::record::{Listener, NodeRecord, SignedRecord};
-use crate::standin::Roster;
+use meshd_ca::roster::Roster;
 
 /// An immutable snapshot of every active member's newest record.
 #[derive(Debug, Clone, Default)]

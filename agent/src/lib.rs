@@ -13,4 +13,3 @@ pub mod gossip;
 pub mod interfaces;
 pub mod record;
 pub mod source;
-pub mod standin;

@@ -7,12 +7,13 @@ use std::net::IpAddr;
 
 use bytes::Bytes;
 use meshd_ca::identity::{NodeId, Workload};
+use meshd_ca::issue::may_hold;
 use meshd_ca::keys::{KeyError, PrivateKey, Signature, sha256};
+use meshd_ca::roster::{Member, Roster, Standing};
 use meshd_ca::signed::Signed;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::standin::{Member, Roster};
 
 /// Largest signed record in bytes, signature included.
 pub const MAX_RECORD: usize = 32 * 1024;
@@ -104,7 +105,9 @@ pub struct NodeRecord {
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum RecordError {
     /// Longer than [`MAX_RECORD`] or more entries than a record may have. For an own record: publish fewer listeners.
-    #[error("the record is larger than {MAX_RECORD} bytes, or has more than {MAX_LISTENERS} listeners or {MAX_ADDRESSES} addresses")]
+    #[error(
+        "the record is larger than {MAX_RECORD} bytes, or has more than {MAX_LISTENERS} listeners or {MAX_ADDRESSES} addresses"
+    )]
     TooLarge,
     /// Not the JSON of a record, or a field outside its limits. A peer of another version, or a hostile one.
     #[error("not a node record")]
@@ -170,14 +173,20 @@ impl SignedRecord {
         let (signature, payload) = bytes.split_first_chunk::<SIGNATURE>().ok_or(RecordError::Malformed)?;
         let record: NodeRecord = serde_json::from_slice(payload).map_err(|_| RecordError::Malformed)?;
         record.check()?;
-        let member =
-            roster.member(record.node).filter(|_| roster.is_active(record.node)).ok_or(RecordError::Stranger(record.node))?;
-        if !record.listeners.iter().all(|l| may_claim(member, record.node, &l.workload)) {
+        let member = roster.member(record.node).filter(|m| m.standing == Standing::Active);
+        let member = member.ok_or(RecordError::Stranger(record.node))?;
+        if !record.listeners.iter().all(|l| may_hold(member, &l.workload).is_ok()) {
             return Err(RecordError::Workload(record.node));
         }
         Signed { payload: payload.to_vec(), signature: Signature::from_bytes(*signature) }.verify(&member.key, CONTEXT)?;
         let bytes = Bytes::copy_from_slice(bytes);
         Ok(Self { version: version(&record, &bytes), record, bytes })
+    }
+
+    /// Whether the record is still to be believed now that the roster says this of its node: the node is active, and the
+    /// listeners' workloads are its own.
+    pub fn may_be_of(&self, member: &Member) -> bool {
+        member.standing == Standing::Active && self.record.listeners.iter().all(|l| may_hold(member, &l.workload).is_ok())
     }
 
     /// What the node says.
@@ -215,11 +224,4 @@ fn version(record: &NodeRecord, bytes: &[u8]) -> Version {
     let mut tag = [0; 8];
     tag.copy_from_slice(&sha256(&[bytes])[..8]);
     Version { sequence: record.sequence, tag: u64::from_be_bytes(tag) }
-}
-
-fn may_claim(member: &Member, node: NodeId, workload: &Workload) -> bool {
-    match workload {
-        Workload::Node(id) => *id == node,
-        w => w.host() == Some(&member.name),
-    }
 }

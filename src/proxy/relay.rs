@@ -36,7 +36,7 @@ pub trait Relay: Send + Sync + 'static {
     /// One end of a tunnel whose handshake is done and whose peer was checked.
     type Tunnel: Send;
 
-    /// Relays until both directions have ended. `app` is a socket that resets when dropped ([`socket::abortive`]); so it stays
+    /// Relays until both directions have ended. `app` is a socket that resets when dropped ([`socket::application`]); so it stays
     /// unless all went well. The bytes are counted in `meter` as they pass.
     ///
     /// # Errors
@@ -57,15 +57,15 @@ impl Relay for Plain {
         let (from_peer, to_peer) = tokio::io::split(tunnel);
         match role {
             Role::Dialler(header) => tokio::try_join!(
-                send(from_app, to_peer, Lead::Now(header.encode()), &meter.forward),
-                receive(from_peer, to_app, true, &meter.backward),
+                send(from_app, to_peer, Lead::Now(header.encode()), &meter.sent),
+                receive(from_peer, to_app, true, &meter.received),
             )?,
             Role::Dialled => tokio::try_join!(
-                send(from_app, to_peer, Lead::WithData(vec![Verdict::Accepted.encode()]), &meter.backward),
-                receive(from_peer, to_app, false, &meter.forward),
+                send(from_app, to_peer, Lead::WithData(vec![Verdict::Accepted.encode()]), &meter.sent),
+                receive(from_peer, to_app, false, &meter.received),
             )?,
         };
-        socket::orderly(&app).map_err(Fault::App)
+        socket::ended(&app).map_err(Fault::App)
     }
 }
 
