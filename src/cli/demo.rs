@@ -5,7 +5,7 @@ use clap::Args;
 use super::{Exit, Failure};
 
 const EXAMPLES: &str = "\
-Makes three hosts out of network namespaces, without touching this machine's own network; needs no root where users may make
+Makes three hosts out of network namespaces, without touching this machine's own network; needs no root where users may make \
 namespaces. Exit status 0 only if every claim it prints was checked.
 
 Examples:

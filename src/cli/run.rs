@@ -13,7 +13,7 @@ use super::{Around, Exit, Failure};
 use crate::config::{Config, LogFormat, LogLevel};
 
 const EXAMPLES: &str = "\
-Without a token and without a mesh in sight it founds one; where it sees a mesh it waits for `meshd join TOKEN`.
+Without a token and without a mesh in sight it founds one; where it sees a mesh it waits for `meshd join TOKEN`. \
 It stays in the foreground and logs to standard error; SIGTERM lets open connections finish, then stops.
 
 Examples:
