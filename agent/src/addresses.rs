@@ -51,6 +51,8 @@ use meshd_ca::identity::NodeId;
 pub use schedule::MAX_PROBES;
 use schedule::{Schedule, Target};
 
+pub use crate::record::{Address as Claimed, Presence};
+
 /// Milliseconds of the boot clock (`CLOCK_BOOTTIME`): it never steps, and it counts suspend.
 pub type Millis = u64;
 
@@ -84,26 +86,6 @@ pub struct Claimant {
     pub presence: Presence,
     /// The addresses it publishes; only the first [`MAX_PER_NODE`] are looked at.
     pub addresses: Vec<Claimed>,
-}
-
-/// One published address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Claimed {
-    /// The address.
-    pub ip: IpAddr,
-    /// Whether its owner says that it moves between hosts (keepalived, kube-vip, MetalLB).
-    pub shared: bool,
-}
-
-/// Whether a member is up, by its own signed word.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Presence {
-    /// It runs.
-    Running,
-    /// It announced that it is back in a moment: its addresses stay.
-    Restarting,
-    /// It announced that it is gone until further notice: its addresses leave.
-    Stopped,
 }
 
 /// Ourselves.

@@ -403,6 +403,11 @@ impl Gossip {
         &self.up
     }
 
+    /// How many items wait to be asked for or to be answered, from all peers together: a measure of load, and bounded.
+    pub fn backlog(&self) -> usize {
+        self.held.len() + self.pulls.values().map(Pull::len).sum::<usize>()
+    }
+
     /// The highest sequence seen of each node: to be kept over restarts, see [`GossipConfig::sequences`].
     pub fn sequences(&self) -> &BTreeMap<NodeId, u64> {
         &self.sequences
@@ -514,9 +519,9 @@ impl Gossip {
         // What we have just learned may have been that they are no member any more.
         let known = |node: NodeId| self.roster.is_active(node);
         if known(from) && packet.third().is_none_or(known) {
-            let members = std::mem::take(&mut packet.members);
-            packet.members = members.into_iter().filter_map(|m| self.believable(m)).collect();
-            self.swim.receive(&packet);
+            self.swim.receive(&packet.header);
+            let members: Vec<_> = packet.members.into_iter().filter_map(|m| self.believable(m)).collect();
+            self.swim.apply(members);
         }
         Some(())
     }
@@ -594,7 +599,7 @@ impl Gossip {
         }
         if let Some(member) = self.held.remove(&node) {
             if member.id().generation <= version.sequence {
-                self.swim.apply(member);
+                self.swim.apply([member]);
             } else {
                 self.held.insert(node, member);
             }
@@ -652,6 +657,7 @@ impl Gossip {
                     if self.up.remove(&node) {
                         self.outputs.push(Output::Down(node));
                     }
+                    self.give_up_on(node);
                 }
                 Note::Ended if self.left => {}
                 Note::Ended => self.rebirth(),

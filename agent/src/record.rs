@@ -105,7 +105,9 @@ pub struct NodeRecord {
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum RecordError {
     /// Longer than [`MAX_RECORD`] or more entries than a record may have. For an own record: publish fewer listeners.
-    #[error("the record is larger than {MAX_RECORD} bytes, or has more than {MAX_LISTENERS} listeners or {MAX_ADDRESSES} addresses")]
+    #[error(
+        "the record is larger than {MAX_RECORD} bytes, or has more than {MAX_LISTENERS} listeners or {MAX_ADDRESSES} addresses"
+    )]
     TooLarge,
     /// Not the JSON of a record, or a field outside its limits. A peer of another version, or a hostile one.
     #[error("not a node record")]

@@ -172,12 +172,7 @@ impl Issuer {
     ///
     /// # Errors
     /// [`IssueError::Key`] without randomness, [`IssueError::Encode`].
-    pub fn create(
-        trust_domain: &TrustDomain,
-        authority: NodeId,
-        now: UnixTime,
-        lifetime: Duration,
-    ) -> Result<Self, IssueError> {
+    pub fn create(trust_domain: &TrustDomain, authority: NodeId, now: UnixTime, lifetime: Duration) -> Result<Self, IssueError> {
         let key = PrivateKey::generate()?;
         let mut params = blank(now - BACKDATE, now + lifetime)?;
         params.distinguished_name.push(DnType::CommonName, format!("meshd authority {authority}"));
@@ -202,10 +197,11 @@ impl Issuer {
         let key = PrivateKey::from_pkcs8(pkcs8)?;
         let root = Root::parse(der, key.public().node_id()).ok_or(IssueError::Root)?;
         let (_, cert) = X509Certificate::from_der(der).map_err(|_| IssueError::Root)?;
-        let trust_domain = cert.subject_alternative_name().ok().flatten().and_then(|names| match &names.value.general_names[..] {
-            [GeneralName::URI(uri)] => uri.strip_prefix("spiffe://")?.parse().ok(),
-            _ => None,
-        });
+        let trust_domain =
+            cert.subject_alternative_name().ok().flatten().and_then(|names| match &names.value.general_names[..] {
+                [GeneralName::URI(uri)] => uri.strip_prefix("spiffe://")?.parse().ok(),
+                _ => None,
+            });
         if cert.public_key().raw != key.public().spki() {
             return Err(IssueError::Root);
         }

@@ -31,8 +31,8 @@ use crate::identity::{HostName, MeshId, NodeId, TrustDomain};
 use crate::keys::{KeyError, PrivateKey, PublicKey, sha256};
 use crate::signed::Signed;
 
-pub use entry::{Entry, MAX_ENTRY, MAX_ROOTS, Member, Standing};
 use entry::Slot;
+pub use entry::{Entry, MAX_ENTRY, MAX_ROOTS, Member, Standing};
 
 /// Most members of a mesh, those who left and the banished included.
 pub const MAX_MEMBERS: usize = 4096;
@@ -125,6 +125,8 @@ pub struct Roster {
     /// Names in use: one owner each, who is active or may come back.
     names: BTreeMap<HostName, NodeId>,
     unproven: usize,
+    /// How long the entries are as a document, in bytes.
+    size: usize,
 }
 
 impl Roster {
@@ -165,6 +167,7 @@ impl Roster {
             seats: BTreeMap::new(),
             names: BTreeMap::new(),
             unproven: 0,
+            size: 0,
         }
     }
 
@@ -346,7 +349,8 @@ impl Roster {
                 return Err(RosterError::Unproven);
             }
             let known = self.of(slot.0).next().is_some();
-            if self.entries.len() >= MAX_ENTRIES || (!known && self.seats.len() >= MAX_MEMBERS) {
+            let long = self.size + entry.size() > MAX_ROSTER - MAX_ENTRY;
+            if long || self.entries.len() >= MAX_ENTRIES || (!known && self.seats.len() >= MAX_MEMBERS) {
                 return Err(RosterError::Full);
             }
         }
@@ -373,7 +377,9 @@ impl Roster {
     fn insert(&mut self, entry: Entry) {
         let slot = entry.slot();
         if self.entries.get(&slot).is_none_or(|old| old.order() < entry.order()) {
-            self.entries.insert(slot, Arc::new(entry));
+            self.size += entry.size();
+            let old = self.entries.insert(slot, Arc::new(entry));
+            self.size -= old.map_or(0, |old| old.size());
         }
     }
 
@@ -449,8 +455,12 @@ impl Roster {
     /// Who is an authority by a chain of grants from the founder through nodes that `may` be part of it.
     fn reach(&self, may: impl Fn(NodeId) -> bool) -> BTreeSet<NodeId> {
         let mut reached = BTreeSet::from([self.founder]);
-        let grants: Vec<(NodeId, NodeId)> =
-            self.entries.iter().filter(|((node, ..), e)| e.grants() && may(*node)).map(|((node, by, _), _)| (*node, *by)).collect();
+        let grants: Vec<(NodeId, NodeId)> = self
+            .entries
+            .iter()
+            .filter(|((node, ..), e)| e.grants() && may(*node))
+            .map(|((node, by, _), _)| (*node, *by))
+            .collect();
         loop {
             let before = reached.len();
             reached.extend(grants.iter().filter(|(_, by)| reached.contains(by)).map(|(node, _)| *node).collect::<Vec<_>>());
@@ -524,8 +534,10 @@ impl Roster {
             return Err(RosterError::Full);
         }
         // What does not count is no part of a roster: somebody else put it into the document.
-        roster.entries = roster.entries.iter().filter(|(_, e)| roster.counts(e)).map(|(slot, e)| (*slot, Arc::clone(e))).collect();
+        roster.entries =
+            roster.entries.iter().filter(|(_, e)| roster.counts(e)).map(|(slot, e)| (*slot, Arc::clone(e))).collect();
         roster.unproven = 0;
+        roster.size = roster.entries.values().map(|e| e.size()).sum();
         if roster.seats.contains_key(&roster.founder) { Ok(roster) } else { Err(RosterError::Malformed) }
     }
 }

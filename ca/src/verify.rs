@@ -117,12 +117,7 @@ pub struct Peer {
 ///
 /// # Errors
 /// The first reason to refuse it, see [`VerifyError`].
-pub fn verify_svid(
-    chain: &[CertificateDer<'_>],
-    bundle: &Bundle,
-    roster: &Roster,
-    now: UnixTime,
-) -> Result<Peer, VerifyError> {
+pub fn verify_svid(chain: &[CertificateDer<'_>], bundle: &Bundle, roster: &Roster, now: UnixTime) -> Result<Peer, VerifyError> {
     let der = match chain {
         [] => return Err(VerifyError::Missing),
         [der] if der.len() <= MAX_CERTIFICATE => der,

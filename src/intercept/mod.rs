@@ -8,6 +8,7 @@
 
 pub mod attribution;
 pub mod cgroup;
+mod expr;
 pub mod message;
 pub mod netlink;
 pub mod netns;

@@ -400,7 +400,7 @@ impl Route {
 
     fn change(&mut self, kind: u16, flags: u16, head: &[u8], body: impl FnOnce(&mut Builder)) -> Result<(), NetlinkError> {
         let mut request = Builder::new();
-        request.message(kind, flags | message::ACK, head, body);
+        request.message(kind, flags, head, body);
         self.0.execute(request)
     }
 

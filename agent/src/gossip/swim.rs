@@ -125,16 +125,6 @@ impl<'a> Packet<'a> {
             _ => None,
         }
     }
-
-    fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(128);
-        put_header(&self.header, &mut out);
-        if !self.members.is_empty() {
-            out.put_u16(u16::try_from(self.members.len()).unwrap_or(u16::MAX));
-            self.members.iter().take(u16::MAX.into()).for_each(|m| put_member(m, &mut out));
-        }
-        out
-    }
 }
 
 /// What the engine wants done.
@@ -192,13 +182,17 @@ impl Swim {
         let _ = self.foca.change_identity(life, &mut self.wishes);
     }
 
-    /// Takes a packet whose members were filtered.
-    pub(super) fn receive(&mut self, packet: &Packet<'_>) {
-        let _ = self.foca.handle_data(&packet.encode(), &mut self.wishes);
+    /// Takes the head of a packet. What it says of other members goes by way of [`Swim::apply`], so that it is not lost where
+    /// the engine does not answer the sender, for instance because it was thought down.
+    pub(super) fn receive(&mut self, header: &Header<Life>) {
+        let mut data = Vec::with_capacity(3 * LIFE + 4);
+        put_header(header, &mut data);
+        let _ = self.foca.handle_data(&data, &mut self.wishes);
     }
 
-    pub(super) fn apply(&mut self, member: Member<Life>) {
-        let _ = self.foca.apply_many(std::iter::once(member), true, &mut self.wishes);
+    /// Takes what is said of members, after it was filtered.
+    pub(super) fn apply(&mut self, members: impl IntoIterator<Item = Member<Life>>) {
+        let _ = self.foca.apply_many(members.into_iter(), true, &mut self.wishes);
     }
 
     pub(super) fn timer(&mut self, timer: foca::Timer<Life>) {
@@ -437,11 +431,16 @@ mod tests {
                 Message::ForwardedAck { origin: third, probe_number: n }, Message::Feed, Message::Gossip, Message::Announce,
             ][kind].clone();
             let members = if kind == 8 { vec![] } else { vec![Member::new(third, inc, State::Suspect), Member::down(dst)] };
-            let p = Packet { header: Header { src, src_incarnation: inc, dst, message }, members, news: vec![] };
-            let bytes = p.encode();
-            let q = Packet::parse(&bytes).unwrap();
-            prop_assert_eq!(p.header, q.header);
-            prop_assert_eq!(p.members, q.members);
+            let header = Header { src, src_incarnation: inc, dst, message };
+            let mut bytes = Vec::new();
+            put_header(&header, &mut bytes);
+            if !members.is_empty() {
+                bytes.put_u16(members.len() as u16);
+                members.iter().for_each(|m| put_member(m, &mut bytes));
+            }
+            let packet = Packet::parse(&bytes).unwrap();
+            prop_assert_eq!(packet.header, header);
+            prop_assert_eq!(packet.members, members);
         }
 
         #[test]

@@ -39,6 +39,12 @@ pub(super) struct Pull {
     pub(super) compare_again: bool,
 }
 
+impl Pull {
+    pub(super) fn len(&self) -> usize {
+        self.queued.len() + self.asked.len()
+    }
+}
+
 /// Hashes of our tables, computed when asked for.
 #[derive(Debug, Default)]
 pub(super) struct Hashes {
@@ -305,6 +311,17 @@ impl Gossip {
     pub(super) fn pull_timed_out(&mut self, peer: NodeId, round: u64) {
         let Some(pull) = self.pulls.get_mut(&peer).filter(|p| p.round == round && !p.asked.is_empty()) else { return };
         pull.asked.clear();
+        self.pump_all();
+    }
+
+    /// A peer went down: nothing will come of what it was asked for.
+    pub(super) fn give_up_on(&mut self, peer: NodeId) {
+        if self.pulls.remove(&peer).is_some() {
+            self.pump_all();
+        }
+    }
+
+    fn pump_all(&mut self) {
         let peers: Vec<NodeId> = self.pulls.keys().copied().collect();
         peers.into_iter().for_each(|p| self.pump(p));
     }

@@ -148,6 +148,11 @@ impl Entry {
         &self.signed
     }
 
+    /// At least how many bytes it takes in a document: base64 of the payload, the signature and what is around them.
+    pub(super) fn size(&self) -> usize {
+        self.signed.payload.len().div_ceil(3) * 4 + 128
+    }
+
     pub(super) fn mesh(&self) -> MeshId {
         self.mesh
     }

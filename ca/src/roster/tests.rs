@@ -37,9 +37,19 @@ fn found(founder: &PrivateKey) -> Roster {
 }
 
 /// Everything that can be asked of a roster, in a comparable form.
-fn view(r: &Roster) -> (Vec<Member>, Vec<(HostName, NodeId)>, [u8; 32], Bundle, usize) {
-    let names = r.names.iter().map(|(n, id)| (n.clone(), *id)).collect();
-    (r.members().cloned().collect(), names, r.digest(), r.bundle(), r.unproven)
+#[derive(Debug, PartialEq)]
+struct View {
+    members: Vec<Member>,
+    names: BTreeMap<HostName, NodeId>,
+    digest: [u8; 32],
+    bundle: Bundle,
+    unproven: usize,
+    size: usize,
+}
+
+fn view(r: &Roster) -> View {
+    let (members, names) = (r.members().cloned().collect(), r.names.clone());
+    View { members, names, digest: r.digest(), bundle: r.bundle(), unproven: r.unproven, size: r.size }
 }
 
 #[test]
@@ -258,6 +268,8 @@ fn entries_are_bounded() {
     assert_eq!(Entry::from_signed(long), Err(RosterError::Malformed));
     let e = r.entry(id(&f)).unwrap();
     assert_eq!(Entry::from_bytes(&e.to_bytes()), Ok(e.clone()));
+    assert!((e.to_bytes().len()..e.to_bytes().len() + 16).contains(&e.size()));
+    assert_eq!(r.size, r.entries.values().map(|e| e.size()).sum::<usize>());
     assert_eq!(serde_json::from_slice::<Entry>(&serde_json::to_vec(e).unwrap()).unwrap(), *e);
     assert_eq!(Entry::from_bytes(&vec![b' '; 2 * MAX_ENTRY + 1]), Err(RosterError::Malformed));
 }

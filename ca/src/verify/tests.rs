@@ -31,7 +31,8 @@ fn name(s: &str) -> HostName {
 }
 
 fn mesh() -> Mesh {
-    let (founder, other, pi) = (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
+    let (founder, other, pi) =
+        (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
     let node = founder.public().node_id();
     let issuer = Issuer::create(&domain(), node, NOW - YEAR, 10 * YEAR).unwrap();
     let root = issuer.root_der().to_vec();
@@ -69,7 +70,9 @@ fn uri(workload: &str) -> String {
 #[test]
 fn what_an_authority_issues_is_accepted() {
     let m = mesh();
-    for workload in ["/host/pi", "/host/pi/unit/a.service", "/host/pi/user/anna", "/host/pi/container/web", "/svc/db", "/ns/d/sa/w"] {
+    for workload in
+        ["/host/pi", "/host/pi/unit/a.service", "/host/pi/user/anna", "/host/pi/container/web", "/svc/db", "/ns/d/sa/w"]
+    {
         let id: SpiffeId = uri(workload).parse().unwrap();
         for issuer in [&m.issuer, &m.other_issuer] {
             let leaf = issuer.issue(&id, m.pi.public(), m.holder(), HOUR, NOW).unwrap();
@@ -111,11 +114,7 @@ fn every_malformed_or_foreign_certificate_is_refused_for_its_own_reason() {
         ("a query", m.forged(&uri("/host/pi?x"), |_| {}), VerifyError::NotSpiffe),
         ("a path no mesh issues", m.forged(&uri("/admin"), |_| {}), VerifyError::NotSpiffe),
         ("foreign trust domain", m.forged("spiffe://elsewhere/host/pi", |_| {}), VerifyError::ForeignTrustDomain),
-        (
-            "CA leaf",
-            m.forged(&good, |p| p.is_ca = IsCa::Ca(BasicConstraints::Unconstrained)),
-            VerifyError::Authority,
-        ),
+        ("CA leaf", m.forged(&good, |p| p.is_ca = IsCa::Ca(BasicConstraints::Unconstrained)), VerifyError::Authority),
         ("may sign certificates", m.forged(&good, |p| p.key_usages.push(KeyUsagePurpose::KeyCertSign)), VerifyError::Authority),
         ("may sign CRLs", m.forged(&good, |p| p.key_usages.push(KeyUsagePurpose::CrlSign)), VerifyError::Authority),
         (
@@ -134,17 +133,13 @@ fn every_malformed_or_foreign_certificate_is_refused_for_its_own_reason() {
             m.forged(&good, |p| p.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth]),
             VerifyError::Usage,
         ),
+        ("expired", times(NOW - HOUR * 2, NOW - HOUR), VerifyError::Expired { not_after: NOW - HOUR, now: NOW }),
+        ("not yet valid", times(NOW + HOUR, NOW + HOUR * 2), VerifyError::NotYetValid { not_before: NOW + HOUR, now: NOW }),
         (
-            "expired",
-            times(NOW - HOUR * 2, NOW - HOUR),
-            VerifyError::Expired { not_after: NOW - HOUR, now: NOW },
+            "wrong root with the same name",
+            stranger.issue(&id, m.pi.public(), m.holder(), HOUR, NOW).unwrap().der,
+            VerifyError::UnknownRoot,
         ),
-        (
-            "not yet valid",
-            times(NOW + HOUR, NOW + HOUR * 2),
-            VerifyError::NotYetValid { not_before: NOW + HOUR, now: NOW },
-        ),
-        ("wrong root with the same name", stranger.issue(&id, m.pi.public(), m.holder(), HOUR, NOW).unwrap().der, VerifyError::UnknownRoot),
         ("self-signed node certificate", node_certificate(&m.pi).unwrap(), VerifyError::UnknownRoot),
         ("the root itself", m.issuer.root_der().to_vec(), VerifyError::Authority),
         ("holder extension missing", m.forged(&good, |p| p.custom_extensions.clear()), VerifyError::NoHolder),
