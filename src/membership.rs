@@ -237,11 +237,11 @@ impl Membership {
     }
 
     /// A new join token that leads to these addresses.
-    pub(crate) async fn create_token(&self, lifetime: Duration, uses: u32, hints: Vec<SocketAddr>) -> Result<JoinToken, MembershipError> {
+    pub(crate) async fn create_token(&self, lifetime: Duration, uses: u32, hints: &[SocketAddr]) -> Result<JoinToken, MembershipError> {
         let mut state = self.state.lock().await;
         let State { roster, office } = &mut *state;
         let Some(office) = office else { return Err(self.not_authority(roster)) };
-        let token = office.tokens.create(roster.mesh(), self.key.public(), self.clock.now(), lifetime, uses, hints)?;
+        let token = office.tokens.create(roster.mesh(), self.key.public(), self.clock.now(), lifetime, uses, hints.to_vec())?;
         let bytes = office.tokens.to_bytes();
         self.save(TOKENS, bytes.to_vec()).await?;
         Ok(token)

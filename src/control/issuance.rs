@@ -16,6 +16,7 @@ use thiserror::Error;
 use super::link::{LinkError, Links};
 use super::serve::{MAX_SVIDS, SvidAnswer, SvidRequest, Wanted, possession};
 use crate::clock::Clock;
+use crate::identity::svids::Issuance;
 use crate::membership::{Membership, MembershipError};
 
 /// Why an SVID could not be had.
@@ -47,12 +48,10 @@ pub(crate) struct Authorities {
     pub(crate) lifetime: Duration,
 }
 
-impl Authorities {
-    /// SVIDs for these workloads and their keys, in order; `None` where the name was refused.
-    ///
-    /// # Errors
-    /// When no authority gave a usable answer. Nothing has changed then; try again later.
-    pub(crate) async fn issue(&self, wanted: &[(Workload, &PrivateKey)]) -> Result<Vec<Option<Leaf>>, IssuanceError> {
+impl Issuance for Authorities {
+    type Error = IssuanceError;
+
+    async fn issue(&self, wanted: &[(Workload, &PrivateKey)]) -> Result<Vec<Option<Leaf>>, IssuanceError> {
         let me = self.membership.me();
         if self.membership.is_authority().await {
             let wanted: Vec<_> = wanted.iter().map(|(w, k)| (w.clone(), *k.public())).collect();
@@ -64,7 +63,9 @@ impl Authorities {
         }
         Ok(leaves)
     }
+}
 
+impl Authorities {
     async fn ask(&self, wanted: &[(Workload, &PrivateKey)]) -> Result<Vec<Option<Leaf>>, IssuanceError> {
         let me = self.membership.me();
         let wanted = wanted

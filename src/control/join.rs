@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
-use meshd_ca::identity::HostName;
+use meshd_ca::identity::{HostName, NodeId};
 use meshd_ca::join::{Admission, Channel, JoinError, Joined, Joiner, Step};
 use meshd_ca::keys::PrivateKey;
 use meshd_ca::token::JoinToken;
@@ -125,32 +125,32 @@ async fn join_at(
     }
 }
 
-/// Answers one host that wants to join; `pending` counts those in progress. Returns whether somebody was admitted.
+/// Answers one host that wants to join; `pending` counts those in progress. Returns who was admitted, if anybody.
 pub(crate) async fn serve(
     mut stream: TlsStream<TcpStream>,
     from: SocketAddr,
     membership: Arc<Membership>,
     pending: Arc<AtomicUsize>,
-) -> bool {
+) -> Option<NodeId> {
     let place = Pending::enter(&pending);
     if place.is_none() {
         tracing::warn!(%from, "refused a join: {MAX_PENDING} are in progress");
-        return false;
+        return None;
     }
     match timeout(TIMEOUT, converse(&mut stream, from, &membership)).await {
-        Ok(Ok(admitted)) => admitted,
+        Ok(Ok(admitted)) => Some(admitted),
         Ok(Err(error)) => {
             tracing::warn!(%from, %error, "a join failed");
-            false
+            None
         }
         Err(_) => {
             tracing::warn!(%from, "a join took too long");
-            false
+            None
         }
     }
 }
 
-async fn converse(stream: &mut TlsStream<TcpStream>, from: SocketAddr, membership: &Membership) -> anyhow::Result<bool> {
+async fn converse(stream: &mut TlsStream<TcpStream>, from: SocketAddr, membership: &Membership) -> anyhow::Result<NodeId> {
     let mut admission = Admission::start(channel(stream.get_ref().1, membership.key())?);
     loop {
         let message = frames::receive(stream, MAX_FROM_JOINER).await?;
@@ -166,7 +166,7 @@ async fn converse(stream: &mut TlsStream<TcpStream>, from: SocketAddr, membershi
             Step::Done(admitted) => admitted,
         };
         tracing::info!(%from, node = %admitted.node, name = %admitted.name, "admitted a member");
-        return Ok(true);
+        return Ok(admitted.node);
     }
 }
 

@@ -6,12 +6,15 @@
 mod acquire;
 mod addresses;
 mod directory;
+mod keeper;
 mod kernel;
+mod knock;
 mod lan;
 mod listeners;
 mod member;
 mod rules;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -141,12 +144,15 @@ impl Daemon {
     }
 }
 
+/// A place in a mesh, and the addresses at which another member was found on the way to it.
+type Place = (Membership, Vec<SocketAddr>);
+
 /// How the phase of a member ended.
 enum End {
     /// Somebody told the process to stop.
     Stop,
     /// It joined another mesh.
-    Joined(Box<Membership>),
+    Joined(Box<Place>),
     /// It left, and has answered whoever asked.
     Left,
     /// Others put it out.
@@ -194,18 +200,18 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         lan,
     });
     let api = tokio::spawn(local::serve(socket, daemon.clone()));
-    let mut next = Membership::load(daemon.key.clone(), daemon.store.clone(), daemon.clock.clone())?;
+    let mut next = Membership::load(daemon.key.clone(), daemon.store.clone(), daemon.clock.clone())?.map(|m| (m, Vec::new()));
     loop {
-        let membership = match next.take() {
-            Some(membership) => membership,
+        let (membership, first) = match next.take() {
+            Some(place) => place,
             None => match acquire::acquire(&daemon, &mut inbox, &mut stop).await? {
-                Some(membership) => membership,
+                Some(place) => place,
                 None => break,
             },
         };
-        match member::run(&daemon, Arc::new(membership), &mut inbox, &mut stop).await? {
+        match member::run(&daemon, Arc::new(membership), first, &mut inbox, &mut stop).await? {
             End::Stop => break,
-            End::Joined(membership) => next = Some(*membership),
+            End::Joined(place) => next = Some(*place),
             End::Left => gone(&daemon, "left")?,
             End::Banished => gone(&daemon, "banished")?,
         }
@@ -244,11 +250,20 @@ pub async fn join_offline(config: &Config, token: &str) -> anyhow::Result<Joined
         return Ok(joined);
     }
     let lan = lan::Lan::start(config, key.public().node_id());
-    let joined = acquire::redeem(config, &lan, &key, &token).await?;
+    let (joined, _) = acquire::redeem(config, &lan, &key, &token).await?;
     let answer = Joined { mesh: joined.roster.mesh(), name: joined.name.clone(), already: false };
     clock.raise(joined.time);
     store.save(CLOCK, clock.floor().0.to_string().as_bytes())?;
     Membership::adopt(key, store.clone(), clock, joined.roster)?;
     store.remove(GONE)?;
     Ok(answer)
+}
+
+/// Removes whatever a daemon that is gone left in the kernel; says what was removed, one line each.
+///
+/// # Errors
+/// What could not be removed.
+pub async fn cleanup(_config: &Config) -> anyhow::Result<Vec<String>> {
+    let removed = crate::intercept::nft::cleanup().context("cannot remove the capture rules; the command needs root")?;
+    Ok(if removed { vec!["capture table, policy rule and route".into()] } else { Vec::new() })
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::api;
 use crate::config::{Config, Mode};
-use crate::intercept::nft::{Counters, Verdict};
+use crate::intercept::nft::{Condition, Counters};
 use crate::intercept::{Capture, Enforcement, InterceptError, RuleConfig};
 
 /// The rules, and whether they are in place.
@@ -84,9 +84,9 @@ impl Rules {
     pub(crate) fn tend(&self) {
         let mut state = self.lock();
         let broken = match state.capture.as_ref().map(Capture::verify) {
-            Some(Ok(Verdict::Intact)) => state.trouble.is_some(),
-            Some(Ok(Verdict::Changed)) => {
-                tracing::warn!("somebody changed the capture rules: installing them again");
+            Some(Ok(Condition::Intact)) => state.trouble.is_some(),
+            Some(Ok(changed)) => {
+                tracing::warn!(?changed, "somebody changed the capture rules: installing them again");
                 state.capture = None;
                 true
             }
