@@ -43,12 +43,9 @@ fn status_is_a_failure_until_the_host_is_a_member() {
 #[test]
 fn nodes_services_edges_identity() {
     let daemon = Daemon::start();
-    for (verb, expected) in [
-        ("nodes", golden::NODES),
-        ("services", golden::SERVICES),
-        ("edges", golden::EDGES),
-        ("identity", golden::IDENTITY),
-    ] {
+    for (verb, expected) in
+        [("nodes", golden::NODES), ("services", golden::SERVICES), ("edges", golden::EDGES), ("identity", golden::IDENTITY)]
+    {
         let ran = daemon.run(&[verb]);
         assert_eq!((ran.code, text(&ran), ran.err.as_str()), (0, expected, ""), "{verb}");
         // JSON: an array of objects, and every field the daemon sent.
@@ -113,7 +110,10 @@ fn check_without_a_daemon_says_so_and_a_wrong_configuration_is_a_finding() {
     let dir = tempfile::tempdir().unwrap();
     let ran = run(&mut command(dir.path(), &["check"]));
     assert_eq!(ran.code, 1);
-    assert!(ran.out.contains("√ the configuration is valid\n") && ran.out.contains("× meshd answers\n    meshd is not running"), "{ran:?}");
+    assert!(
+        ran.out.contains("√ the configuration is valid\n") && ran.out.contains("× meshd answers\n    meshd is not running"),
+        "{ran:?}"
+    );
     std::fs::write(dir.path().join("meshd.toml"), "prot = 1").unwrap();
     let ran = run(&mut command(dir.path(), &["check"]));
     assert_eq!(ran.code, 1);
@@ -154,11 +154,8 @@ fn join_takes_the_token_from_anywhere_and_never_repeats_it() {
     let daemon = Daemon::start();
     let file = daemon.dir().join("token");
     std::fs::write(&file, format!("{TOKEN}\n")).unwrap();
-    let calls = [
-        (vec!["join", TOKEN], ""),
-        (vec!["join", "-"], TOKEN),
-        (vec!["join", "--token-file", file.to_str().unwrap()], ""),
-    ];
+    let calls =
+        [(vec!["join", TOKEN], ""), (vec!["join", "-"], TOKEN), (vec!["join", "--token-file", file.to_str().unwrap()], "")];
     for (args, input) in calls {
         let ran = daemon.run_with(&args, input);
         assert_eq!((ran.code, text(&ran), ran.err.as_str()), (0, "joined mesh aaaaaaaaaaaaaaaa as pi-1\n", ""), "{args:?}");

@@ -28,7 +28,10 @@ fn later_layers_win_and_origins_are_remembered() {
     let text = "mode = \"strict\"\nport = 7000\nzone = \"shed\"\npeers = [\"192.0.2.1\", \"[2001:db8::1]:99\", \"pi-2.local\"]\n";
     let config = load(text, &[("MESHD_PORT", "7001"), ("MESHD_SKIP_PORTS", "22, 23")], &[("port", "7002")]).unwrap();
     assert_eq!((config.mode, config.port, config.zone.as_deref()), (Mode::Strict, 7002, Some("shed")));
-    assert_eq!(config.peers.iter().map(ToString::to_string).collect::<Vec<_>>(), ["192.0.2.1:6374", "[2001:db8::1]:99", "pi-2.local:6374"]);
+    assert_eq!(
+        config.peers.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["192.0.2.1:6374", "[2001:db8::1]:99", "pi-2.local:6374"]
+    );
     assert_eq!(config.skip_ports, [22, 23].into());
     assert_eq!(config.drain, DRAIN);
     assert!(matches!(config.origin("mode"), Origin::File(_)));
@@ -63,7 +66,9 @@ fn every_setting_has_one_name_in_each_place() {
 
 #[test]
 fn misspelt_keys_are_refused_with_the_right_one() {
-    for (text, hint) in [("prot = 1", "port"), ("host-name = \"a\"", "host_name"), ("mods = \"strict\"", "mode"), ("peer = []", "peers")] {
+    for (text, hint) in
+        [("prot = 1", "port"), ("host-name = \"a\"", "host_name"), ("mods = \"strict\"", "mode"), ("peer = []", "peers")]
+    {
         match load(text, &[], &[]).unwrap_err() {
             ConfigError::Unknown { hint: h, .. } => assert_eq!(h, Some(hint), "{text}"),
             other => panic!("{text}: {other}"),
@@ -133,7 +138,8 @@ fn files_that_cannot_be_read() {
 #[test]
 fn the_environment_of_others_is_left_alone() {
     // What Kubernetes puts beside a Service named meshd, and a script's own variables.
-    let config = load("", &[("MESHD_PORT", "tcp://10.43.0.7:6374"), ("MESHD_BIN", "/usr/bin/meshd"), ("MESHD_ZONE", "")], &[]).unwrap();
+    let config =
+        load("", &[("MESHD_PORT", "tcp://10.43.0.7:6374"), ("MESHD_BIN", "/usr/bin/meshd"), ("MESHD_ZONE", "")], &[]).unwrap();
     assert_eq!(config.port, PORT);
     assert_eq!(config.notes(), [] as [String; 0]);
     let config = load("", &[("MESHD_HOSTNAME", "a")], &[]).unwrap();

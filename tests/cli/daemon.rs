@@ -152,7 +152,10 @@ impl Daemon {
     }
 }
 
-async fn answer(script: Arc<Mutex<Script>>, request: Request<hyper::body::Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn answer(
+    script: Arc<Mutex<Script>>,
+    request: Request<hyper::body::Incoming>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
     let (parts, body) = request.into_parts();
     let body = String::from_utf8(body.collect().await.unwrap().to_bytes().into()).unwrap();
     let mut script = script.lock().unwrap();
@@ -255,7 +258,9 @@ fn answers() -> Answers {
         ("/v1/tokens", ok(json!([{"id": "tok1", "uses_left": 1, "expires_seconds": 3550}]))),
         (
             "POST /v1/tokens",
-            ok(json!({"id": "tok1", "token": "mesh1-qqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqq", "uses": 3, "expires_seconds": 5400})),
+            ok(
+                json!({"id": "tok1", "token": "mesh1-qqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqq", "uses": 3, "expires_seconds": 5400}),
+            ),
         ),
         ("/v1/join", ok(json!({"mesh": "aaaaaaaaaaaaaaaa", "name": "pi-1", "already": false}))),
         ("/v1/leave", ok(json!({}))),
