@@ -120,6 +120,12 @@ impl Member {
 pub(crate) struct Heard(Mutex<HashMap<NodeId, (bool, Instant)>>);
 
 impl Heard {
+    /// Every node that was ever heard, and whether it is now.
+    pub(crate) fn all(&self) -> Vec<(NodeId, bool)> {
+        let heard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.iter().map(|(node, (up, _))| (*node, *up)).collect()
+    }
+
     fn note(&self, node: NodeId, up: bool) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(node, (up, Instant::now()));
     }
@@ -212,7 +218,7 @@ pub(super) async fn run(
     tasks.spawn(gossip.run(gossip_inbox));
     tasks.spawn(book_side.run(addresses::Task {
         me: membership.me(), strict: config.mode == Mode::Strict, links: links.clone(), rules: rules.clone(),
-        catalog: catalog.clone(), own: daemon.lan.addresses(), remembered: Vec::new(),
+        catalog: catalog.clone(), own: daemon.lan.addresses(), heard: heard.clone(), store: daemon.store.clone(),
     }));
     tasks.spawn(knock::knock(daemon.clone(), member.clone(), first));
     let (presence, presence_watch) = watch::channel(Presence::Running);
