@@ -206,7 +206,9 @@ fn take(bindings: &mut Bindings, news: News) {
             match error {
                 // Our own key answered, or another key did: that is a proof too, of somebody unexpected.
                 LinkError::Itself(_, me) => bindings.proved(probe.ip, probe.port, me, now()),
-                LinkError::Stranger(..) | LinkError::Refused(..) => bindings.failed(probe.ip, probe.port, Failure::Stranger, now()),
+                LinkError::Stranger(..) | LinkError::Refused(..) => {
+                    bindings.failed(probe.ip, probe.port, Failure::Stranger, now())
+                }
                 _ => bindings.failed(probe.ip, probe.port, Failure::Silence, now()),
             }
         }

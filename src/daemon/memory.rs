@@ -97,7 +97,8 @@ fn read(directory: &Path, me: NodeId, roster: &Roster) -> Result<Vec<SignedRecor
 
 /// Writes what is newer than `known`, and returns what is known then.
 fn write(directory: &Path, store: &Store, catalog: &Catalog, mut known: Versions) -> anyhow::Result<Versions> {
-    let news: Vec<_> = catalog.records().filter(|r| known.get(&r.record().node).is_none_or(|k| *k < r.record().sequence)).collect();
+    let news: Vec<_> =
+        catalog.records().filter(|r| known.get(&r.record().node).is_none_or(|k| *k < r.record().sequence)).collect();
     if news.is_empty() {
         return Ok(known);
     }
