@@ -158,7 +158,7 @@ pub(crate) fn edges(member: &Member) -> Vec<Edge> {
             last_seen_seconds: now.since(e.last_seen).as_secs(),
         })
         .collect();
-    edges.sort_by(|a, b| (a.last_seen_seconds, a.port).cmp(&(b.last_seen_seconds, b.port)));
+    edges.sort_by_key(|e| (e.last_seen_seconds, e.port));
     edges
 }
 
