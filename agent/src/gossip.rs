@@ -31,8 +31,8 @@ use thiserror::Error;
 
 use crate::catalog::Catalog;
 use crate::record::{MAX_SEQUENCE, RecordError, SignedRecord};
-use swim::{Life, News, Note, Packet, Swim};
 use pull::Pulls;
+use swim::{Life, News, Note, Packet, Swim};
 use wire::{Item, Message};
 
 pub use wire::MAX_PACKET;
@@ -468,7 +468,8 @@ impl Gossip {
         if self.up.len() + 1 >= self.roster.active().count() {
             return;
         }
-        let away: Vec<NodeId> = self.roster.active().map(|m| m.node()).filter(|n| *n != self.me && !self.up.contains(n)).collect();
+        let away: Vec<NodeId> =
+            self.roster.active().map(|m| m.node()).filter(|n| *n != self.me && !self.up.contains(n)).collect();
         if !away.is_empty() {
             let node = away[self.rng.random_range(0..away.len())];
             self.swim.announce(node);

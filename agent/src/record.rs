@@ -14,7 +14,6 @@ use meshd_ca::signed::Signed;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-
 /// Largest signed record in bytes, signature included.
 pub const MAX_RECORD: usize = 32 * 1024;
 /// Most listeners in a record.
@@ -105,7 +104,9 @@ pub struct NodeRecord {
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum RecordError {
     /// Longer than [`MAX_RECORD`] or more entries than a record may have. For an own record: publish fewer listeners.
-    #[error("the record is larger than {MAX_RECORD} bytes, or has more than {MAX_LISTENERS} listeners or {MAX_ADDRESSES} addresses")]
+    #[error(
+        "the record is larger than {MAX_RECORD} bytes, or has more than {MAX_LISTENERS} listeners or {MAX_ADDRESSES} addresses"
+    )]
     TooLarge,
     /// Not the JSON of a record, or a field outside its limits. A peer of another version, or a hostile one.
     #[error("not a node record")]

@@ -72,7 +72,9 @@ fn measure(n: usize) -> Figures {
 
 #[test]
 fn figures() {
-    println!("| nodes | packets/s | bytes/s | bytes/s, busiest | change known everywhere, mean / slowest of 5 | packets, bytes per node and change | death known everywhere | at most |");
+    println!(
+        "| nodes | packets/s | bytes/s | bytes/s, busiest | change known everywhere, mean / slowest of 5 | packets, bytes per node and change | death known everywhere | at most |"
+    );
     println!("| --- | --- | --- | --- | --- | --- | --- | --- |");
     let mut all = Vec::new();
     for n in [10, 50, 200, 1000] {

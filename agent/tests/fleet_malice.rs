@@ -118,7 +118,9 @@ fn beliefs(f: &Fleet) -> Vec<Vec<(NodeId, Version)>> {
 /// Everybody but M agrees, and nothing is piled up anywhere.
 fn at_peace(f: &mut Fleet) -> bool {
     let others: Vec<NodeId> = (0..N).filter(|i| *i != M).map(|i| f.nodes[i].id).collect();
-    f.alive().all(|(i, g)| others.iter().all(|n| *n == f.nodes[i].id || g.up().contains(n))) && f.records_agree() && f.rosters_agree()
+    f.alive().all(|(i, g)| others.iter().all(|n| *n == f.nodes[i].id || g.up().contains(n)))
+        && f.records_agree()
+        && f.rosters_agree()
 }
 
 #[test]
@@ -134,7 +136,9 @@ fn forged_and_replayed_records_change_nothing() {
         let record = f.record_of(V, high);
 
         let forged = signed_record(&f.nodes[M].key, serde_json::to_vec(&record).unwrap());
-        let absurd = serde_json::to_string(&record).unwrap().replace(&format!("\"sequence\":{high}"), &format!("\"sequence\":{}", u64::MAX));
+        let absurd = serde_json::to_string(&record)
+            .unwrap()
+            .replace(&format!("\"sequence\":{high}"), &format!("\"sequence\":{}", u64::MAX));
         assert!(absurd.contains("18446744073709551615"));
         let absurd = signed_record(&f.nodes[M].key, absurd.into_bytes());
         // Its own record, with somebody else's workload, and one that is too long.
@@ -192,12 +196,17 @@ fn offers_that_are_never_honoured_delay_nobody_and_pile_up_nowhere() {
             let mut items = Vec::new();
             for n in 0..N {
                 for k in 0..25u64 {
-                    let sequence = [u64::MAX, MAX_SEQUENCE, f.nodes[n].sequence + 1][k as usize % 3].wrapping_sub(k / 3 * (k % 2));
+                    let sequence =
+                        [u64::MAX, MAX_SEQUENCE, f.nodes[n].sequence + 1][k as usize % 3].wrapping_sub(k / 3 * (k % 2));
                     items.push(record_item(f.nodes[n].id, Version { sequence, tag: round * 100 + k }));
                 }
             }
             for k in 0..500u64 {
-                items.push(item(0, sha256(&[&round.to_be_bytes(), &k.to_be_bytes()])[..16].try_into().unwrap(), Version::default()));
+                items.push(item(
+                    0,
+                    sha256(&[&round.to_be_bytes(), &k.to_be_bytes()])[..16].try_into().unwrap(),
+                    Version::default(),
+                ));
             }
             for part in items.chunks(1000) {
                 to_all(&mut f, &offer(part));

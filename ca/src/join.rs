@@ -1,75 +1,452 @@
-//! The join handshake.
-use crate::identity::{HostName, NodeId};
-use crate::keys::{PrivateKey, PublicKey};
-use crate::roster::Roster;
-use crate::time::UnixTime;
-use crate::token::{JoinToken, TokenTable};
+//! The join handshake with a join token, on both sides, without sockets and without a clock on the joiner's side.
+//!
+//! It runs inside TLS 1.3 where both ends show self-signed certificates over their node keys: TLS proves that each end has its
+//! key, and nothing more. Then, each message one kind byte and a body:
+//!
+//! | | from | body |
+//! | --- | --- | --- |
+//! | `H` | joiner | JSON: method, token id, nonce, wished name |
+//! | `C` | authority | JSON: mesh id, nonce |
+//! | `P` | joiner | MAC under the joiner's key |
+//! | `W` | authority | MAC under the authority's key, JSON: name, time, roster with the joiner in it |
+//! | `R` | authority | JSON: why not. Not authenticated, so it can only end a join, never begin one |
+//!
+//! Both MAC keys are derived from the token's secret. Both MACs are over the TLS exporter of this connection, both node keys and
+//! all messages before (`W` also over its own body), so a proof is worth nothing on another connection, to another authority, for
+//! another key or a second time. The joiner says nothing at all to an authority whose key is not the one pinned in the token,
+//! and believes nothing before it has checked the authority's MAC. What a man in the middle can learn are MACs under keys of 160
+//! bits.
+//!
+//! The authority redeems a token before it answers, and the same node gets the same answer again if that answer was lost.
+
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
-/// TLS ALPN protocol name of a join connection.
+use zeroize::Zeroizing;
+
+use crate::identity::{HostName, MeshId, NodeId};
+use crate::keys::{KeyError, PrivateKey, PublicKey, base64url, derive, mac, random, same, sha256};
+use crate::roster::{MAX_ROSTER, Roster, RosterError, Standing};
+use crate::time::UnixTime;
+use crate::token::{Closed, JoinToken, TokenId, TokenState, TokenTable};
+
+/// The ALPN protocol name of a join connection.
 pub const ALPN: &[u8] = b"meshd-join/1";
-/// TLS exporter label (RFC 8446 §7.5), with an empty context.
+/// The label of the TLS exporter (RFC 8446 §7.5) for [`Channel::exporter`]; no context.
 pub const EXPORTER_LABEL: &[u8] = b"EXPERIMENTAL meshd join";
-/// Longest message except the authority's last (which carries the roster), in bytes.
-pub const MAX_MESSAGE: usize = 4096;
+/// Longest message in bytes but for the last one, which carries the roster.
+pub const MAX_MESSAGE: usize = 1024;
+/// Longest last message in bytes.
+pub const MAX_WELCOME: usize = MAX_ROSTER + MAX_ROSTER / 4;
+
+/// Why an authority does not admit a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reason {
+    /// The authority has no such token.
+    #[error("this authority does not know the token: make a new one with `meshd token create`")]
+    UnknownToken,
+    /// The token's time is over.
+    #[error("the token has expired: make a new one with `meshd token create`")]
+    Expired,
+    /// The token has admitted all the nodes it was for.
+    #[error("the token has been used already: make a new one with `meshd token create`")]
+    Used,
+    /// The operator took the token back.
+    #[error("the token has been revoked: make a new one with `meshd token create`")]
+    Revoked,
+    /// The token was tried with wrong proofs.
+    #[error("the token was burned after too many wrong proofs, somebody may have been guessing: make a new one")]
+    Burned,
+    /// The proof is wrong.
+    #[error("the proof of having the token's secret is wrong: the connection may be tampered with")]
+    WrongProof,
+    /// The node key is banished.
+    #[error("this node key is banished: remove the host's state directory to give it a new key, and make a new token")]
+    Banished,
+    /// The roster has no room.
+    #[error("the mesh is full")]
+    Full,
+    /// The node that was asked is not an authority (any more).
+    #[error("this node is not an authority any more: make a token on another one")]
+    NotAuthority,
+    /// The message was not understood; the versions may differ.
+    #[error("the other side did not understand: are both of the same version of meshd?")]
+    Protocol,
+}
+
+/// Why a join fails. Nothing was stored or believed then; on the authority's side, the table of tokens may have counted a
+/// failure and must be saved.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum JoinError {
-    #[error("malformed")]
-    Malformed,
+    /// Whoever answers is not the authority that made the token. Nothing was sent to it.
+    #[error("whoever answers here is not the authority that made the token (it shows the key of {0})")]
+    WrongAuthority(NodeId),
+    /// The token leads to this very node.
+    #[error("the token was made on this host: use it on another one")]
+    OwnToken,
+    /// A message that is too long, malformed, or not the one that was to come.
+    #[error("the other side sent something else than the next message of a join: are both of the same version of meshd?")]
+    Protocol,
+    /// The authority is one of another mesh than the token.
+    #[error("the token was made for another mesh than this authority is in")]
+    WrongMesh,
+    /// The authority's proof is wrong.
+    #[error("the authority's proof of knowing the token is wrong: the connection may be tampered with")]
+    WrongProof,
+    /// What the authority proved to have sent is no roster that this node is in.
+    #[error("the authority sent a roster that cannot be used: {0}")]
+    Roster(RosterError),
+    /// The authority does not admit the node.
+    #[error("not admitted: {0}")]
+    Refused(Reason),
+    /// No randomness.
+    #[error("join: {0}")]
+    Key(#[from] KeyError),
 }
+
 impl JoinError {
-    /// What the authority may send instead of its next message, so that the joiner can say why.
+    /// What the authority sends instead of its next message before it closes, so that the joiner can say why.
     pub fn refusal(&self) -> Vec<u8> {
-        todo!()
+        let reason = if let Self::Refused(reason) = self { *reason } else { Reason::Protocol };
+        encode(REFUSAL, &reason)
     }
 }
+
+/// The TLS connection that a join runs in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Channel {
+    /// The exporter value for [`EXPORTER_LABEL`]: the same on both ends of one connection, and of no other.
     pub exporter: [u8; 32],
+    /// The own node key, shown in this connection.
     pub mine: PublicKey,
+    /// The other end's node key, which TLS proved it has.
     pub theirs: PublicKey,
 }
+
+/// What to do after a message.
 #[derive(Debug)]
 pub enum Step<T> {
+    /// Send this and wait for the next message.
     Send(Vec<u8>),
+    /// Done: save what changed, and only then send this.
     Finish(Vec<u8>, T),
+    /// Done, with nothing to send.
     Done(T),
 }
-pub struct Joiner {}
-impl Joiner {
-    pub fn start(_token: JoinToken, _channel: Channel, _wish: HostName) -> Result<(Self, Vec<u8>), JoinError> {
-        todo!()
-    }
-    /// Longest message expected next, in bytes: the caller's frame reader refuses more.
-    pub fn limit(&self) -> usize {
-        todo!()
-    }
-    pub fn receive(&mut self, _msg: &[u8]) -> Result<Step<Joined>, JoinError> {
-        todo!()
+
+const HELLO: u8 = b'H';
+const CHALLENGE: u8 = b'C';
+const PROOF: u8 = b'P';
+const WELCOME: u8 = b'W';
+const REFUSAL: u8 = b'R';
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Method {
+    Token,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Hello {
+    method: Method,
+    token: TokenId,
+    #[serde(with = "base64url")]
+    nonce: Vec<u8>,
+    name: HostName,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Challenge {
+    mesh: MeshId,
+    #[serde(with = "base64url")]
+    nonce: Vec<u8>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Welcome {
+    name: HostName,
+    time: UnixTime,
+    roster: String,
+}
+
+fn encode(kind: u8, body: &impl Serialize) -> Vec<u8> {
+    let mut message = vec![kind];
+    // Strings and numbers only: writing them to memory cannot fail.
+    let _ = serde_json::to_writer(&mut message, body);
+    message
+}
+
+/// The body of a message that must be of this kind and not longer than `limit`.
+fn body(message: &[u8], kind: u8, limit: usize) -> Result<&[u8], JoinError> {
+    match message {
+        [k, body @ ..] if *k == kind && message.len() <= limit => Ok(body),
+        _ => Err(JoinError::Protocol),
     }
 }
+
+fn decode<'a, T: Deserialize<'a>>(message: &'a [u8], kind: u8) -> Result<T, JoinError> {
+    serde_json::from_slice(body(message, kind, MAX_MESSAGE)?).map_err(|_| JoinError::Protocol)
+}
+
+/// What the MACs of one handshake are made with.
+struct Proofs {
+    joiner: Zeroizing<[u8; 32]>,
+    authority: Zeroizing<[u8; 32]>,
+    /// Exporter, the joiner's key, the authority's key: fixed lengths, so one after the other is unambiguous.
+    binding: Vec<u8>,
+}
+
+impl Proofs {
+    fn new(secret: &[u8; 20], mesh: MeshId, exporter: &[u8; 32], joiner: &PublicKey, authority: &PublicKey) -> Self {
+        let salt = [&mesh.as_bytes()[..], authority.node_id().as_bytes()].concat();
+        Self {
+            joiner: derive(secret, &salt, b"meshd join 1 joiner"),
+            authority: derive(secret, &salt, b"meshd join 1 authority"),
+            binding: [&exporter[..], joiner.point(), authority.point()].concat(),
+        }
+    }
+
+    fn of_joiner(&self, said: &Transcript) -> [u8; 32] {
+        mac(&self.joiner, &[b"j", &self.binding, &said.hash()])
+    }
+
+    fn of_authority(&self, said: &Transcript, body: &[u8]) -> [u8; 32] {
+        mac(&self.authority, &[b"a", &self.binding, &said.hash(), &sha256(&[body])])
+    }
+}
+
+/// The hashes of the messages so far.
+#[derive(Default)]
+struct Transcript(Vec<[u8; 32]>);
+
+impl Transcript {
+    fn add(&mut self, message: &[u8]) {
+        self.0.push(sha256(&[message]));
+    }
+
+    fn hash(&self) -> [u8; 32] {
+        sha256(&self.0.iter().map(|h| &h[..]).collect::<Vec<_>>())
+    }
+}
+
+/// What a join brings the joiner.
 #[derive(Debug, Clone)]
 pub struct Joined {
+    /// The roster, with this node in it.
     pub roster: Roster,
+    /// The name this host has in the mesh.
     pub name: HostName,
+    /// The authority's time, said in this very connection.
     pub time: UnixTime,
 }
+
+enum JoinerState {
+    Greeted,
+    Proved(Box<Proofs>),
+    Over,
+}
+
+/// The joiner's side of one connection.
+pub struct Joiner {
+    token: JoinToken,
+    channel: Channel,
+    said: Transcript,
+    state: JoinerState,
+}
+
+impl Joiner {
+    /// Begins a join. Returns the first message too.
+    ///
+    /// # Errors
+    /// [`JoinError::WrongAuthority`] when the other end is not whom the token pins, [`JoinError::OwnToken`], [`JoinError::Key`].
+    pub fn start(token: JoinToken, channel: Channel, wish: HostName) -> Result<(Self, Vec<u8>), JoinError> {
+        let node = channel.theirs.node_id();
+        if channel.mine == channel.theirs {
+            return Err(JoinError::OwnToken);
+        }
+        if !same(node.as_bytes(), &token.pin) {
+            return Err(JoinError::WrongAuthority(node));
+        }
+        let hello = Hello { method: Method::Token, token: token.id, nonce: random::<32>()?.to_vec(), name: wish };
+        let message = encode(HELLO, &hello);
+        let mut said = Transcript::default();
+        said.add(&message);
+        Ok((Self { token, channel, said, state: JoinerState::Greeted }, message))
+    }
+
+    /// Longest message that may come next, in bytes, so that a reader of frames can refuse a longer one unread.
+    pub fn limit(&self) -> usize {
+        if matches!(self.state, JoinerState::Proved(_)) { MAX_WELCOME } else { MAX_MESSAGE }
+    }
+
+    /// Takes the authority's next message.
+    ///
+    /// # Errors
+    /// Why the join failed; a second call after that, or after the end, is [`JoinError::Protocol`].
+    pub fn receive(&mut self, message: &[u8]) -> Result<Step<Joined>, JoinError> {
+        let state = std::mem::replace(&mut self.state, JoinerState::Over);
+        if message.first() == Some(&REFUSAL) && !matches!(state, JoinerState::Over) {
+            return Err(JoinError::Refused(decode(message, REFUSAL)?));
+        }
+        match state {
+            JoinerState::Greeted => self.prove(message),
+            JoinerState::Proved(proofs) => self.believe(message, &proofs).map(Step::Done),
+            JoinerState::Over => Err(JoinError::Protocol),
+        }
+    }
+
+    fn prove(&mut self, message: &[u8]) -> Result<Step<Joined>, JoinError> {
+        let challenge: Challenge = decode(message, CHALLENGE)?;
+        if challenge.mesh != self.token.mesh {
+            return Err(JoinError::WrongMesh);
+        }
+        self.said.add(message);
+        let Channel { exporter, mine, theirs } = &self.channel;
+        let proofs = Proofs::new(&self.token.secret, self.token.mesh, exporter, mine, theirs);
+        let proof = [&[PROOF][..], &proofs.of_joiner(&self.said)].concat();
+        self.said.add(&proof);
+        self.state = JoinerState::Proved(Box::new(proofs));
+        Ok(Step::Send(proof))
+    }
+
+    fn believe(&self, message: &[u8], proofs: &Proofs) -> Result<Joined, JoinError> {
+        let (proof, body) = body(message, WELCOME, MAX_WELCOME)?.split_first_chunk::<32>().ok_or(JoinError::Protocol)?;
+        if !same(proof, &proofs.of_authority(&self.said, body)) {
+            return Err(JoinError::WrongProof);
+        }
+        let welcome: Welcome = serde_json::from_slice(body).map_err(|_| JoinError::Protocol)?;
+        let roster = Roster::from_bytes(welcome.roster.as_bytes()).map_err(JoinError::Roster)?;
+        if roster.mesh() != self.token.mesh {
+            return Err(JoinError::Roster(RosterError::ForeignMesh));
+        }
+        let me = roster.member(self.channel.mine.node_id()).ok_or(JoinError::Roster(RosterError::NotMember))?;
+        if me.standing != Standing::Active || me.name != welcome.name {
+            return Err(JoinError::Roster(RosterError::NotActive));
+        }
+        Ok(Joined { roster, name: welcome.name, time: welcome.time })
+    }
+}
+
+/// Who was admitted, and as what.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Admitted {
+    /// The node.
     pub node: NodeId,
+    /// The name it has now.
     pub name: HostName,
 }
-pub struct Admission {}
-impl Admission {
-    pub fn start(_channel: Channel) -> Self {
-        todo!()
-    }
-    pub fn receive(&mut self, _msg: &[u8], _authority: &mut dyn Authority, _now: UnixTime) -> Result<Step<Admitted>, JoinError> {
-        todo!()
-    }
-}
-/// On `Step::Finish` the caller persists tokens and roster before it sends the bytes.
+
+/// What an admission needs of an authority. When a step is [`Step::Finish`], the caller saves the table of tokens and the roster
+/// before it sends the bytes; when [`Admission::receive`] fails, it saves the table, where a failure may be counted.
 pub trait Authority {
+    /// The authority's node key.
     fn key(&self) -> &PrivateKey;
+    /// Its tokens.
     fn tokens(&mut self) -> &mut TokenTable;
+    /// The roster.
     fn roster(&mut self) -> &mut Roster;
 }
+
+enum AdmissionState {
+    Waiting,
+    Challenged { token: TokenId, wish: HostName },
+    Over,
+}
+
+/// The authority's side of one connection.
+pub struct Admission {
+    channel: Channel,
+    said: Transcript,
+    state: AdmissionState,
+}
+
+impl Admission {
+    /// Waits for the joiner's first message.
+    pub fn start(channel: Channel) -> Self {
+        Self { channel, said: Transcript::default(), state: AdmissionState::Waiting }
+    }
+
+    /// Takes the joiner's next message, at the authority's mesh time.
+    ///
+    /// # Errors
+    /// Why the node is not admitted; send [`JoinError::refusal`] and close. A further call is [`JoinError::Protocol`].
+    pub fn receive(&mut self, message: &[u8], authority: &mut dyn Authority, now: UnixTime) -> Result<Step<Admitted>, JoinError> {
+        match std::mem::replace(&mut self.state, AdmissionState::Over) {
+            AdmissionState::Waiting => self.challenge(message, authority, now),
+            AdmissionState::Challenged { token, wish } => self.admit(message, token, &wish, authority, now),
+            AdmissionState::Over => Err(JoinError::Protocol),
+        }
+    }
+
+    fn challenge(&mut self, message: &[u8], authority: &mut dyn Authority, now: UnixTime) -> Result<Step<Admitted>, JoinError> {
+        let hello: Hello = decode(message, HELLO)?;
+        if hello.nonce.len() != 32 {
+            return Err(JoinError::Protocol);
+        }
+        self.secret(hello.token, authority, now)?;
+        self.said.add(message);
+        let reply = encode(CHALLENGE, &Challenge { mesh: authority.roster().mesh(), nonce: random::<32>()?.to_vec() });
+        self.said.add(&reply);
+        self.state = AdmissionState::Challenged { token: hello.token, wish: hello.name };
+        Ok(Step::Send(reply))
+    }
+
+    fn admit(
+        &mut self,
+        message: &[u8],
+        token: TokenId,
+        wish: &HostName,
+        authority: &mut dyn Authority,
+        now: UnixTime,
+    ) -> Result<Step<Admitted>, JoinError> {
+        let proof = body(message, PROOF, MAX_MESSAGE)?;
+        // Asked again: since the first message others may have used the token, and the operator may have taken it back.
+        let secret = self.secret(token, authority, now)?;
+        let Channel { exporter, mine, theirs } = &self.channel;
+        let proofs = Proofs::new(&secret, authority.roster().mesh(), exporter, theirs, mine);
+        if !same(proof, &proofs.of_joiner(&self.said)) {
+            authority.tokens().failed(token);
+            return Err(JoinError::Refused(Reason::WrongProof));
+        }
+        self.said.add(message);
+        let node = theirs.node_id();
+        let again = authority.roster().is_active(node);
+        let mut roster = authority.roster().clone();
+        let name = roster.admit(authority.key(), theirs, wish).map_err(|e| match e {
+            RosterError::Banished => JoinError::Refused(Reason::Banished),
+            RosterError::NotAuthority => JoinError::Refused(Reason::NotAuthority),
+            RosterError::Key(e) => JoinError::Key(e),
+            _ => JoinError::Refused(Reason::Full),
+        })?;
+        let document = String::from_utf8(roster.to_bytes()).map_err(|_| JoinError::Protocol)?;
+        *authority.roster() = roster;
+        authority.tokens().redeemed(token, node, again);
+        let body = encode(WELCOME, &Welcome { name: name.clone(), time: now, roster: document });
+        let proof = proofs.of_authority(&self.said, &body[1..]);
+        let reply = [&[WELCOME][..], &proof, &body[1..]].concat();
+        Ok(Step::Finish(reply, Admitted { node, name }))
+    }
+
+    /// The token's secret, if this node may use the token now.
+    fn secret(&self, token: TokenId, authority: &mut dyn Authority, now: UnixTime) -> Result<Zeroizing<[u8; 20]>, JoinError> {
+        let node = self.channel.theirs.node_id();
+        let standing = authority.roster().member(node).map(|m| m.standing);
+        if standing == Some(Standing::Banished) {
+            return Err(JoinError::Refused(Reason::Banished));
+        }
+        let again = (standing == Some(Standing::Active)).then_some(node);
+        let secret = authority.tokens().usable(token, again, now);
+        secret.cloned().map_err(|closed: Closed| {
+            JoinError::Refused(match closed {
+                None | Some(TokenState::Open) => Reason::UnknownToken,
+                Some(TokenState::Used) => Reason::Used,
+                Some(TokenState::Expired) => Reason::Expired,
+                Some(TokenState::Revoked) => Reason::Revoked,
+                Some(TokenState::Burned) => Reason::Burned,
+            })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -4,8 +4,8 @@
 
 use std::sync::Arc;
 
+use rustls::crypto::CryptoProvider;
 use rustls::crypto::ring::{self, cipher_suite, kx_group};
-use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
 use rustls::sign::SigningKey;
 use rustls::{SignatureScheme, SupportedCipherSuite};
 use rustls_pki_types::PrivateKeyDer;
@@ -50,9 +50,9 @@ fn cpuinfo_has_aes(cpuinfo: &str) -> bool {
     features.into_iter().any(|(_, list)| list.split_whitespace().any(|f| f == "aes"))
 }
 
-/// The verification algorithms of `provider` cut down to [`SCHEME`].
-pub(super) fn algorithms(provider: &CryptoProvider) -> WebPkiSupportedAlgorithms {
-    provider.signature_verification_algorithms
+/// Whether a provider made here puts AES first, as it does on hosts with AES instructions.
+pub(super) fn prefers_aes(provider: &CryptoProvider) -> bool {
+    provider.cipher_suites.first() != Some(&cipher_suite::TLS13_CHACHA20_POLY1305_SHA256)
 }
 
 /// A private key in PKCS#8 as rustls signs with it.

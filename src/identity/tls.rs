@@ -1,14 +1,12 @@
-//! The rustls configurations, and the three protocols behind the one mesh port.
+//! The rustls configurations.
 //!
 //! Owns what a handshake offers and accepts; whom it believes is [`super::verifier`]'s, which certificate is shown
 //! [`super::svids`]'. Invariant: every configuration here is TLS 1.3, authenticates both sides and resumes nothing.
 
 use std::fmt;
-use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
 use std::sync::Arc;
-use std::time::Duration;
 
 use meshd_ca::identity::Workload;
 use meshd_ca::issue::{IssueError, node_certificate};
@@ -16,16 +14,14 @@ use meshd_ca::keys::PrivateKey;
 use rustls::client::danger::ServerCertVerifier;
 use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::crypto::CryptoProvider;
+use rustls::server::NoServerSessionStorage;
 use rustls::server::danger::ClientCertVerifier;
-use rustls::server::{Acceptor, NoServerSessionStorage};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::time_provider::TimeProvider;
 use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::{CertificateDer, ServerName};
 use thiserror::Error;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
-use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::provider;
@@ -33,11 +29,11 @@ use super::svids::{Svid, Svids};
 use super::verifier::{NodeKeyVerifier, Now, SvidVerifier};
 
 /// ALPN of application data.
-pub const DATA: &[u8] = b"meshd/1";
+pub const ALPN_DATA: &[u8] = b"meshd/1";
 /// ALPN of control connections between members (HTTP/2).
-pub const CONTROL: &[u8] = b"meshd-ctl/1";
+pub const ALPN_CONTROL: &[u8] = b"meshd-ctl/1";
 /// ALPN of joining.
-pub const JOIN: &[u8] = b"meshd-join/1";
+pub const ALPN_JOIN: &[u8] = b"meshd-join/1";
 
 /// Why there is no TLS configuration or connection.
 #[derive(Debug, Error)]
@@ -48,15 +44,6 @@ pub enum TlsError {
     /// rustls refused.
     #[error("TLS: {0}")]
     Rustls(#[from] rustls::Error),
-    /// The connection broke during the handshake, or what came was no handshake, or a certificate was not accepted.
-    #[error("the handshake failed: {0}")]
-    Handshake(#[from] io::Error),
-    /// The peer took too long.
-    #[error("no handshake in time")]
-    Timeout,
-    /// The peer offered no protocol that is spoken here.
-    #[error("the peer offered no protocol that this meshd speaks; do the versions match?")]
-    Protocol,
     /// Nothing to show yet.
     #[error("this node has no certificate yet; `meshd check` says why")]
     NoSvid,
@@ -138,7 +125,7 @@ fn client(
 /// # Errors
 /// When rustls refuses the provider.
 pub fn data_server(verifier: &Arc<SvidVerifier>, key: Arc<CertifiedKey>) -> Result<Arc<ServerConfig>, TlsError> {
-    server(verifier.provider(), verifier.clock(), verifier.clone(), key, DATA)
+    server(verifier.provider(), verifier.clock(), verifier.clone(), key, ALPN_DATA)
 }
 
 /// For dialling application data: shows `key`, believes SVIDs. Whether the right member answered is the caller's to check.
@@ -146,7 +133,7 @@ pub fn data_server(verifier: &Arc<SvidVerifier>, key: Arc<CertifiedKey>) -> Resu
 /// # Errors
 /// When rustls refuses the provider.
 pub fn data_client(verifier: &Arc<SvidVerifier>, key: Arc<CertifiedKey>) -> Result<Arc<ClientConfig>, TlsError> {
-    client(verifier.provider(), verifier.clock(), verifier.clone(), key, DATA)
+    client(verifier.provider(), verifier.clock(), verifier.clone(), key, ALPN_DATA)
 }
 
 /// The configurations that authenticate by node key: both ends show a self-signed certificate over theirs, no dates are checked,
@@ -174,10 +161,10 @@ impl NodeTls {
         let server = |alpn| server(crypto, no_clock(), verifier.clone(), shown.clone(), alpn);
         let client = |alpn| client(crypto, no_clock(), verifier.clone(), shown.clone(), alpn);
         Ok(Self {
-            control_server: server(CONTROL)?,
-            control_client: client(CONTROL)?,
-            join_server: server(JOIN)?,
-            join_client: client(JOIN)?,
+            control_server: server(ALPN_CONTROL)?,
+            control_client: client(ALPN_CONTROL)?,
+            join_server: server(ALPN_JOIN)?,
+            join_client: client(ALPN_JOIN)?,
         })
     }
 
@@ -200,67 +187,47 @@ pub(super) fn certified(der: Vec<u8>, key: &PrivateKey) -> Result<Arc<CertifiedK
 /// Which workload listens at an address and port of this host, for choosing the SVID to show.
 pub type Listeners = Arc<dyn Fn(SocketAddr) -> Option<Workload> + Send + Sync>;
 
-/// The mesh port: tells by ALPN what a peer that connected wants.
-pub struct Door {
-    /// Accepts control connections and joiners; a node that is not a member yet has only this.
-    pub node: NodeTls,
-    /// Whether joiners are let in at all (authorities only).
-    pub joiners: bool,
-    /// What is shown to peers that bring application data.
+/// What decides the SVID that a peer with application data is shown.
+#[derive(Clone)]
+pub struct DataTls {
+    /// What there is to show.
     pub svids: Arc<Svids>,
     /// Who listens where.
     pub listeners: Listeners,
 }
 
-/// A peer that came through the [`Door`], its handshake done.
-pub enum Arrival {
-    /// Application data.
-    Data(Tunnel),
-    /// A member's control connection. Its key is still to be looked up in the roster.
-    Control(TlsStream<TcpStream>),
-    /// Somebody who wants to join. Its key is proven, nothing else.
-    Join(TlsStream<TcpStream>),
-}
-
-/// A tunnel that a peer dialled.
-pub struct Tunnel {
-    /// The TLS connection; the peer's SVID was verified in the handshake.
-    pub stream: TlsStream<TcpStream>,
-    /// The port in the SNI, for which `shown` was chosen.
+/// The SVID chosen for one handshake.
+pub struct Chosen {
+    /// The configuration that shows it.
+    pub config: Arc<ServerConfig>,
+    /// The port in the SNI, for which it was chosen.
     pub port: Option<NonZeroU16>,
-    /// The SVID that was shown.
+    /// The SVID.
     pub shown: Arc<Svid>,
 }
 
-impl Door {
-    /// Does the handshake on a connection to the mesh port. Ends within `patience`, whatever the peer does.
+/// A tunnel that a peer dialled, the handshake done.
+pub struct Tunnel {
+    /// The TLS connection; the peer's SVID was verified in the handshake.
+    pub stream: TlsStream<TcpStream>,
+    /// The port in the SNI.
+    pub port: Option<NonZeroU16>,
+    /// The SVID that was shown for it.
+    pub shown: Arc<Svid>,
+}
+
+impl DataTls {
+    /// Chooses by the name the peer asks for and the address it dialled: the SVID of the workload that listens there, or the
+    /// node's own where nobody does or its SVID is not there yet.
     ///
     /// # Errors
-    /// Why there is no peer to talk to; the connection is closed by then.
-    pub async fn accept(&self, tcp: TcpStream, patience: Duration) -> Result<Arrival, TlsError> {
-        timeout(patience, self.shake(tcp)).await.map_err(|_| TlsError::Timeout)?
-    }
-
-    async fn shake(&self, tcp: TcpStream) -> Result<Arrival, TlsError> {
-        let local = tcp.local_addr()?;
-        let start = LazyConfigAcceptor::new(Acceptor::default(), tcp).await?;
-        let hello = start.client_hello();
-        let offers = |alpn| hello.alpn().is_some_and(|mut all| all.any(|a| a == alpn));
-        if offers(CONTROL) {
-            return Ok(Arrival::Control(start.into_stream(self.node.control_server.clone()).await?));
-        }
-        if self.joiners && offers(JOIN) {
-            return Ok(Arrival::Join(start.into_stream(self.node.join_server.clone()).await?));
-        }
-        if !offers(DATA) {
-            return Err(TlsError::Protocol);
-        }
-        let port = hello.server_name().and_then(port_of);
-        let at = port.map(|p| SocketAddr::new(local.ip().to_canonical(), p.get()));
+    /// [`TlsError::NoSvid`] when the node has none at all.
+    pub fn choose(&self, arrived_at: SocketAddr, name: Option<&str>) -> Result<Chosen, TlsError> {
+        let port = name.and_then(port_of);
+        let at = port.map(|p| SocketAddr::new(arrived_at.ip().to_canonical(), p.get()));
         let workload = at.and_then(|at| (self.listeners)(at));
         let shown = self.svids.for_listener(workload.as_ref()).ok_or(TlsError::NoSvid)?;
-        let stream = start.into_stream(shown.server().clone()).await?;
-        Ok(Arrival::Data(Tunnel { stream, port, shown }))
+        Ok(Chosen { config: shown.server().clone(), port, shown })
     }
 }
 

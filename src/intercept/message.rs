@@ -7,7 +7,7 @@
 /// `NLM_F_REQUEST`
 const REQUEST: u16 = 1;
 /// `NLM_F_ACK`: answer even when nothing is wrong.
-pub const ACK: u16 = 4;
+pub(super) const ACK: u16 = 4;
 /// `NLM_F_EXCL`: fail when the object exists.
 pub const EXCLUSIVE: u16 = 0x200;
 /// `NLM_F_CREATE`
@@ -42,6 +42,8 @@ pub const MAX_ATTRIBUTE: usize = 65_531;
 pub struct Builder {
     bytes: Vec<u8>,
     messages: u32,
+    last: usize,
+    acknowledged: Option<u32>,
     oversized: bool,
 }
 
@@ -68,6 +70,7 @@ impl Builder {
             Err(_) => self.oversized = true,
         }
         self.messages += 1;
+        self.last = start;
         self
     }
 
@@ -116,6 +119,20 @@ impl Builder {
         self.bytes.extend_from_slice(value);
         self.pad();
         self
+    }
+
+    /// Asks for an acknowledgement of the message added last.
+    pub fn acknowledge_last(&mut self) -> &mut Builder {
+        if let Some(flags) = u16_at(&self.bytes, self.last + 6) {
+            self.bytes[self.last + 6..self.last + 8].copy_from_slice(&(flags | ACK).to_ne_bytes());
+            self.acknowledged = self.messages.checked_sub(1);
+        }
+        self
+    }
+
+    /// Position of the message that [`Builder::acknowledge_last`] marked.
+    pub fn acknowledged(&self) -> Option<u32> {
+        self.acknowledged
     }
 
     /// How many messages were added.

@@ -150,12 +150,15 @@ impl Socket {
         if got < 0 { 64 << 10 } else { usize::try_from(value).unwrap_or(0).saturating_sub(4096) }
     }
 
-    /// Sends the messages and waits until the last one is acknowledged; it must carry [`message::ACK`].
+    /// Sends the messages and waits for the acknowledgement: of the message that was marked, or else of the last one.
     ///
     /// # Errors
     /// The first refusal among them, with its position; a timeout; an I/O error.
-    pub fn execute(&mut self, request: Builder) -> Result<(), NetlinkError> {
-        let last = request.messages().saturating_sub(1);
+    pub fn execute(&mut self, mut request: Builder) -> Result<(), NetlinkError> {
+        if request.acknowledged().is_none() {
+            request.acknowledge_last();
+        }
+        let last = request.acknowledged().unwrap_or(0);
         self.exchange(request, last, &mut |_| Ok(Next::Wait))
     }
 

@@ -400,7 +400,7 @@ impl Route {
 
     fn change(&mut self, kind: u16, flags: u16, head: &[u8], body: impl FnOnce(&mut Builder)) -> Result<(), NetlinkError> {
         let mut request = Builder::new();
-        request.message(kind, flags | message::ACK, head, body);
+        request.message(kind, flags, head, body);
         self.0.execute(request)
     }
 
@@ -437,7 +437,9 @@ impl Watch {
             | libc::RTMGRP_IPV4_ROUTE
             | libc::RTMGRP_IPV6_ROUTE;
         let socket = Socket::subscribe(Family::Route, groups.cast_unsigned(), true)?;
-        AsyncFd::with_interest(socket, Interest::READABLE).map(Watch).map_err(NetlinkError::Open)
+        // SAFETY: `Socket` owns its descriptor, never replaces it, and moves into the AsyncFd that ends with it.
+        let registered = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) };
+        registered.map(Watch).map_err(|e| NetlinkError::Open(e.into()))
     }
 
     /// Waits for the next change. What changed is not said: read the tables again. Changes that come together are

@@ -98,6 +98,26 @@ impl Sniffer {
         Ok(())
     }
 
+    /// How many frames the kernel had to drop since this was last asked, because they were not read quickly enough.
+    ///
+    /// # Errors
+    /// The system call's.
+    pub fn lost(&self) -> io::Result<u64> {
+        let mut counts = libc::tpacket_stats { tp_packets: 0, tp_drops: 0 };
+        let mut len = size_of::<libc::tpacket_stats>() as libc::socklen_t;
+        // SAFETY: `counts` and `len` live through the call, and `len` is the size of `counts`.
+        let got = unsafe {
+            libc::getsockopt(
+                self.fd.as_raw_fd(),
+                libc::SOL_PACKET,
+                libc::PACKET_STATISTICS,
+                (&raw mut counts).cast(),
+                &raw mut len,
+            )
+        };
+        if got < 0 { Err(io::Error::last_os_error()) } else { Ok(u64::from(counts.tp_drops)) }
+    }
+
     fn wait(&self, patience: Duration) -> io::Result<bool> {
         let mut poll = libc::pollfd { fd: self.fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         let millis = libc::c_int::try_from(patience.as_millis()).unwrap_or(libc::c_int::MAX);

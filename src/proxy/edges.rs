@@ -4,15 +4,14 @@
 //! atomics only. At most [`MAX_EDGES`] edges are kept; the longest unseen without a live connection makes room for a new one.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fmt;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use meshd_ca::identity::SpiffeId;
+use meshd_ca::identity::{NodeId, SpiffeId};
 use meshd_ca::time::UnixTime;
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
 use super::Fault;
 use super::header::Refusal;
@@ -31,39 +30,17 @@ pub enum Direction {
     Inbound,
 }
 
-/// One end of an edge: an identity, or an address where none is known.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Party {
-    /// The identity it proved or, where it could not, the one the catalog expects.
-    Id(SpiffeId),
-    /// All that is known.
-    Address(IpAddr),
-}
-
-impl fmt::Display for Party {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Id(id) => id.fmt(f),
-            Self::Address(ip) => ip.fmt(f),
-        }
-    }
-}
-
-impl Serialize for Party {
-    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        s.collect_str(self)
-    }
-}
-
 /// What tells edges apart.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct Key {
     /// Which end this node is.
     pub direction: Direction,
     /// Who connected.
-    pub source: Party,
-    /// To whom.
-    pub destination: Party,
+    pub source: Option<SpiffeId>,
+    /// To whom: the identity it proved or, where it could not, the one the catalog expects, if any.
+    pub destination: Option<SpiffeId>,
+    /// The other host's address.
+    pub address: IpAddr,
     /// The service's port.
     pub port: u16,
 }
@@ -114,7 +91,7 @@ impl Reason {
             Self::Tunnel => "tunnel-broken",
             Self::Cut(Cut::Banished) => "cut-banished",
             Self::Cut(Cut::Left) => "cut-left",
-            Self::Cut(Cut::Stopped) => "cut-stopped",
+            Self::Cut(Cut::Stopping) => "cut-stopping",
             Self::Overload => "overload",
             Self::Draining => "draining",
             Self::Panic => "panic",
@@ -125,10 +102,10 @@ impl Reason {
 /// Bytes of application data, counted as they pass.
 #[derive(Debug, Default)]
 pub struct Meter {
-    /// From the side that connected to the service.
-    pub forward: AtomicU64,
-    /// From the service back.
-    pub backward: AtomicU64,
+    /// To the other host.
+    pub sent: AtomicU64,
+    /// From the other host.
+    pub received: AtomicU64,
 }
 
 #[derive(Default)]
@@ -138,20 +115,25 @@ struct Edge {
     total: AtomicU64,
     secured: AtomicBool,
     seen: AtomicU64,
-    failures: Mutex<Failures>,
+    notes: Mutex<Notes>,
 }
 
 #[derive(Default)]
-struct Failures {
-    by_reason: BTreeMap<&'static str, u64>,
+struct Notes {
+    peer: Option<NodeId>,
+    failures: BTreeMap<&'static str, u64>,
     last: Option<&'static str>,
 }
 
 impl Edge {
+    fn notes(&self) -> MutexGuard<'_, Notes> {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn fail(&self, reason: Reason) {
-        let mut f = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        *f.by_reason.entry(reason.as_str()).or_default() += 1;
-        f.last = Some(reason.as_str());
+        let mut notes = self.notes();
+        *notes.failures.entry(reason.as_str()).or_default() += 1;
+        notes.last = Some(reason.as_str());
     }
 
     fn idle_since(&self) -> Option<UnixTime> {
@@ -162,14 +144,11 @@ impl Edge {
 /// One edge as it is told to others.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct EdgeView {
-    /// Which end this node is.
-    pub direction: Direction,
-    /// Who connected.
-    pub source: Party,
-    /// To whom.
-    pub destination: Party,
-    /// The service's port.
-    pub port: u16,
+    /// Between whom.
+    #[serde(flatten)]
+    pub key: Key,
+    /// The member at the other end: the one that proved itself or, where none did, the one expected there.
+    pub peer: Option<NodeId>,
     /// The last connection was mutually authenticated and encrypted.
     pub secured: bool,
     /// Why the last connection that failed did; a secured one may still have failed later, for instance at a closed port.
@@ -178,12 +157,14 @@ pub struct EdgeView {
     pub open: u64,
     /// Connections since the edge is known, failed ones too.
     pub total: u64,
-    /// Failed connections by reason.
+    /// Connections that failed or were cut.
+    pub failed: u64,
+    /// The same by reason.
     pub failures: BTreeMap<&'static str, u64>,
-    /// Bytes from the side that connected to the service.
-    pub bytes_forward: u64,
-    /// Bytes from the service back.
-    pub bytes_backward: u64,
+    /// Bytes that came from the other host.
+    pub bytes_in: u64,
+    /// Bytes that went to the other host.
+    pub bytes_out: u64,
     /// When a connection last began or ended, or now while one is open.
     pub last_seen: UnixTime,
 }
@@ -200,7 +181,7 @@ impl Edges {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn edge(&self, key: Key, now: UnixTime) -> Arc<Edge> {
+    fn edge(&self, key: Key, peer: Option<NodeId>, now: UnixTime) -> Arc<Edge> {
         let mut table = self.table();
         if table.len() >= MAX_EDGES && !table.contains_key(&key) {
             let oldest = table.iter().filter_map(|(k, e)| Some((e.idle_since()?, k))).min().map(|(_, k)| k.clone());
@@ -212,22 +193,23 @@ impl Edges {
             };
         }
         let edge = table.entry(key).or_default();
+        edge.notes().peer = peer;
         edge.total.fetch_add(1, Ordering::Relaxed);
         edge.seen.store(now.0, Ordering::Relaxed);
         edge.clone()
     }
 
-    /// A connection of this edge has been secured and begins now.
-    pub fn open(&self, key: Key, now: UnixTime) -> OpenEdge {
-        let edge = self.edge(key, now);
+    /// A connection of this edge with `peer` has been secured and begins now.
+    pub fn open(&self, key: Key, peer: NodeId, now: UnixTime) -> OpenEdge {
+        let edge = self.edge(key, Some(peer), now);
         edge.open.fetch_add(1, Ordering::Relaxed);
         edge.secured.store(true, Ordering::Relaxed);
         OpenEdge { edge, settled: false }
     }
 
-    /// A connection failed before it was secured.
-    pub fn fail(&self, key: Key, reason: Reason, now: UnixTime) {
-        let edge = self.edge(key, now);
+    /// A connection failed before it was secured; `peer` is the member that was expected.
+    pub fn fail(&self, key: Key, peer: Option<NodeId>, reason: Reason, now: UnixTime) {
+        let edge = self.edge(key, peer, now);
         edge.secured.store(false, Ordering::Relaxed);
         edge.fail(reason);
     }
@@ -251,19 +233,18 @@ impl Edges {
 }
 
 fn view(key: Key, e: &Edge, now: UnixTime) -> EdgeView {
-    let failures = e.failures.lock().unwrap_or_else(PoisonError::into_inner);
+    let notes = e.notes();
     EdgeView {
-        direction: key.direction,
-        source: key.source,
-        destination: key.destination,
-        port: key.port,
+        key,
+        peer: notes.peer,
         secured: e.secured.load(Ordering::Relaxed),
-        reason: failures.last,
+        reason: notes.last,
         open: e.open.load(Ordering::Relaxed),
         total: e.total.load(Ordering::Relaxed),
-        failures: failures.by_reason.clone(),
-        bytes_forward: e.meter.forward.load(Ordering::Relaxed),
-        bytes_backward: e.meter.backward.load(Ordering::Relaxed),
+        failed: notes.failures.values().sum(),
+        failures: notes.failures.clone(),
+        bytes_in: e.meter.received.load(Ordering::Relaxed),
+        bytes_out: e.meter.sent.load(Ordering::Relaxed),
         last_seen: e.idle_since().unwrap_or(now),
     }
 }
@@ -280,11 +261,14 @@ impl OpenEdge {
         &self.edge.meter
     }
 
-    /// The connection ended, at `now`. An edge that is dropped without this counts as a panic.
+    /// The connection ended, at `now`; it was not secured after all if the peer did not accept our certificate. An edge that is dropped without this counts as a panic.
     pub fn settle(mut self, result: &Result<(), Fault>, now: UnixTime) {
         self.settled = true;
         self.edge.seen.store(now.0, Ordering::Relaxed);
         if let Err(fault) = result {
+            if fault.reason() == Reason::Handshake {
+                self.edge.secured.store(false, Ordering::Relaxed);
+            }
             self.edge.fail(fault.reason());
         }
     }
@@ -303,11 +287,14 @@ impl Drop for OpenEdge {
 mod tests {
     use super::*;
 
+    const PEER: NodeId = NodeId::from_bytes([7; 16]);
+
     fn key(port: u16) -> Key {
         Key {
             direction: Direction::Outbound,
-            source: Party::Address([10, 0, 0, 1].into()),
-            destination: Party::Address([10, 0, 0, 2].into()),
+            source: None,
+            destination: Some("spiffe://mesh/svc/db".parse().unwrap()),
+            address: [10, 0, 0, 2].into(),
             port,
         }
     }
@@ -315,31 +302,33 @@ mod tests {
     #[test]
     fn counts_and_snapshot() {
         let edges = Edges::default();
-        edges.fail(key(80), Reason::Unreachable, UnixTime(5));
+        edges.fail(key(80), None, Reason::Unreachable, UnixTime(5));
         let v = &edges.snapshot(UnixTime(9))[0];
         assert_eq!((v.secured, v.reason, v.open, v.total, v.last_seen), (false, Some("unreachable"), 0, 1, UnixTime(5)));
 
-        let open = edges.open(key(80), UnixTime(6));
-        open.meter().forward.fetch_add(7, Ordering::Relaxed);
+        let open = edges.open(key(80), PEER, UnixTime(6));
+        open.meter().sent.fetch_add(7, Ordering::Relaxed);
         let v = &edges.snapshot(UnixTime(9))[0];
-        assert_eq!((v.secured, v.open, v.total, v.bytes_forward, v.last_seen), (true, 1, 2, 7, UnixTime(9)));
+        assert_eq!((v.secured, v.open, v.total, v.bytes_out, v.last_seen), (true, 1, 2, 7, UnixTime(9)));
         open.settle(&Err(Fault::Refused(Refusal::Closed)), UnixTime(8));
-        drop(edges.open(key(80), UnixTime(8)));
+        drop(edges.open(key(80), PEER, UnixTime(8)));
         let v = &edges.snapshot(UnixTime(9))[0];
         assert_eq!((v.secured, v.reason, v.open, v.total), (true, Some("panic"), 0, 3));
         let json = serde_json::to_value(v).unwrap();
         assert_eq!(json["failures"], serde_json::json!({"panic": 1, "refused-closed": 1, "unreachable": 1}));
-        assert_eq!((&json["source"], &json["direction"]), (&"10.0.0.1".into(), &"outbound".into()));
+        assert_eq!((&json["address"], &json["direction"]), (&"10.0.0.2".into(), &"outbound".into()));
+        assert_eq!((&json["source"], &json["destination"]), (&serde_json::Value::Null, &"spiffe://mesh/svc/db".into()));
+        assert_eq!((v.peer, v.failed), (Some(PEER), 3));
     }
 
     #[test]
     fn bounded_and_expiring() {
         let edges = Edges::default();
-        let held = edges.open(key(1), UnixTime(0));
+        let held = edges.open(key(1), PEER, UnixTime(0));
         for p in 2..=MAX_EDGES as u16 + 1 {
-            edges.fail(key(p), Reason::Timeout, UnixTime(p.into()));
+            edges.fail(key(p), None, Reason::Timeout, UnixTime(p.into()));
         }
-        let ports: Vec<u16> = edges.snapshot(UnixTime(0)).iter().map(|e| e.port).collect();
+        let ports: Vec<u16> = edges.snapshot(UnixTime(0)).iter().map(|e| e.key.port).collect();
         assert_eq!(ports.len(), MAX_EDGES);
         assert!(ports.contains(&1) && !ports.contains(&2), "the oldest without a connection makes room");
         assert_eq!(edges.dropped(), 1);

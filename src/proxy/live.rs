@@ -44,8 +44,8 @@ pub enum Cut {
     #[error("one of the two hosts left the mesh")]
     Left,
     /// It outlived the drain before a stop.
-    #[error("meshd stopped")]
-    Stopped,
+    #[error("meshd is stopping")]
+    Stopping,
 }
 
 /// The registry.
@@ -128,7 +128,7 @@ impl Live {
         if timeout(patience, self.empty()).await.is_ok() {
             return 0;
         }
-        let left = self.cut_all(Cut::Stopped);
+        let left = self.cut_all(Cut::Stopping);
         // Cut connections end at their next step; a bound in case one of them is stuck in a system call.
         let _ = timeout(Duration::from_secs(1), self.empty()).await;
         left
@@ -274,7 +274,7 @@ mod tests {
         assert_eq!(live.drain(Duration::from_secs(5)).await, 1);
         live.draining().await;
         assert!(short.await.unwrap().is_ok());
-        assert!(matches!(long.await.unwrap(), Err(Fault::Cut(Cut::Stopped))));
+        assert!(matches!(long.await.unwrap(), Err(Fault::Cut(Cut::Stopping))));
         assert!(matches!(live.enter(Direction::Inbound, A), Err(Fault::Draining)));
         assert_eq!(live.drain(Duration::from_secs(5)).await, 0);
     }

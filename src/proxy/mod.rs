@@ -40,11 +40,13 @@ mod tests;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use meshd_ca::identity::{NodeId, Workload};
+use meshd_ca::identity::{NodeId, SpiffeId, Workload};
+use meshd_ca::time::UnixTime;
 use meshd_ca::verify::VerifyError;
 use thiserror::Error;
 use tokio::net::{TcpSocket, TcpStream};
@@ -54,6 +56,9 @@ use crate::identity::verifier::SvidVerifier;
 use edges::{Edges, Reason};
 use header::{HeaderError, Refusal};
 use live::{Cut, Live};
+
+/// A connection being made.
+pub type Connecting = Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>;
 
 /// What the data plane needs from the kernel. All calls are quick (microseconds) and do not wait.
 pub trait Kernel: Send + Sync + 'static {
@@ -73,12 +78,12 @@ pub trait Kernel: Send + Sync + 'static {
     /// When there are no sockets left, or `source` is not an address of this host any more.
     fn mesh_socket(&self, source: IpAddr) -> io::Result<TcpSocket>;
 
-    /// A socket for a connection to a local service that looks as if `client` connected: marked, transparent, bound to that
-    /// address, with a port below 1024 if `low_port`.
+    /// A connection to a local service that looks as if `client` had made it: marked, transparent, bound to that address. With
+    /// a client port below 1024 the port is below 1024 too; above, or 0, it is of the kernel's choice.
     ///
     /// # Errors
-    /// When there are no sockets or low ports left, or the kernel does not allow it.
-    fn service_socket(&self, client: IpAddr, low_port: bool) -> io::Result<TcpSocket>;
+    /// When the service does not accept, there are no sockets or low ports left, or the kernel does not allow it.
+    fn connect_service(&self, client: SocketAddr, service: SocketAddr) -> Connecting;
 
     /// Lets the kernel itself refuse connections to `destination` for a moment: the port was closed there just now.
     fn refuse(&self, destination: SocketAddr);
@@ -99,6 +104,9 @@ pub trait Directory: Send + Sync + 'static {
 
     /// The workload that `node` says it runs at an address and port.
     fn expected(&self, node: NodeId, service: SocketAddr) -> Option<Workload>;
+
+    /// A tunnel to `ip` could not be had: whoever looks after the addresses may want to look there again.
+    fn suspect(&self, _ip: IpAddr) {}
 
     /// The workload of this host that listens at an address and port, not counting what listens on loopback only.
     fn listener(&self, service: SocketAddr) -> Option<Workload>;
@@ -209,6 +217,21 @@ impl Proxy {
     /// How many connections ended by a panic of ours since the start: each is a defect worth a report.
     pub fn panics(&self) -> u64 {
         self.panics.load(Ordering::Relaxed)
+    }
+
+    /// Mesh time.
+    fn now(&self) -> UnixTime {
+        self.verifier.now()
+    }
+
+    /// This node.
+    fn node(&self) -> NodeId {
+        self.svids.node()
+    }
+
+    /// The whole identity of a workload of this mesh.
+    fn id(&self, workload: Workload) -> SpiffeId {
+        SpiffeId::new(self.verifier.trust().bundle.trust_domain.clone(), workload)
     }
 
     /// Counts the panic that unwinds through its holder.

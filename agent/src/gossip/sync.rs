@@ -12,8 +12,8 @@ use meshd_ca::identity::NodeId;
 use meshd_ca::keys::sha256;
 use meshd_ca::roster::Roster;
 
-use super::wire::{BUCKETS, Item, Key, MAX_ITEMS, MAX_PACKET, Message, Table};
 use super::pull::{MAX_ASKED, Next};
+use super::wire::{BUCKETS, Item, Key, MAX_ITEMS, MAX_PACKET, Message, Table};
 use super::{Gossip, MAX_ANSWERED, Tick};
 use crate::record::{MAX_RECORD, MAX_SEQUENCE, RecordError, SignedRecord, Version};
 

@@ -488,8 +488,11 @@ impl Fleet {
         let running: BTreeSet<NodeId> = self.alive().map(|(i, _)| self.nodes[i].id).collect();
         for (i, g) in self.alive() {
             let wrong: Vec<usize> = g.up().symmetric_difference(&running).map(|n| self.index[n]).filter(|n| *n != i).collect();
-            let old: Vec<usize> =
-                self.alive().map(|(k, _)| k).filter(|k| g.record(self.nodes[*k].id).map(|r| r.version().sequence) != Some(self.nodes[*k].sequence)).collect();
+            let old: Vec<usize> = self
+                .alive()
+                .map(|(k, _)| k)
+                .filter(|k| g.record(self.nodes[*k].id).map(|r| r.version().sequence) != Some(self.nodes[*k].sequence))
+                .collect();
             if !wrong.is_empty() || !old.is_empty() {
                 out.push(format!("{i}: up wrong {wrong:?}, records old {old:?}"));
             }

@@ -1,0 +1,479 @@
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::identity::TrustDomain;
+use crate::issue::Issuer;
+
+const NOW: UnixTime = UnixTime(1_800_000_000);
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// An authority with a mesh of its own.
+struct Desk {
+    key: PrivateKey,
+    tokens: TokenTable,
+    roster: Roster,
+}
+
+impl Authority for Desk {
+    fn key(&self) -> &PrivateKey {
+        &self.key
+    }
+    fn tokens(&mut self) -> &mut TokenTable {
+        &mut self.tokens
+    }
+    fn roster(&mut self) -> &mut Roster {
+        &mut self.roster
+    }
+}
+
+fn desk() -> Desk {
+    let (key, mesh) = (PrivateKey::generate().unwrap(), MeshId::from_bytes(random().unwrap()));
+    let domain = TrustDomain::of(mesh);
+    let root = Issuer::create(&domain, key.public().node_id(), NOW, 24 * HOUR).unwrap().root_der().to_vec();
+    let roster = Roster::found(mesh, domain, &key, name("one"), root).unwrap();
+    Desk { key, tokens: TokenTable::default(), roster }
+}
+
+impl Desk {
+    fn token(&mut self, uses: u32) -> JoinToken {
+        self.tokens.create(self.roster.mesh(), self.key.public(), NOW, HOUR, uses, vec![]).unwrap()
+    }
+
+    /// Nobody but the founder got in.
+    fn untouched(&self) -> bool {
+        self.roster.members().count() == 1
+    }
+}
+
+fn name(s: &str) -> HostName {
+    s.parse().unwrap()
+}
+
+/// Both ends of one honest TLS connection.
+fn wire(joiner: &PublicKey, authority: &PublicKey) -> (Channel, Channel) {
+    let exporter = random().unwrap();
+    (Channel { exporter, mine: *joiner, theirs: *authority }, Channel { exporter, mine: *authority, theirs: *joiner })
+}
+
+#[derive(Debug, PartialEq)]
+enum End {
+    Joined(HostName),
+    Joiner(JoinError),
+    Authority(JoinError),
+}
+
+/// Runs a join between these two ends; `meddle` sees and may change each message, numbered from 1.
+fn run(
+    desk: &mut Desk,
+    token: &JoinToken,
+    (mine, theirs): (Channel, Channel),
+    now: UnixTime,
+    mut meddle: impl FnMut(usize, &mut Vec<u8>),
+) -> (End, Option<Joined>) {
+    let mut admission = Admission::start(theirs);
+    let (mut joiner, mut message) = match Joiner::start(token.clone(), mine, name("pi")) {
+        Ok(started) => started,
+        Err(e) => return (End::Joiner(e), None),
+    };
+    for n in [1, 3] {
+        meddle(n, &mut message);
+        let mut reply = match admission.receive(&message, desk, now) {
+            Ok(Step::Send(reply) | Step::Finish(reply, _)) => reply,
+            Ok(Step::Done(_)) => panic!("an authority always answers"),
+            Err(e) => return (End::Authority(e), None),
+        };
+        meddle(n + 1, &mut reply);
+        match joiner.receive(&reply) {
+            Ok(Step::Send(next)) => message = next,
+            Ok(Step::Done(joined)) => return (End::Joined(joined.name.clone()), Some(joined)),
+            Ok(Step::Finish(..)) => panic!("the joiner has nothing to send at the end"),
+            Err(e) => return (End::Joiner(e), None),
+        }
+    }
+    panic!("a join has four messages");
+}
+
+fn join(desk: &mut Desk, token: &JoinToken, key: &PrivateKey, now: UnixTime) -> End {
+    let wire = wire(key.public(), desk.key.public());
+    run(desk, token, wire, now, |_, _| {}).0
+}
+
+fn refused(reason: Reason) -> End {
+    End::Authority(JoinError::Refused(reason))
+}
+
+#[test]
+fn a_host_with_a_token_joins() {
+    let (mut desk, key) = (desk(), PrivateKey::generate().unwrap());
+    let token = desk.token(1);
+    let wire = wire(key.public(), desk.key.public());
+    let (end, joined) = run(&mut desk, &token, wire, NOW + HOUR / 2, |_, _| {});
+    assert_eq!(end, End::Joined(name("pi")));
+    let joined = joined.unwrap();
+    assert_eq!(joined.roster.digest(), desk.roster.digest());
+    assert_eq!(joined.time, NOW + HOUR / 2);
+    assert!(joined.roster.is_active(key.public().node_id()));
+    assert_eq!(desk.tokens.list(NOW)[0].used_by, [key.public().node_id()]);
+}
+
+#[test]
+fn a_second_host_of_the_same_name_gets_another() {
+    let (mut desk, a, b) = (desk(), PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
+    let token = desk.token(2);
+    assert_eq!(join(&mut desk, &token, &a, NOW), End::Joined(name("pi")));
+    let End::Joined(second) = join(&mut desk, &token, &b, NOW) else { panic!() };
+    assert!(second.as_str().starts_with("pi-"));
+}
+
+#[test]
+fn the_same_node_may_ask_again_and_nobody_else() {
+    let (mut desk, key, other) = (desk(), PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
+    let token = desk.token(1);
+    // The last answer is lost on the way.
+    let ends = wire(key.public(), desk.key.public());
+    let (end, _) = run(&mut desk, &token, ends, NOW, |n, m| {
+        if n == 4 {
+            m.clear()
+        }
+    });
+    assert_eq!(end, End::Joiner(JoinError::Protocol));
+    let before = desk.roster.digest();
+    assert_eq!(join(&mut desk, &token, &key, NOW + 100 * HOUR), End::Joined(name("pi")), "also when it has expired");
+    assert_eq!((desk.roster.digest(), desk.tokens.list(NOW)[0].used_by.len()), (before, 1));
+    assert_eq!(join(&mut desk, &token, &other, NOW), refused(Reason::Used));
+    // Once it has left, its token is as used as anybody's.
+    desk.roster.leave(&key).unwrap();
+    assert_eq!(join(&mut desk, &token, &key, NOW), refused(Reason::Used));
+    let fresh = desk.token(1);
+    assert_eq!(join(&mut desk, &fresh, &key, NOW), End::Joined(name("pi")));
+}
+
+#[test]
+fn tokens_that_are_of_no_use() {
+    let (mut desk, key) = (desk(), PrivateKey::generate().unwrap());
+    let token = desk.token(1);
+    assert_eq!(join(&mut desk, &token, &key, NOW + HOUR), refused(Reason::Expired));
+    let unknown = JoinToken { id: "aaaaaaaa".parse().unwrap(), ..token.clone() };
+    assert_eq!(join(&mut desk, &unknown, &key, NOW), refused(Reason::UnknownToken));
+    desk.tokens.revoke(token.id);
+    assert_eq!(join(&mut desk, &token, &key, NOW), refused(Reason::Revoked));
+    assert!(desk.untouched());
+}
+
+#[test]
+fn a_token_revoked_or_used_during_the_handshake_admits_nobody() {
+    for revoke in [true, false] {
+        let (mut desk, a, b) = (desk(), PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
+        let token = desk.token(1);
+        let (mine, theirs) = wire(a.public(), desk.key.public());
+        let (mut joiner, hello) = Joiner::start(token.clone(), mine, name("a")).unwrap();
+        let mut admission = Admission::start(theirs);
+        let Ok(Step::Send(challenge)) = admission.receive(&hello, &mut desk, NOW) else { panic!() };
+        let Ok(Step::Send(proof)) = joiner.receive(&challenge) else { panic!() };
+        if revoke {
+            desk.tokens.revoke(token.id);
+        } else {
+            assert_eq!(join(&mut desk, &token, &b, NOW), End::Joined(name("pi")));
+        }
+        let want = if revoke { Reason::Revoked } else { Reason::Used };
+        assert_eq!(admission.receive(&proof, &mut desk, NOW).unwrap_err(), JoinError::Refused(want));
+        assert!(!desk.roster.is_active(a.public().node_id()));
+    }
+}
+
+#[test]
+fn a_wrong_secret_is_counted_and_burns_the_token() {
+    let (mut desk, key) = (desk(), PrivateKey::generate().unwrap());
+    let token = desk.token(1);
+    let guess = JoinToken { secret: Zeroizing::new([0; 20]), ..token.clone() };
+    for _ in 0..crate::token::MAX_FAILURES {
+        assert_eq!(join(&mut desk, &guess, &key, NOW), refused(Reason::WrongProof));
+    }
+    assert_eq!(join(&mut desk, &token, &key, NOW), refused(Reason::Burned), "even with the right secret");
+    assert!(desk.untouched());
+}
+
+#[test]
+fn a_banished_key_does_not_come_back() {
+    let (mut desk, key) = (desk(), PrivateKey::generate().unwrap());
+    let token = desk.token(3);
+    assert_eq!(join(&mut desk, &token, &key, NOW), End::Joined(name("pi")));
+    let authority = PrivateKey::from_pkcs8(desk.key.pkcs8()).unwrap();
+    desk.roster.banish(&authority, key.public().node_id()).unwrap();
+    assert_eq!(join(&mut desk, &token, &key, NOW), refused(Reason::Banished), "with its old token");
+    let fresh = desk.token(1);
+    assert_eq!(join(&mut desk, &fresh, &key, NOW), refused(Reason::Banished), "nor with a new one");
+    assert_eq!(desk.roster.active().count(), 1);
+}
+
+#[test]
+fn nothing_is_said_to_a_responder_with_another_key() {
+    let (mut desk, key, rogue) = (desk(), PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
+    let token = desk.token(1);
+    let (mine, _) = wire(key.public(), rogue.public());
+    assert_eq!(Joiner::start(token.clone(), mine, name("pi")).err(), Some(JoinError::WrongAuthority(rogue.public().node_id())));
+    let (mine, _) = wire(desk.key.public(), desk.key.public());
+    assert_eq!(Joiner::start(token, mine, name("pi")).err(), Some(JoinError::OwnToken));
+}
+
+#[test]
+fn a_rogue_authority_with_the_right_key_but_no_secret_is_not_believed() {
+    // The worst case: it even has the authority's node key, but not its table of tokens.
+    let (mut desk, key) = (desk(), PrivateKey::generate().unwrap());
+    let token = desk.token(1);
+    let (mine, theirs) = wire(key.public(), desk.key.public());
+    let mut fake = self::desk();
+    fake.key = PrivateKey::from_pkcs8(desk.key.pkcs8()).unwrap();
+    fake.roster = desk.roster.clone();
+    let (mut joiner, hello) = Joiner::start(token.clone(), mine.clone(), name("pi")).unwrap();
+    let guess = Zeroizing::new([0; 20]);
+    let proofs = Proofs::new(&guess, token.mesh, &theirs.exporter, key.public(), fake.key.public());
+    let challenge = encode(CHALLENGE, &Challenge { mesh: token.mesh, nonce: vec![0; 32] });
+    let Ok(Step::Send(proof)) = joiner.receive(&challenge) else { panic!() };
+    fake.roster.admit(&fake.key, key.public(), &name("pi")).unwrap();
+    let welcome = Welcome { name: name("pi"), time: NOW, roster: String::from_utf8(fake.roster.to_bytes()).unwrap() };
+    let body = encode(WELCOME, &welcome);
+    let mut said = Transcript::default();
+    [&hello, &challenge, &proof].into_iter().for_each(|m| said.add(m));
+    let message = [&[WELCOME][..], &proofs.of_authority(&said, &body[1..]), &body[1..]].concat();
+    assert_eq!(joiner.receive(&message).unwrap_err(), JoinError::WrongProof);
+    assert_eq!(joiner.receive(&message).unwrap_err(), JoinError::Protocol, "and there is no second try");
+    // The joiner's own proof sent back to it is no proof of the authority's.
+    let (mut joiner, _) = Joiner::start(token, mine, name("pi")).unwrap();
+    let Ok(Step::Send(proof)) = joiner.receive(&challenge) else { panic!() };
+    let mirrored = [&[WELCOME][..], &proof[1..], &body[1..]].concat();
+    assert_eq!(joiner.receive(&mirrored).unwrap_err(), JoinError::WrongProof);
+}
+
+#[test]
+fn a_man_in_the_middle_gets_nobody_in() {
+    // It ends TLS on both sides and passes every message on unchanged. To get past the pin, let it have the authority's key
+    // toward the joiner: only the exporters differ.
+    let (mut desk, key, middle) = (desk(), PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
+    let token = desk.token(1);
+    let (mine, _) = wire(key.public(), desk.key.public());
+    let (_, theirs) = wire(key.public(), desk.key.public());
+    assert_eq!(run(&mut desk, &token, (mine.clone(), theirs), NOW, |_, _| {}).0, refused(Reason::WrongProof));
+    // Its own key toward the authority, with the same exporter, as if that were possible: the keys differ.
+    let theirs = Channel { exporter: mine.exporter, mine: *desk.key.public(), theirs: *middle.public() };
+    assert_eq!(run(&mut desk, &token, (mine, theirs), NOW, |_, _| {}).0, refused(Reason::WrongProof));
+    assert!(desk.untouched());
+}
+
+#[test]
+fn a_replayed_join_admits_nobody() {
+    let (mut desk, key, thief) = (desk(), PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
+    let token = desk.token(9);
+    let mut heard = Vec::new();
+    let ends = wire(key.public(), desk.key.public());
+    let (mine, theirs) = ends.clone();
+    assert_eq!(run(&mut desk, &token, ends, NOW, |_, m| heard.push(m.clone())).0, End::Joined(name("pi")));
+    let before = desk.roster.digest();
+    // Into a new connection, as another node; and, as if that were possible, into one with the same keys and exporter.
+    let other = wire(thief.public(), desk.key.public()).1;
+    for channel in [other, theirs] {
+        let mut admission = Admission::start(channel);
+        assert!(matches!(admission.receive(&heard[0], &mut desk, NOW), Ok(Step::Send(_))));
+        assert_eq!(admission.receive(&heard[2], &mut desk, NOW).unwrap_err(), JoinError::Refused(Reason::WrongProof));
+    }
+    assert_eq!(desk.roster.digest(), before);
+    // And toward the joiner: an old welcome answers no new hello.
+    let (mut joiner, _) = Joiner::start(token, mine, name("pi")).unwrap();
+    assert!(matches!(joiner.receive(&heard[1]), Ok(Step::Send(_))));
+    assert_eq!(joiner.receive(&heard[3]).unwrap_err(), JoinError::WrongProof);
+}
+
+#[test]
+fn a_join_relayed_to_another_authority_admits_nobody() {
+    let (mut a, mut b, key) = (desk(), desk(), PrivateKey::generate().unwrap());
+    let token = a.token(1);
+    // B knows no such token.
+    let exporter = random().unwrap();
+    let mine = Channel { exporter, mine: *key.public(), theirs: *a.key.public() };
+    let at_b = Channel { exporter, mine: *b.key.public(), theirs: *key.public() };
+    assert_eq!(run(&mut b, &token, (mine.clone(), at_b.clone()), NOW, |_, _| {}).0, refused(Reason::UnknownToken));
+    // Even with A's table and A's mesh, B is another key.
+    b.tokens = a.tokens.clone();
+    assert_eq!(run(&mut b, &token, (mine.clone(), at_b.clone()), NOW, |_, _| {}).0, End::Joiner(JoinError::WrongMesh));
+    b.roster = a.roster.clone();
+    assert_eq!(run(&mut b, &token, (mine, at_b), NOW, |_, _| {}).0, refused(Reason::WrongProof));
+    assert!(a.untouched() && b.untouched());
+}
+
+#[test]
+fn an_authority_that_is_none_any_more_admits_nobody() {
+    let (mut desk, key) = (desk(), PrivateKey::generate().unwrap());
+    let token = desk.token(1);
+    let own = PrivateKey::from_pkcs8(desk.key.pkcs8()).unwrap();
+    desk.roster.leave(&own).unwrap();
+    assert_eq!(join(&mut desk, &token, &key, NOW), refused(Reason::NotAuthority));
+    assert!(desk.tokens.list(NOW)[0].used_by.is_empty());
+}
+
+#[test]
+fn the_joiner_checks_what_an_honest_proof_covers() {
+    // An authority that knows the secret but sends a roster without the joiner, of another mesh, or broken.
+    let (mut desk, key, other) = (desk(), PrivateKey::generate().unwrap(), self::desk());
+    let token = desk.token(1);
+    let try_with = |roster: Vec<u8>, called: &str| {
+        let (mine, _) = wire(key.public(), desk.key.public());
+        let proofs = Proofs::new(&token.secret, token.mesh, &mine.exporter, key.public(), desk.key.public());
+        let (mut joiner, hello) = Joiner::start(token.clone(), mine, name("pi")).unwrap();
+        let challenge = encode(CHALLENGE, &Challenge { mesh: token.mesh, nonce: vec![1; 32] });
+        let Ok(Step::Send(proof)) = joiner.receive(&challenge) else { panic!() };
+        let mut said = Transcript::default();
+        [&hello, &challenge, &proof].into_iter().for_each(|m| said.add(m));
+        let body = encode(WELCOME, &Welcome { name: name(called), time: NOW, roster: String::from_utf8(roster).unwrap() });
+        joiner.receive(&[&[WELCOME][..], &proofs.of_authority(&said, &body[1..]), &body[1..]].concat())
+    };
+    assert_eq!(try_with(desk.roster.to_bytes(), "pi").unwrap_err(), JoinError::Roster(RosterError::NotMember));
+    assert_eq!(try_with(other.roster.to_bytes(), "pi").unwrap_err(), JoinError::Roster(RosterError::ForeignMesh));
+    assert_eq!(try_with(b"{}".to_vec(), "pi").unwrap_err(), JoinError::Roster(RosterError::Malformed));
+    let mut with = desk.roster.clone();
+    with.admit(&desk.key, key.public(), &name("pi")).unwrap();
+    assert_eq!(try_with(with.to_bytes(), "boss").unwrap_err(), JoinError::Roster(RosterError::NotActive));
+    assert!(try_with(with.to_bytes(), "pi").is_ok());
+}
+
+#[test]
+fn a_refusal_says_why_and_cannot_do_more() {
+    let (mut desk, key) = (desk(), PrivateKey::generate().unwrap());
+    let token = desk.token(1);
+    for reason in [Reason::Expired, Reason::Used, Reason::Revoked, Reason::UnknownToken, Reason::Banished, Reason::Protocol] {
+        for after_challenge in [false, true] {
+            let (mine, theirs) = wire(key.public(), desk.key.public());
+            let (mut joiner, hello) = Joiner::start(token.clone(), mine, name("pi")).unwrap();
+            if after_challenge {
+                let Ok(Step::Send(challenge)) = Admission::start(theirs).receive(&hello, &mut desk, NOW) else { panic!() };
+                joiner.receive(&challenge).unwrap();
+            }
+            let refusal = JoinError::Refused(reason).refusal();
+            assert_eq!(joiner.receive(&refusal).unwrap_err(), JoinError::Refused(reason));
+            assert_eq!(joiner.receive(&refusal).unwrap_err(), JoinError::Protocol);
+        }
+    }
+    assert_eq!(JoinError::WrongMesh.refusal(), JoinError::Refused(Reason::Protocol).refusal());
+}
+
+#[test]
+fn messages_too_long_out_of_order_or_twice_end_the_join() {
+    let (mut desk, key) = (desk(), PrivateKey::generate().unwrap());
+    let token = desk.token(1);
+    let protocol = |n| {
+        let side: fn(JoinError) -> End = if n % 2 == 1 { End::Authority } else { End::Joiner };
+        side(JoinError::Protocol)
+    };
+    for n in 1..=3 {
+        let ends = wire(key.public(), desk.key.public());
+        let padded = |at, m: &mut Vec<u8>| {
+            if at == n {
+                m.resize(MAX_MESSAGE + 1, b' ')
+            }
+        };
+        assert_eq!(run(&mut desk, &token, ends, NOW, padded).0, protocol(n), "message {n} too long");
+        assert!(desk.untouched());
+    }
+    let ends = wire(key.public(), desk.key.public());
+    let endless = |at, m: &mut Vec<u8>| {
+        if at == 4 {
+            m.resize(MAX_WELCOME + 1, b' ')
+        }
+    };
+    let (end, _) = run(&mut desk, &token, ends, NOW, endless);
+    assert_eq!(end, protocol(4));
+    for n in 1..=4 {
+        for kind in [HELLO, CHALLENGE, PROOF, WELCOME, 0] {
+            let ends = wire(key.public(), desk.key.public());
+            let renamed = |at, m: &mut Vec<u8>| {
+                if at == n && m[0] != kind {
+                    m[0] = kind
+                } else if at == n {
+                    m[0] = b'?'
+                }
+            };
+            assert_eq!(run(&mut desk, &token, ends, NOW, renamed).0, protocol(n), "message {n} as {kind}");
+        }
+    }
+    let (mine, theirs) = wire(key.public(), desk.key.public());
+    let (joiner, hello) = Joiner::start(token, mine, name("pi")).unwrap();
+    assert_eq!(joiner.limit(), MAX_MESSAGE);
+    let mut admission = Admission::start(theirs);
+    admission.receive(&hello, &mut desk, NOW).unwrap();
+    assert_eq!(admission.receive(&hello, &mut desk, NOW).unwrap_err(), JoinError::Protocol);
+    assert_eq!(admission.receive(&hello, &mut desk, NOW).unwrap_err(), JoinError::Protocol);
+}
+
+#[test]
+fn the_secret_is_in_no_message() {
+    let (mut desk, key) = (desk(), PrivateKey::generate().unwrap());
+    let token = desk.token(1);
+    let mut all = Vec::new();
+    let ends = wire(key.public(), desk.key.public());
+    let (end, joined) = run(&mut desk, &token, ends, NOW, |_, m| all.extend_from_slice(m));
+    assert!(matches!(end, End::Joined(_)));
+    let text = data_encoding::BASE64URL_NOPAD.encode(&token.secret[..]);
+    let base32 = crate::identity::base32().encode(&token.secret[..]);
+    for form in [&token.secret[..], text.as_bytes(), base32.as_bytes()] {
+        assert!(!all.windows(form.len()).any(|w| w == form));
+    }
+    assert!(!format!("{joined:?}").contains(&text));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    /// Whatever happens to one message on the way, nobody joins by it, nobody is admitted by it, and nothing panics.
+    #[test]
+    fn a_changed_message_never_joins(
+        n in 1usize..=4,
+        at in any::<proptest::sample::Index>(),
+        bit in 0u8..8,
+        cut in any::<proptest::sample::Index>(),
+        how in 0u8..4,
+        junk in proptest::collection::vec(any::<u8>(), 0..64),
+    ) {
+        let (mut desk, key) = (desk(), PrivateKey::generate().unwrap());
+        let token = desk.token(1);
+        let ends = wire(key.public(), desk.key.public());
+        let mut changed = true;
+        let (end, joined) = run(&mut desk, &token, ends, NOW, |i, m| if i == n {
+            let before = m.clone();
+            match how {
+                0 => { let at = at.index(m.len()); m[at] ^= 1 << bit }
+                1 => m.truncate(cut.index(m.len())),
+                2 => m.extend_from_slice(&junk),
+                _ => *m = junk.clone(),
+            }
+            changed = *m != before;
+        });
+        if changed {
+            prop_assert!(!matches!(end, End::Joined(_)), "{:?}", end);
+            prop_assert!(joined.is_none());
+            // A last message that is changed comes too late to keep the authority from admitting.
+            prop_assert!(n == 4 || desk.untouched());
+        }
+    }
+
+    /// Messages out of nothing, to both sides and at every step.
+    #[test]
+    fn no_bytes_make_a_side_panic(kind in prop_oneof![Just(HELLO), Just(CHALLENGE), Just(PROOF), Just(WELCOME), Just(REFUSAL), any::<u8>()],
+                                  junk in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let (mut desk, key) = (desk(), PrivateKey::generate().unwrap());
+        let token = desk.token(1);
+        let message = [&[kind][..], &junk].concat();
+        for skip in [false, true] {
+            let (mine, theirs) = wire(key.public(), desk.key.public());
+            let (mut joiner, hello) = Joiner::start(token.clone(), mine, name("pi")).unwrap();
+            let mut admission = Admission::start(theirs);
+            if skip {
+                let Ok(Step::Send(challenge)) = admission.receive(&hello, &mut desk, NOW) else { panic!() };
+                joiner.receive(&challenge).unwrap();
+            }
+            prop_assert!(joiner.receive(&message).is_err());
+            prop_assert!(admission.receive(&message, &mut desk, NOW).is_err());
+        }
+        prop_assert!(desk.untouched());
+    }
+}

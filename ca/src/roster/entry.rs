@@ -1,0 +1,200 @@
+//! One signed statement about one member: the unit in which a roster is stored, gossiped and merged.
+//!
+//! An [`Entry`] that exists is well formed and carries a valid signature of the key it names as its signer. Whether that signer
+//! has a say is for the [`super::Roster`] to tell.
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::RosterError;
+use crate::bundle::Root;
+use crate::identity::{HostName, MeshId, NodeId};
+use crate::keys::{PrivateKey, PublicKey, base64url, sha256};
+use crate::signed::Signed;
+
+/// Longest payload of an entry in bytes.
+pub const MAX_ENTRY: usize = 16 << 10;
+/// Most roots an authority may have at a time (one, or two while it rotates; the rest is slack).
+pub const MAX_ROOTS: usize = 4;
+/// What the signature of an entry is over.
+const CONTEXT: &str = "roster";
+
+/// Whether a node is a member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Standing {
+    /// A member.
+    Active,
+    /// Left by its own will; may join again.
+    Left,
+    /// Thrown out for ever.
+    Banished,
+}
+
+/// What the roster says about one node key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// The node key: who it is.
+    pub key: PublicKey,
+    /// The name of the host, which only this key has.
+    pub name: HostName,
+    /// Whether it is a member.
+    pub standing: Standing,
+    /// Its root certificates (DER), if it may admit nodes and sign certificates; empty for everybody else.
+    pub roots: Vec<Vec<u8>>,
+    /// Grows with each statement about this key.
+    pub version: u64,
+    /// Who said so: an authority, or the node itself when it left.
+    pub by: NodeId,
+}
+
+impl Member {
+    /// Whether it may admit nodes and sign certificates now.
+    pub fn is_authority(&self) -> bool {
+        self.standing == Standing::Active && !self.roots.is_empty()
+    }
+
+    /// The id of its key.
+    pub fn node(&self) -> NodeId {
+        self.key.node_id()
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Der(#[serde(with = "base64url")] Vec<u8>);
+
+/// Whom an entry is about, who says it, and whether it is a farewell: only the strongest entry of each such triple is kept. The
+/// farewell is apart so that a node cannot take it back by signing something else about itself.
+pub(super) type Slot = (NodeId, NodeId, bool);
+
+/// The JSON that is signed.
+#[derive(Serialize, Deserialize)]
+struct Payload {
+    mesh: MeshId,
+    key: PublicKey,
+    name: HostName,
+    standing: Standing,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    roots: Vec<Der>,
+    version: u64,
+    signer: PublicKey,
+}
+
+/// A signed statement about one member. In JSON it is the [`Signed`] document.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    signed: Signed,
+    member: Member,
+    node: NodeId,
+    mesh: MeshId,
+    hash: [u8; 32],
+}
+
+impl Entry {
+    /// What it says. The host's name may differ from what the roster as a whole says, see [`super::Roster::entry`].
+    pub fn member(&self) -> &Member {
+        &self.member
+    }
+
+    /// The entry as JSON.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        // Strings only: writing them to memory cannot fail.
+        serde_json::to_vec(&self.signed).unwrap_or_default()
+    }
+
+    /// Reads an entry and checks its signature.
+    ///
+    /// # Errors
+    /// [`RosterError::Malformed`] for anything that is too long or not an entry, [`RosterError::Key`] for a wrong signature.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, RosterError> {
+        if bytes.len() > 2 * MAX_ENTRY {
+            return Err(RosterError::Malformed);
+        }
+        Self::from_signed(serde_json::from_slice(bytes).map_err(|_| RosterError::Malformed)?)
+    }
+
+    pub(super) fn from_signed(signed: Signed) -> Result<Self, RosterError> {
+        if signed.payload.len() > MAX_ENTRY {
+            return Err(RosterError::Malformed);
+        }
+        let p: Payload = serde_json::from_slice(&signed.payload).map_err(|_| RosterError::Malformed)?;
+        let node = p.key.node_id();
+        let roots: Vec<Vec<u8>> = p.roots.into_iter().map(|r| r.0).collect();
+        if roots.len() > MAX_ROOTS || roots.iter().any(|der| Root::parse(der, node).is_none()) {
+            return Err(RosterError::Malformed);
+        }
+        signed.verify(&p.signer, CONTEXT)?;
+        let by = p.signer.node_id();
+        let member = Member { key: p.key, name: p.name, standing: p.standing, roots, version: p.version, by };
+        let hash = sha256(&[&signed.payload, signed.signature.as_bytes()]);
+        Ok(Self { signed, member, node, mesh: p.mesh, hash })
+    }
+
+    /// Signs a statement; `member.by` is ignored, the signer is who signs.
+    pub(super) fn sign(signer: &PrivateKey, mesh: MeshId, member: Member) -> Result<Self, RosterError> {
+        let payload = Payload {
+            mesh,
+            key: member.key,
+            name: member.name,
+            standing: member.standing,
+            roots: member.roots.into_iter().map(Der).collect(),
+            version: member.version,
+            signer: *signer.public(),
+        };
+        let payload = serde_json::to_vec(&payload).map_err(|_| RosterError::Malformed)?;
+        Self::from_signed(Signed::new(signer, CONTEXT, payload)?)
+    }
+
+    pub(super) fn signed(&self) -> &Signed {
+        &self.signed
+    }
+
+    /// At least how many bytes it takes in a document: base64 of the payload, the signature and what is around them.
+    pub(super) fn size(&self) -> usize {
+        self.signed.payload.len().div_ceil(3) * 4 + 128
+    }
+
+    pub(super) fn mesh(&self) -> MeshId {
+        self.mesh
+    }
+
+    pub(super) fn hash(&self) -> &[u8; 32] {
+        &self.hash
+    }
+
+    /// The slot it competes for.
+    pub(super) fn slot(&self) -> Slot {
+        (self.node, self.member.by, self.is_farewell())
+    }
+
+    /// The strength of an entry, a total order: no two different entries are equal in it.
+    pub(super) fn order(&self) -> (bool, u64, &[u8; 32]) {
+        (self.member.standing == Standing::Banished, self.member.version, &self.hash)
+    }
+
+    /// Whether it says that the node is, or was until now, an authority.
+    pub(super) fn grants(&self) -> bool {
+        !self.member.roots.is_empty()
+    }
+
+    /// Whether it can change what other nodes' entries are worth.
+    pub(super) fn decides_about_others(&self) -> bool {
+        self.grants() || self.member.standing == Standing::Banished
+    }
+
+    /// Whether it is a node's own word that it left.
+    pub(super) fn is_farewell(&self) -> bool {
+        self.member.by == self.node && self.member.standing == Standing::Left
+    }
+}
+
+impl Serialize for Entry {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        self.signed.serialize(s)
+    }
+}
+
+impl<'de> Deserialize<'de> for Entry {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        Self::from_signed(Signed::deserialize(d)?).map_err(serde::de::Error::custom)
+    }
+}

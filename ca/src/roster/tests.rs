@@ -1,0 +1,417 @@
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::issue::Issuer;
+use crate::time::UnixTime;
+
+fn mesh_id() -> MeshId {
+    MeshId::from_bytes([1; 10])
+}
+
+fn domain() -> TrustDomain {
+    TrustDomain::of(mesh_id())
+}
+
+fn name(s: &str) -> HostName {
+    s.parse().unwrap()
+}
+
+fn key() -> PrivateKey {
+    PrivateKey::generate().unwrap()
+}
+
+fn id(k: &PrivateKey) -> NodeId {
+    k.public().node_id()
+}
+
+fn root() -> Vec<u8> {
+    let day = Duration::from_secs(86_400);
+    Issuer::create(&domain(), NodeId::from_bytes([0; 16]), UnixTime(1_800_000_000), day).unwrap().root_der().to_vec()
+}
+
+fn found(founder: &PrivateKey) -> Roster {
+    Roster::found(mesh_id(), domain(), founder, name("one"), root()).unwrap()
+}
+
+/// Everything that can be asked of a roster, in a comparable form.
+#[derive(Debug, PartialEq)]
+struct View {
+    members: Vec<Member>,
+    names: BTreeMap<HostName, NodeId>,
+    digest: [u8; 32],
+    bundle: Bundle,
+    unproven: usize,
+    size: usize,
+}
+
+fn view(r: &Roster) -> View {
+    let (members, names) = (r.members().cloned().collect(), r.names.clone());
+    View { members, names, digest: r.digest(), bundle: r.bundle(), unproven: r.unproven, size: r.size }
+}
+
+#[test]
+fn a_new_mesh_has_its_founder() {
+    let f = key();
+    let r = found(&f);
+    assert_eq!((r.founder(), r.mesh(), r.trust_domain()), (id(&f), mesh_id(), &domain()));
+    assert!(r.is_active(id(&f)) && r.member(id(&f)).unwrap().is_authority());
+    assert_eq!(r.bundle().roots.len(), 1);
+    assert_eq!(Roster::found(mesh_id(), domain(), &f, name("one"), b"no".to_vec()).err(), Some(RosterError::Malformed));
+}
+
+#[test]
+fn only_authorities_admit() {
+    let (f, a, b) = (key(), key(), key());
+    let mut r = found(&f);
+    assert_eq!(r.admit(&a, a.public(), &name("a")), Err(RosterError::NotAuthority));
+    r.admit(&f, a.public(), &name("a")).unwrap();
+    assert_eq!(r.admit(&a, b.public(), &name("b")), Err(RosterError::NotAuthority));
+    assert_eq!(r.banish(&a, id(&f)), Err(RosterError::NotAuthority));
+    assert_eq!(r.grant(&a, id(&a), vec![root()]), Err(RosterError::NotAuthority));
+    // Nor does what they sign anyway count.
+    let rogue = Member { key: *b.public(), name: name("b"), standing: Standing::Active, roots: vec![], version: 9, by: id(&a) };
+    assert_eq!(r.merge(Entry::sign(&a, mesh_id(), rogue.clone()).unwrap()), Ok(false));
+    assert_eq!(r.merge(Entry::sign(&b, mesh_id(), rogue).unwrap()), Ok(false));
+    let itself = Member { roots: vec![root()], version: 9, ..r.member(id(&a)).unwrap().clone() };
+    assert_eq!(r.merge(Entry::sign(&a, mesh_id(), itself).unwrap()), Ok(false));
+    let foe = Member { standing: Standing::Banished, version: 99, ..r.member(id(&f)).unwrap().clone() };
+    assert_eq!(r.merge(Entry::sign(&a, mesh_id(), foe.clone()).unwrap()), Err(RosterError::Founder));
+    assert_eq!(r.merge(Entry::sign(&f, mesh_id(), foe).unwrap()), Err(RosterError::Founder));
+    assert!(!r.is_active(id(&b)) && r.authorities().count() == 1 && r.is_active(id(&f)));
+    assert_eq!(r.entries().count(), 2);
+}
+
+#[test]
+fn names_are_unique_and_kept() {
+    let (f, a, b, c) = (key(), key(), key(), key());
+    let mut r = found(&f);
+    assert_eq!(r.admit(&f, a.public(), &name("pi")), Ok(name("pi")));
+    let before = r.digest();
+    assert_eq!(r.admit(&f, a.public(), &name("other")), Ok(name("pi")), "the same key again");
+    assert_eq!(r.digest(), before, "nothing was signed for it");
+    let b_name = r.admit(&f, b.public(), &name("pi")).unwrap();
+    assert_eq!(b_name, name("pi").with_suffix(&id(&b).to_string()[..4]));
+    r.leave(&a).unwrap();
+    assert_ne!(r.admit(&f, c.public(), &name("pi")).unwrap(), name("pi"), "kept for the one that left");
+    assert_eq!(r.admit(&f, a.public(), &name("zz")), Ok(name("pi")), "comes back under its name");
+    r.banish(&f, id(&a)).unwrap();
+    assert_eq!(r.by_name(&name("pi")), None);
+    let d = key();
+    assert_eq!(r.admit(&f, d.public(), &name("pi")), Ok(name("pi")), "free after banishing");
+    assert_eq!(r.by_name(&b_name).unwrap().node(), id(&b));
+}
+
+#[test]
+fn banished_is_for_ever() {
+    let (f, a) = (key(), key());
+    let mut r = found(&f);
+    r.admit(&f, a.public(), &name("a")).unwrap();
+    let mut elsewhere = r.clone();
+    let banished = r.banish(&f, id(&a)).unwrap();
+    assert_eq!(r.banish(&f, id(&a)), Ok(banished.clone()), "twice is the same");
+    assert_eq!(r.admit(&f, a.public(), &name("a")), Err(RosterError::Banished));
+    assert_eq!(r.leave(&a), Err(RosterError::NotActive));
+    // A replica that did not hear of it goes on to much higher versions.
+    for _ in 0..5 {
+        elsewhere.leave(&a).unwrap();
+        elsewhere.admit(&f, a.public(), &name("a")).unwrap();
+    }
+    for e in elsewhere.entries() {
+        r.merge(e.clone()).unwrap();
+    }
+    assert_eq!(elsewhere.merge(banished), Ok(true));
+    for r in [&r, &elsewhere] {
+        assert_eq!(r.member(id(&a)).unwrap().standing, Standing::Banished);
+        assert_eq!(r.active().count(), 1);
+    }
+    assert_eq!(r.banish(&f, id(&f)), Err(RosterError::Founder));
+    assert_eq!(r.banish(&f, NodeId::from_bytes([0; 16])), Err(RosterError::NotMember));
+}
+
+#[test]
+fn a_nodes_own_word_counts_for_leaving_only() {
+    let (f, a) = (key(), key());
+    let mut r = found(&f);
+    r.admit(&f, a.public(), &name("a")).unwrap();
+    let me = r.member(id(&a)).unwrap().clone();
+    for other in [
+        Member { name: name("boss"), version: 9, ..me.clone() },
+        Member { roots: vec![root()], version: 9, ..me.clone() },
+        Member { name: name("boss"), standing: Standing::Left, version: 9, ..me.clone() },
+        Member { standing: Standing::Banished, version: 9, ..me.clone() },
+    ] {
+        let mut r = r.clone();
+        let _ = r.merge(Entry::sign(&a, mesh_id(), other).unwrap());
+        assert_eq!(r.member(id(&a)), Some(&me));
+    }
+    let left = r.leave(&a).unwrap();
+    assert_eq!((left.member().standing, left.member().by), (Standing::Left, id(&a)));
+    assert_eq!(r.leave(&a), Err(RosterError::NotActive));
+    // It cannot take that back by itself.
+    let _ = r.merge(Entry::sign(&a, mesh_id(), Member { version: 50, ..me }).unwrap());
+    assert!(!r.is_active(id(&a)));
+    r.admit(&f, a.public(), &name("a")).unwrap();
+    assert!(r.is_active(id(&a)));
+}
+
+#[test]
+fn a_second_authority_admits_and_what_it_signed_outlives_it() {
+    let (f, a, b, c, d) = (key(), key(), key(), key(), key());
+    let mut r = found(&f);
+    r.admit(&f, a.public(), &name("a")).unwrap();
+    r.grant(&f, id(&a), vec![root()]).unwrap();
+    assert_eq!((r.authorities().count(), r.bundle().roots.len()), (2, 2));
+    let before = r.bundle().sequence;
+    r.admit(&a, b.public(), &name("b")).unwrap();
+    r.admit(&a, c.public(), &name("c")).unwrap();
+    r.banish(&a, id(&c)).unwrap();
+    assert_eq!(r.banish(&a, id(&f)), Err(RosterError::Founder));
+    // In a partition the authority, by now in wrong hands, admits another.
+    let mut thief = r.clone();
+    thief.admit(&a, d.public(), &name("d")).unwrap();
+    r.banish(&f, id(&a)).unwrap();
+    for e in thief.entries() {
+        r.merge(e.clone()).unwrap();
+    }
+    assert!(r.is_active(id(&b)), "signed again by the founder");
+    assert_eq!(r.member(id(&b)).unwrap().by, id(&f));
+    assert_eq!(r.member(id(&c)).unwrap().standing, Standing::Banished, "banishing outlives its signer");
+    assert!(r.member(id(&d)).is_none(), "not endorsed by anybody who counts");
+    assert_eq!((r.authorities().count(), r.bundle().roots.len()), (1, 1));
+    assert!(r.bundle().sequence > before);
+    assert_eq!(r.admit(&a, d.public(), &name("d")), Err(RosterError::NotAuthority));
+    assert_eq!(view(&Roster::from_bytes(&r.to_bytes()).unwrap()), view(&r));
+}
+
+#[test]
+fn one_authority_does_not_banish_another() {
+    let (f, a, b) = (key(), key(), key());
+    let mut r = found(&f);
+    for (k, n) in [(&a, "a"), (&b, "b")] {
+        r.admit(&f, k.public(), &name(n)).unwrap();
+        r.grant(&f, id(k), vec![root()]).unwrap();
+    }
+    assert_eq!(r.banish(&a, id(&b)), Err(RosterError::NeedsFounder));
+    assert!(r.banish(&f, id(&b)).is_ok());
+}
+
+#[test]
+fn two_authorities_may_give_one_name_at_the_same_time() {
+    let (f, a, b, c) = (key(), key(), key(), key());
+    let mut r = found(&f);
+    r.admit(&f, a.public(), &name("a")).unwrap();
+    r.grant(&f, id(&a), vec![root()]).unwrap();
+    let mut other = r.clone();
+    r.admit(&f, b.public(), &name("pi")).unwrap();
+    other.admit(&a, c.public(), &name("pi")).unwrap();
+    for e in other.entries().cloned().collect::<Vec<_>>() {
+        r.merge(e).unwrap();
+    }
+    for e in r.entries().cloned().collect::<Vec<_>>() {
+        other.merge(e).unwrap();
+    }
+    assert_eq!(view(&r), view(&other));
+    let (low, high) = if id(&b) < id(&c) { (&b, &c) } else { (&c, &b) };
+    assert_eq!(r.member(id(low)).unwrap().name, name("pi"));
+    assert_eq!(r.member(id(high)).unwrap().name, name("pi").with_suffix(&id(high).to_string()[..4]));
+    assert_eq!(r.by_name(&name("pi")).unwrap().node(), id(low));
+    r.leave(high).unwrap();
+    assert!(!r.is_active(id(high)), "leaves under the name that was signed");
+}
+
+#[test]
+fn documents_are_checked_in_full() {
+    let (f, a, stranger) = (key(), key(), key());
+    let mut r = found(&f);
+    r.admit(&f, a.public(), &name("a")).unwrap();
+    r.leave(&a).unwrap();
+    let bytes = r.to_bytes();
+    assert_eq!(view(&Roster::from_bytes(&bytes).unwrap()), view(&r));
+    let document = || serde_json::from_slice::<Document>(&bytes).unwrap();
+    let read = |d: &Document| Roster::from_bytes(&serde_json::to_vec(d).unwrap()).map(|r| view(&r));
+
+    let mut forged = document();
+    forged.entries[1].payload[20] ^= 1;
+    assert!(read(&forged).is_err());
+    let mut forged = document();
+    forged.charter = Signed::new(&stranger, CHARTER, forged.charter.payload).unwrap();
+    assert_eq!(read(&forged).err(), Some(RosterError::Key(KeyError::Signature)));
+    let mut no_founder = document();
+    no_founder.entries.retain(|e| Entry::from_signed(e.clone()).unwrap().slot().0 != id(&f));
+    assert_eq!(read(&no_founder).err(), Some(RosterError::Malformed));
+    let mut other_mesh = document();
+    let member = Member { version: 7, ..r.member(id(&a)).unwrap().clone() };
+    other_mesh.entries.push(Entry::sign(&f, MeshId::from_bytes([2; 10]), member.clone()).unwrap().signed().clone());
+    assert_eq!(read(&other_mesh).err(), Some(RosterError::ForeignMesh));
+    let mut with_rubbish = document();
+    with_rubbish.entries.push(Entry::sign(&stranger, mesh_id(), member).unwrap().signed().clone());
+    assert_eq!(read(&with_rubbish), Ok(view(&r)), "dropped");
+    assert_eq!(Roster::from_bytes(&vec![b' '; MAX_ROSTER + 1]).err(), Some(RosterError::Malformed));
+    for bad in [&b""[..], b"{}", b"null", &bytes[..bytes.len() - 1]] {
+        assert_eq!(Roster::from_bytes(bad).err(), Some(RosterError::Malformed));
+    }
+}
+
+#[test]
+fn entries_are_bounded() {
+    let f = key();
+    let r = found(&f);
+    let mut member = Member { version: 2, ..r.member(id(&f)).unwrap().clone() };
+    member.roots = vec![root(); MAX_ROOTS + 1];
+    assert_eq!(Entry::sign(&f, mesh_id(), member.clone()), Err(RosterError::Malformed));
+    member.roots = vec![vec![0x30; 100]];
+    assert_eq!(Entry::sign(&f, mesh_id(), member.clone()), Err(RosterError::Malformed));
+    let long = Signed::new(&f, "roster", vec![b' '; MAX_ENTRY + 1]).unwrap();
+    assert_eq!(Entry::from_signed(long), Err(RosterError::Malformed));
+    let e = r.entry(id(&f)).unwrap();
+    assert_eq!(Entry::from_bytes(&e.to_bytes()), Ok(e.clone()));
+    assert!((e.to_bytes().len()..e.to_bytes().len() + 16).contains(&e.size()));
+    assert_eq!(r.size, r.entries.values().map(|e| e.size()).sum::<usize>());
+    assert_eq!(serde_json::from_slice::<Entry>(&serde_json::to_vec(e).unwrap()).unwrap(), *e);
+    assert_eq!(Entry::from_bytes(&vec![b' '; 2 * MAX_ENTRY + 1]), Err(RosterError::Malformed));
+}
+
+#[test]
+fn strangers_cannot_fill_the_roster() {
+    let f = key();
+    let mut r = found(&f);
+    for n in 0..MAX_UNPROVEN + 3 {
+        let k = key();
+        let m = Member { key: *k.public(), name: name("x"), standing: Standing::Active, roots: vec![], version: 1, by: id(&k) };
+        let want = if n < MAX_UNPROVEN { Ok(false) } else { Err(RosterError::Unproven) };
+        assert_eq!(r.merge(Entry::sign(&k, mesh_id(), m).unwrap()), want);
+    }
+    assert_eq!((r.members().count(), r.entries().count()), (1, 1));
+    r.admit(&f, key().public(), &name("a")).unwrap();
+    assert_eq!(r.active().count(), 2);
+}
+
+/// Keys, one of them the founder's, and a root, made once: signing is what costs.
+struct Cast {
+    keys: Vec<PrivateKey>,
+    roots: Vec<Vec<u8>>,
+}
+
+fn cast() -> &'static Cast {
+    static C: OnceLock<Cast> = OnceLock::new();
+    C.get_or_init(|| Cast { keys: (0..6).map(|_| key()).collect(), roots: vec![root(), root()] })
+}
+
+/// Any statement of anybody about anybody, most of them dubious, enough of them by the founder that authorities come about.
+fn statement() -> impl Strategy<Value = Entry> {
+    let signer = prop_oneof![2 => Just(0usize), 3 => 1usize..6];
+    let standing = prop_oneof![4 => Just(Standing::Active), 2 => Just(Standing::Left), 1 => Just(Standing::Banished)];
+    (signer, 0usize..6, standing, 0usize..4, 1u64..5, 0usize..3).prop_map(|(signer, subject, standing, roots, version, n)| {
+        let c = cast();
+        let roots = c.roots.get(roots).cloned().into_iter().collect();
+        let (key, by) = (*c.keys[subject].public(), id(&c.keys[signer]));
+        let member = Member { key, name: name(["pi", "box", "pi-2"][n]), standing, roots, version, by };
+        Entry::sign(&c.keys[signer], mesh_id(), member).unwrap()
+    })
+}
+
+/// The same founding entry for all replicas of a test.
+fn origin() -> Roster {
+    static R: OnceLock<Roster> = OnceLock::new();
+    R.get_or_init(|| found(&cast().keys[0])).clone()
+}
+
+fn merged<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> Roster {
+    let mut r = origin();
+    for e in entries {
+        let refused = r.merge(e.clone()).is_err();
+        let (m, f) = (e.member(), r.founder());
+        assert_eq!(refused, m.node() == f && (m.by != f || m.standing == Standing::Banished));
+    }
+    r
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    /// Commutative and idempotent: any order, with any repetition, ends in the same roster; and the short way of a merge is
+    /// the same as reading everything anew.
+    #[test]
+    fn order_and_repetition_do_not_matter(
+        (entries, shuffled) in proptest::collection::vec(statement(), 0..24).prop_flat_map(|v| {
+            let twice: Vec<Entry> = v.iter().chain(v.iter()).cloned().collect();
+            (Just(v), Just(twice).prop_shuffle())
+        })
+    ) {
+        let (a, b) = (merged(&entries), merged(&shuffled));
+        prop_assert_eq!(view(&a), view(&b));
+        let mut anew = a.clone();
+        anew.settle();
+        prop_assert_eq!(view(&a), view(&anew));
+        let mut again = a.clone();
+        for e in &entries {
+            prop_assert_ne!(again.merge(e.clone()), Ok(true));
+        }
+    }
+
+    /// Associative: replicas that exchange what counts for them end where one does that saw everything at once.
+    #[test]
+    fn grouping_does_not_matter(
+        a in proptest::collection::vec(statement(), 0..10),
+        b in proptest::collection::vec(statement(), 0..10),
+        c in proptest::collection::vec(statement(), 0..10),
+    ) {
+        let all = merged(a.iter().chain(&b).chain(&c));
+        let mut replicas = [merged(&a), merged(&b), merged(&c)];
+        // What waits for a proof travels only once it is proven: one more round for each link of a chain of grants.
+        for _ in 0..8 {
+            for i in 0..3 {
+                for e in replicas[(i + 1) % 3].clone().entries() {
+                    replicas[i].merge(e.clone()).unwrap();
+                }
+            }
+        }
+        for r in &replicas {
+            prop_assert_eq!(r.digest(), all.digest());
+            prop_assert_eq!(r.members().collect::<Vec<_>>(), all.members().collect::<Vec<_>>());
+        }
+    }
+
+    /// A document carries all that counts.
+    #[test]
+    fn documents_round_trip(entries in proptest::collection::vec(statement(), 0..16)) {
+        let r = merged(&entries);
+        let read = Roster::from_bytes(&r.to_bytes()).unwrap();
+        prop_assert_eq!(read.digest(), r.digest());
+        prop_assert_eq!(read.members().collect::<Vec<_>>(), r.members().collect::<Vec<_>>());
+    }
+
+    /// What must hold in every roster, however it came about.
+    #[test]
+    fn invariants(entries in proptest::collection::vec(statement(), 0..24)) {
+        let r = merged(&entries);
+        let founder = r.member(r.founder()).unwrap();
+        prop_assert!(founder.standing != Standing::Banished && founder.by == r.founder());
+        let names: BTreeSet<&HostName> = r.members().filter(|m| m.standing != Standing::Banished).map(|m| &m.name).collect();
+        prop_assert_eq!(names.len(), r.members().filter(|m| m.standing != Standing::Banished).count());
+        for m in r.members() {
+            prop_assert!(m.node() == m.by || r.granted.contains(&m.by), "signed by a nobody");
+            prop_assert!(m.standing != Standing::Active || r.trusted.contains(&m.by), "admitted by a banished authority");
+        }
+        for e in entries.iter().filter(|e| e.member().standing == Standing::Banished && r.granted.contains(&e.member().by)) {
+            let node = e.member().node();
+            prop_assert!(node == r.founder() || r.member(node).is_some_and(|m| m.standing == Standing::Banished));
+        }
+    }
+
+    #[test]
+    fn no_bytes_make_a_parser_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..400), at in any::<proptest::sample::Index>()) {
+        let _ = Entry::from_bytes(&bytes);
+        let _ = Roster::from_bytes(&bytes);
+        let mut changed = origin().to_bytes();
+        let at = at.index(changed.len());
+        bytes.truncate(changed.len() - at);
+        changed[at..at + bytes.len()].copy_from_slice(&bytes);
+        if let Ok(r) = Roster::from_bytes(&changed) {
+            prop_assert_eq!(r.digest(), origin().digest());
+        }
+    }
+}

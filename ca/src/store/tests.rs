@@ -1,0 +1,274 @@
+use super::*;
+
+fn open() -> (tempfile::TempDir, Store) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    (dir, store)
+}
+
+fn load(store: &Store, name: &str) -> Option<(Vec<u8>, bool)> {
+    store.load(name).unwrap().map(|l| (l.bytes.to_vec(), l.fallback))
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o7777
+}
+
+/// The files of a directory, without the lock.
+fn files(dir: &Path) -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.retain(|n| n != LOCK);
+    names.sort();
+    names
+}
+
+#[test]
+fn what_was_saved_last_is_loaded() {
+    let (dir, store) = open();
+    assert_eq!(load(&store, "roster"), None);
+    for content in [&b"one"[..], b"two", b"", &[7; 100_000]] {
+        store.save("roster", content).unwrap();
+        assert_eq!(load(&store, "roster"), Some((content.to_vec(), false)));
+    }
+    assert_eq!(files(dir.path()), ["roster", "roster.previous"]);
+    for name in ["roster", "roster.previous", LOCK] {
+        assert_eq!(mode(&dir.path().join(name)), 0o600, "{name}");
+    }
+    drop(store);
+    let store = Store::open(dir.path()).unwrap();
+    assert_eq!(load(&store, "roster"), Some((vec![7; 100_000], false)));
+    store.remove("roster").unwrap();
+    store.remove("roster").unwrap();
+    assert_eq!((load(&store, "roster"), files(dir.path())), (None, vec![]));
+}
+
+#[test]
+fn one_process_owns_a_directory() {
+    let (dir, store) = open();
+    assert!(matches!(Store::open(dir.path()), Err(StoreError::Busy(_))));
+    drop(store);
+    assert!(Store::open(dir.path()).is_ok());
+}
+
+#[test]
+fn a_directory_is_made_for_its_owner_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a/b");
+    let store = Store::open(&path).unwrap();
+    assert!(mode(&path) == 0o700 && !store.narrowed());
+    drop(store);
+    fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+    let store = Store::open(&path).unwrap();
+    assert!(mode(&path) == 0o700 && store.narrowed());
+    // Somebody's directory is left alone, as it is.
+    let other = dir.path().join("etc");
+    fs::create_dir(&other).unwrap();
+    fs::set_permissions(&other, Permissions::from_mode(0o755)).unwrap();
+    fs::write(other.join("passwd.new"), b"x").unwrap();
+    assert!(matches!(Store::open(&other), Err(StoreError::Foreign(_))));
+    assert_eq!((mode(&other), files(&other)), (0o755, vec!["passwd.new".to_string()]));
+}
+
+#[test]
+fn a_file_others_could_read_is_mended_and_said_so() {
+    let (dir, store) = open();
+    store.save("key", b"secret").unwrap();
+    assert!(!store.load("key").unwrap().unwrap().exposed);
+    for bits in [0o640, 0o604, 0o622] {
+        fs::set_permissions(dir.path().join("key"), Permissions::from_mode(bits)).unwrap();
+        assert!(store.load("key").unwrap().unwrap().exposed);
+        assert_eq!(mode(&dir.path().join("key")), 0o600);
+        assert!(!store.load("key").unwrap().unwrap().exposed);
+    }
+}
+
+#[test]
+fn names_stay_inside_the_directory() {
+    let (_dir, store) = open();
+    let long = "a".repeat(65);
+    for bad in ["", ".", "..", "../x", "a/b", "a.b.c", "A", "lock", "a.previous", "a.new", ".a", "a.", "a b", "ä", &long] {
+        assert!(matches!(store.load(bad), Err(StoreError::Name)), "{bad}");
+        assert!(matches!(store.save(bad, b"x"), Err(StoreError::Name)), "{bad}");
+        assert!(matches!(store.remove(bad), Err(StoreError::Name)), "{bad}");
+    }
+    for good in ["a", "node-key", "root.crt", &long[1..]] {
+        assert!(store.save(good, b"x").is_ok(), "{good}");
+    }
+}
+
+#[test]
+fn a_file_torn_at_any_byte_falls_back() {
+    let (dir, store) = open();
+    store.save("roster", b"old").unwrap();
+    store.save("roster", b"new").unwrap();
+    let path = dir.path().join("roster");
+    let whole = fs::read(&path).unwrap();
+    for n in 0..whole.len() {
+        fs::write(&path, &whole[..n]).unwrap();
+        assert_eq!(load(&store, "roster"), Some((b"old".to_vec(), true)), "{n} bytes");
+    }
+    fs::write(&path, [&whole[..], b"x"].concat()).unwrap();
+    assert_eq!(load(&store, "roster"), Some((b"old".to_vec(), true)), "longer than written");
+    fs::remove_file(&path).unwrap();
+    assert_eq!(load(&store, "roster"), Some((b"old".to_vec(), true)));
+}
+
+#[test]
+fn every_flipped_bit_is_noticed_in_either_generation() {
+    let (dir, store) = open();
+    store.save("roster", b"old").unwrap();
+    store.save("roster", b"new").unwrap();
+    for (name, want) in [("roster", (b"old".to_vec(), true)), ("roster.previous", (b"new".to_vec(), false))] {
+        let path = dir.path().join(name);
+        let whole = fs::read(&path).unwrap();
+        for bit in 0..whole.len() * 8 {
+            let mut garbled = whole.clone();
+            garbled[bit / 8] ^= 1 << (bit % 8);
+            fs::write(&path, garbled).unwrap();
+            assert_eq!(load(&store, "roster"), Some(want.clone()), "{name}, bit {bit}");
+        }
+        fs::write(&path, whole).unwrap();
+    }
+}
+
+#[test]
+fn damaged_is_not_the_same_as_absent() {
+    let (dir, store) = open();
+    fs::write(dir.path().join("key"), b"").unwrap();
+    assert!(matches!(store.load("key"), Err(StoreError::Damaged(_))));
+    fs::rename(dir.path().join("key"), dir.path().join("key.previous")).unwrap();
+    assert!(matches!(store.load("key"), Err(StoreError::Damaged(_))));
+    store.save("key", b"again").unwrap();
+    assert_eq!(load(&store, "key"), Some((b"again".to_vec(), false)));
+    fs::create_dir(dir.path().join("dir")).unwrap();
+    assert!(matches!(store.load("dir"), Err(StoreError::Io { .. })), "what cannot be read is not absent either");
+}
+
+#[test]
+fn a_damaged_file_does_not_push_out_the_good_one_before_it() {
+    let (dir, store) = open();
+    store.save("roster", b"one").unwrap();
+    store.save("roster", b"two").unwrap();
+    fs::write(dir.path().join("roster"), b"torn").unwrap();
+    store.save("roster", b"three").unwrap();
+    assert_eq!(load(&store, "roster"), Some((b"three".to_vec(), false)));
+    fs::write(dir.path().join("roster"), b"torn").unwrap();
+    assert_eq!(load(&store, "roster"), Some((b"one".to_vec(), true)));
+}
+
+#[test]
+fn the_higher_generation_wins_under_whatever_name() {
+    let (dir, store) = open();
+    fs::write(dir.path().join("roster"), encode(4, b"old")).unwrap();
+    fs::write(dir.path().join("roster.previous"), encode(5, b"new")).unwrap();
+    assert_eq!(load(&store, "roster"), Some((b"new".to_vec(), true)));
+    store.save("roster", b"newest").unwrap();
+    assert_eq!(load(&store, "roster"), Some((b"newest".to_vec(), false)));
+    assert_eq!(load_number(dir.path()), 6);
+    fs::write(dir.path().join("roster"), encode(u64::MAX, b"end")).unwrap();
+    store.save("roster", b"after the end").unwrap();
+    assert_eq!(load(&store, "roster"), Some((b"after the end".to_vec(), false)));
+}
+
+fn load_number(dir: &Path) -> u64 {
+    decode(&fs::read(dir.join("roster")).unwrap()).unwrap().0
+}
+
+/// A power cut after every step, and in the middle of the write: one of the two contents is there, the new one if all is done.
+#[test]
+fn a_power_cut_at_any_step_loses_nothing() {
+    let histories: [&[&[u8]]; 3] = [&[], &[b"old"], &[b"older", b"old"]];
+    for history in histories {
+        for damaged in [false, true] {
+            if damaged && history.len() < 2 {
+                continue;
+            }
+            let before = |dir: &Path| {
+                let store = Store::open(dir).unwrap();
+                history.iter().for_each(|content| store.save("roster", content).unwrap());
+                if damaged {
+                    fs::write(dir.join("roster"), b"torn").unwrap();
+                }
+                store
+            };
+            let survivor = match (history.last(), damaged) {
+                (Some(_), true) => Some(history[0].to_vec()),
+                (last, _) => last.map(|c| c.to_vec()),
+            };
+            // The steps themselves, as `save` would take them.
+            let content = encode(9, b"new");
+            let steps = 3 + usize::from(!history.is_empty() && !damaged);
+            for done in 0..=steps {
+                for torn in [None, Some(0), Some(10), Some(content.len() - 1)] {
+                    let dir = tempfile::tempdir().unwrap();
+                    let store = before(dir.path());
+                    let [path, previous] = store.paths("roster").unwrap();
+                    let keep = !history.is_empty() && !damaged;
+                    let ops = store.replace(path, previous, &content, keep);
+                    assert_eq!(ops.len(), steps);
+                    store.run(&ops[..done]).unwrap();
+                    if let (Some(Op::Write(path, bytes)), Some(n)) = (ops.get(done), torn) {
+                        fs::write(path, &bytes[..n]).unwrap();
+                    }
+                    drop(store);
+                    let store = Store::open(dir.path()).unwrap();
+                    let found = load(&store, "roster").map(|(bytes, _)| bytes);
+                    let renamed = done >= steps - 1;
+                    let want = if renamed { Some(b"new".to_vec()) } else { survivor.clone() };
+                    assert_eq!(found, want, "{history:?}, damaged: {damaged}, {done} steps");
+                    assert!(!files(dir.path()).iter().any(|n| n.ends_with(TEMPORARY)), "left-overs are cleared away");
+                    // And the store goes on from there.
+                    store.save("roster", b"next").unwrap();
+                    assert_eq!(load(&store, "roster"), Some((b"next".to_vec(), false)));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_removal_cut_short_does_not_bring_back_the_old() {
+    let (dir, store) = open();
+    store.save("roster", b"old").unwrap();
+    store.save("roster", b"new").unwrap();
+    let [path, previous] = store.paths("roster").unwrap();
+    store.run(&[Op::Remove(previous), Op::Remove(path)][..1]).unwrap();
+    assert_eq!(load(&store, "roster"), Some((b"new".to_vec(), false)));
+    store.remove("roster").unwrap();
+    assert_eq!(files(dir.path()), [""; 0]);
+}
+
+#[test]
+fn a_left_over_of_this_process_is_no_obstacle() {
+    let (dir, store) = open();
+    fs::write(dir.path().join("roster.new"), b"from a write that failed").unwrap();
+    store.save("roster", b"x").unwrap();
+    assert_eq!(load(&store, "roster"), Some((b"x".to_vec(), false)));
+}
+
+#[test]
+fn files_are_bounded() {
+    let (dir, store) = open();
+    assert!(matches!(store.save("roster", &vec![0; MAX_FILE + 1]), Err(StoreError::TooLong)));
+    let long = File::create(dir.path().join("roster")).unwrap();
+    long.set_len(1 << 40).unwrap();
+    assert!(matches!(store.load("roster"), Err(StoreError::Damaged(_))));
+}
+
+#[test]
+fn a_failed_write_leaves_the_old_content() {
+    let (dir, store) = open();
+    store.save("roster", b"old").unwrap();
+    fs::create_dir(dir.path().join("roster.new")).unwrap(); // nothing can be written there
+    assert!(matches!(store.save("roster", b"new"), Err(StoreError::Io { .. })));
+    assert_eq!(load(&store, "roster"), Some((b"old".to_vec(), false)));
+}
+
+proptest::proptest! {
+    #[test]
+    fn decoding_never_panics_and_inverts_encoding(junk in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200), number: u64) {
+        let _ = decode(&junk);
+        let file = encode(number, &junk);
+        proptest::prop_assert_eq!(decode(&file), Some((number, &junk[..])));
+    }
+}

@@ -1,0 +1,61 @@
+//! Real daemons, real programs and the real kernel: hosts made of network namespaces.
+//!
+//! Every scenario builds its own hosts, so they run side by side and in any order; names can be filtered as with any test. Runs as
+//! root, or unprivileged in a user namespace. What a scenario needs and this machine lacks (a program, real root, cgroups that can
+//! be made) makes it a skip that says so; with `MESHD_REQUIRE_ALL=1` it is a failure.
+
+mod applications;
+mod hosts;
+mod identities;
+mod joining;
+mod modes;
+mod moves;
+mod renewal;
+mod rules;
+mod support;
+mod tcp;
+mod untouched;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use support::scenario::{Scenario, missing, required};
+
+fn main() -> ExitCode {
+    // A scenario may start this program again to have a process of its own.
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    if words.first().is_some_and(|w| w == support::role::WORD) {
+        return support::role::run(&words[1..]);
+    }
+    let arguments = Arguments::from_args();
+    let scenarios = [
+        hosts::SCENARIOS,
+        joining::SCENARIOS,
+        applications::SCENARIOS,
+        tcp::SCENARIOS,
+        untouched::SCENARIOS,
+        rules::SCENARIOS,
+        moves::SCENARIOS,
+        identities::SCENARIOS,
+        modes::SCENARIOS,
+        renewal::SCENARIOS,
+    ];
+    // Before there is a second thread. Listing needs no namespace.
+    let root = if arguments.list { Ok(false) } else { meshd::intercept::netns::become_root() };
+    let no_root = root.err().map(|e| e.to_string());
+    let trials = scenarios.into_iter().flatten().map(|s| trial(s, no_root.clone())).collect();
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+fn trial(scenario: &'static Scenario, no_root: Option<String>) -> Trial {
+    let missing = no_root.or_else(|| missing(scenario.needs));
+    let run = scenario.run;
+    match missing {
+        None => Trial::test(scenario.name, move || run().map_err(|e| Failed::from(format!("{e:?}")))),
+        Some(why) if required() => Trial::test(scenario.name, move || Err(Failed::from(format!("cannot run here: {why}")))),
+        Some(why) => {
+            eprintln!("SKIPPED {}: {why}", scenario.name);
+            Trial::test(scenario.name, || Ok(())).with_kind(format!("skipped: {why}")).with_ignored_flag(true)
+        }
+    }
+}

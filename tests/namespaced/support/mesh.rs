@@ -1,0 +1,395 @@
+//! A mesh of real daemons on the hosts of a lab, driven by the command line as a person would.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Deref;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use meshd::api::{Direction, Edge, Identity, Node, Resolve, State, Status};
+use meshd::demo::capture::{Capture, Report};
+use meshd::demo::lab::{Host, Lab, Process};
+use serde::de::DeserializeOwned;
+
+use super::scenario::command;
+use super::traffic::{self, Server, addresses};
+use super::{eventually, marker};
+
+/// The program under test.
+pub(crate) const MESHD: &str = env!("CARGO_BIN_EXE_meshd");
+/// How long a command may take.
+const COMMAND: Duration = Duration::from_secs(30);
+/// How long members may take to know and prove each other.
+pub(crate) const SETTLED: Duration = Duration::from_secs(30);
+/// How long it may take until an edge or a node is shown as it is.
+pub(crate) const SHOWN: Duration = Duration::from_secs(10);
+
+/// Hosts, some of them members of one mesh.
+pub(crate) struct Mesh {
+    // Before the lab: daemons are killed before their directories go.
+    members: Vec<Member>,
+    lab: Lab,
+}
+
+/// How a mesh is to be.
+pub(crate) struct Setup {
+    members: Vec<&'static str>,
+    outsiders: Vec<&'static str>,
+    configuration: Vec<(Option<&'static str>, &'static str)>,
+}
+
+impl Setup {
+    /// Hosts that are members; the first one founds.
+    pub(crate) fn of(members: &[&'static str]) -> Setup {
+        Setup { members: members.to_vec(), outsiders: Vec::new(), configuration: Vec::new() }
+    }
+
+    /// And a host without a daemon.
+    pub(crate) fn outsider(mut self, name: &'static str) -> Setup {
+        self.outsiders.push(name);
+        self
+    }
+
+    /// Lines of the configuration file of every member.
+    pub(crate) fn configured(mut self, lines: &'static str) -> Setup {
+        self.configuration.push((None, lines));
+        self
+    }
+
+    /// Lines of the configuration file of one member.
+    pub(crate) fn configured_on(mut self, member: &'static str, lines: &'static str) -> Setup {
+        self.configuration.push((Some(member), lines));
+        self
+    }
+
+    /// Builds the hosts and starts nothing.
+    pub(crate) fn hosts(self) -> Result<Mesh> {
+        let names: Vec<&str> = self.members.iter().chain(&self.outsiders).copied().collect();
+        let lab = Lab::build(&names)?;
+        let members: Vec<Member> =
+            lab.hosts().iter().take(self.members.len()).map(|h| Member { host: h.clone(), daemon: None }).collect();
+        for member in &members {
+            let lines = self.configuration.iter().filter(|(who, _)| who.is_none_or(|w| w == member.name));
+            member.configure(&lines.map(|(_, lines)| format!("{lines}\n")).collect::<String>())?;
+        }
+        Ok(Mesh { members, lab })
+    }
+
+    /// Builds the hosts, founds the mesh, joins the others, and waits until all secure their connections to all.
+    pub(crate) fn start(self) -> Result<Mesh> {
+        let mut mesh = self.hosts()?;
+        for number in 0..mesh.members.len() {
+            mesh.members[number].start()?;
+            if number == 0 {
+                mesh.members[0].until(State::Member)?;
+            } else {
+                let token = mesh.members[0].token()?;
+                mesh.members[number].until_answers()?;
+                mesh.members[number].cli(&["join", &token])?;
+                mesh.members[number].until(State::Member)?;
+            }
+        }
+        mesh.settled()?;
+        Ok(mesh)
+    }
+}
+
+impl Mesh {
+    /// The member of that name.
+    pub(crate) fn at(&self, name: &str) -> &Member {
+        self.members.iter().find(|m| m.name == name).expect("a member of this name")
+    }
+
+    /// The same, to start and stop its daemon.
+    pub(crate) fn at_mut(&mut self, name: &str) -> &mut Member {
+        self.members.iter_mut().find(|m| m.name == name).expect("a member of this name")
+    }
+
+    /// Any host of that name.
+    pub(crate) fn host(&self, name: &str) -> &Host {
+        self.lab.hosts().iter().find(|h| h.name == name).expect("a host of this name")
+    }
+
+    /// The hosts and their switch.
+    pub(crate) fn lab(&self) -> &Lab {
+        &self.lab
+    }
+
+    /// Waits until every running member secures its connections to every other.
+    pub(crate) fn settled(&self) -> Result<()> {
+        let running = || self.members.iter().filter(|m| m.daemon.is_some());
+        for member in running() {
+            for other in running().filter(|o| o.name != member.name) {
+                member.until_captures(&other.host)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Captures the link while `action` runs and looks for `texts`. Fails when the capture is not complete.
+    pub(crate) fn watched<T>(&self, texts: &[&str], action: impl FnOnce() -> Result<T>) -> Result<(T, Report)> {
+        let texts: Vec<&[u8]> = texts.iter().map(|t| t.as_bytes()).collect();
+        let capture = Capture::start(&self.lab, &texts)?;
+        let done = action();
+        let report = capture.stop()?;
+        let done = done?;
+        ensure!(report.lost == 0, "{} frames were too fast for the capture", report.lost);
+        Ok((done, report))
+    }
+
+    /// Runs `action`, which must move `text` between hosts, and proves that it was nowhere on the link while the mesh port was used.
+    pub(crate) fn encrypted<T>(&self, text: &str, action: impl FnOnce() -> Result<T>) -> Result<T> {
+        let (done, report) = self.watched(&[text], action)?;
+        ensure!(report.hits[0] == 0, "the text was on the link in {} frames: {}", report.hits[0], shown(&report));
+        let meshed = report.payload(|from, to| from.port() == meshd::config::PORT || to.port() == meshd::config::PORT);
+        ensure!(meshed > text.len() as u64, "only {meshed} bytes went through the mesh port");
+        Ok(done)
+    }
+
+    /// Runs `action`, which must move `text` between hosts, and proves that it was readable on the link.
+    pub(crate) fn readable<T>(&self, text: &str, action: impl FnOnce() -> Result<T>) -> Result<T> {
+        let (done, report) = self.watched(&[text], action)?;
+        ensure!(report.hits[0] > 0, "the text was not on the link ({} frames seen)", report.frames);
+        Ok(done)
+    }
+
+    /// One question and answer from `client` to `server`, both families, must be secured: nothing to read on the link, and the same
+    /// two SVIDs at both ends.
+    pub(crate) fn secured_between(&self, client: &str, server: &str, port: u16) -> Result<()> {
+        let secret = marker("word");
+        let answering = Server::answering(self.host(server), port, "got ")?;
+        self.encrypted(&secret, || {
+            for address in traffic::sockets(self.host(server), port) {
+                let answer = traffic::ask(self.host(client), address, &secret).with_context(|| format!("ask {address}"))?;
+                ensure!(answer == format!("got {secret}"), "wrong answer {answer:?}");
+            }
+            Ok(())
+        })?;
+        drop(answering);
+        self.both_ends_agree(client, server, port)
+    }
+
+    /// Both ends of the connections of `client` to `port` of `server` show them secured, with the same two SVIDs.
+    pub(crate) fn both_ends_agree(&self, client: &str, server: &str, port: u16) -> Result<()> {
+        let (client, server) = (self.at(client), self.at(server));
+        for (from, to) in addresses(client).into_iter().zip(addresses(server)) {
+            let out = client.edge(Direction::Outbound, to, port)?;
+            let inward = server.edge(Direction::Inbound, from, port)?;
+            for edge in [&out, &inward] {
+                ensure!(edge.secured, "not secured: {edge:?}");
+                let ids = (edge.client.as_ref(), edge.server.as_ref());
+                let (Some(c), Some(s)) = ids else { bail!("an end is not known: {edge:?}") };
+                for (id, host) in [(c, client), (s, server)] {
+                    let path = id.workload.to_string();
+                    let own = id.workload.host().is_some_and(|h| h.as_str() == host.name);
+                    ensure!(own || path.starts_with("/node/"), "{path} is not of {}", host.name);
+                }
+            }
+            ensure!((&out.client, &out.server) == (&inward.client, &inward.server), "the ends differ: {out:?} and {inward:?}");
+            ensure!(out.peer.as_ref().is_some_and(|p| p.as_str() == server.name), "wrong peer: {out:?}");
+            ensure!(inward.peer.as_ref().is_some_and(|p| p.as_str() == client.name), "wrong peer: {inward:?}");
+        }
+        Ok(())
+    }
+}
+
+fn shown(report: &Report) -> String {
+    let seen = report.excerpts.iter().flatten().next();
+    seen.map_or_else(String::new, |bytes| bytes.escape_ascii().to_string())
+}
+
+/// A host with a daemon that may run.
+pub(crate) struct Member {
+    host: Host,
+    daemon: Option<Process>,
+}
+
+impl Deref for Member {
+    type Target = Host;
+    fn deref(&self) -> &Host {
+        &self.host
+    }
+}
+
+impl Member {
+    /// Writes the configuration file of the daemon; it counts from the next start.
+    pub(crate) fn configure(&self, lines: &str) -> Result<()> {
+        Ok(std::fs::write(self.dir().join("meshd.toml"), lines)?)
+    }
+
+    /// Starts the daemon.
+    pub(crate) fn start(&mut self) -> Result<()> {
+        let mut command = self.host.meshd(Path::new(MESHD));
+        command.arg("run");
+        self.daemon = Some(self.host.spawn(&mut command, "meshd")?);
+        Ok(())
+    }
+
+    /// Stops the daemon as systemd does, and expects a clean end.
+    pub(crate) fn stop(&mut self) -> Result<()> {
+        let Some(mut daemon) = self.daemon.take() else { bail!("no daemon runs on {}", self.host.name) };
+        match daemon.stop(Duration::from_secs(45))? {
+            Some(status) if status.success() => Ok(()),
+            other => bail!("the daemon of {} ended with {other:?}:\n{}", self.host.name, daemon.log()),
+        }
+    }
+
+    /// Kills the daemon so that it can do nothing about it (SIGKILL).
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut daemon) = self.daemon.take() {
+            daemon.kill();
+        }
+    }
+
+    /// The process id of the daemon.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.daemon.as_ref().map(Process::pid)
+    }
+
+    /// What the daemon logged.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.dir().join("meshd.log")).unwrap_or_default()
+    }
+
+    /// The last lines of that.
+    fn log_end(&self) -> String {
+        let log = self.log();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(25)..].join("\n")
+    }
+
+    /// Runs a command of the command line here, and expects it to succeed. Returns what it printed.
+    pub(crate) fn cli(&self, words: &[&str]) -> Result<String> {
+        let (ok, out, err) = self.try_cli(words)?;
+        ensure!(ok, "meshd {words:?} on {} failed: {out}{err}\nits daemon says:\n{}", self.host.name, self.log_end());
+        Ok(out)
+    }
+
+    /// Runs a command of the command line here: whether it succeeded, what it printed and what it complained about.
+    pub(crate) fn try_cli(&self, words: &[&str]) -> Result<(bool, String, String)> {
+        let mut command = self.host.meshd(Path::new(MESHD));
+        command.args(words);
+        let output = self.host.output(&mut command, COMMAND)?;
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        Ok((output.status.success(), text(output.stdout), text(output.stderr)))
+    }
+
+    /// The same, as data.
+    pub(crate) fn json<T: DeserializeOwned>(&self, words: &[&str]) -> Result<T> {
+        let out = self.cli(&[words, &["-o", "json"]].concat())?;
+        serde_json::from_str(&out).with_context(|| format!("meshd {words:?} -o json printed {out}"))
+    }
+
+    /// A new join token: the line that is one word and long.
+    pub(crate) fn token(&self) -> Result<String> {
+        self.token_of(&[])
+    }
+
+    /// The same with more words, such as `--uses 2`.
+    pub(crate) fn token_of(&self, words: &[&str]) -> Result<String> {
+        let out = self.cli(&[&["token", "create"], words].concat())?;
+        let token = out.lines().find(|l| l.len() >= 40 && !l.contains(' '));
+        Ok(token.with_context(|| format!("no token in {out:?}"))?.to_owned())
+    }
+
+    /// What the daemon says of itself; asked as data, because the exit status says no more than "member or not".
+    pub(crate) fn status(&self) -> Result<Status> {
+        let (_, out, err) = self.try_cli(&["status", "-o", "json"])?;
+        serde_json::from_str(&out).with_context(|| format!("meshd status -o json printed {out}{err}"))
+    }
+
+    /// Waits until the daemon answers.
+    pub(crate) fn until_answers(&self) -> Result<Status> {
+        eventually(SETTLED, "the daemon answers", || self.status()).with_context(|| self.log_end())
+    }
+
+    /// Waits until the daemon is in this state of its life.
+    pub(crate) fn until(&self, state: State) -> Result<()> {
+        eventually(SETTLED, &format!("{} is {state}", self.host.name), || {
+            let status = self.status()?;
+            ensure!(status.state == state, "it is {}: {:?}", status.state, status.reason);
+            Ok(())
+        })
+        .with_context(|| self.log_end())
+    }
+
+    /// Waits until connections from here to all addresses of `other` are secured.
+    pub(crate) fn until_captures(&self, other: &Host) -> Result<()> {
+        self.until_captured(&other.name, &addresses(other))
+    }
+
+    /// Waits until connections from here to these addresses of the member `name` are secured.
+    pub(crate) fn until_captured(&self, name: &str, wanted: &[IpAddr]) -> Result<()> {
+        eventually(SETTLED, &format!("{} captures {name}", self.host.name), || {
+            let captured = self.captured(name)?;
+            ensure!(wanted.iter().all(|ip| captured.contains(ip)), "only {captured:?}");
+            Ok(())
+        })
+        .with_context(|| self.log_end())
+    }
+
+    /// The addresses of the member `name` to which connections from here are secured.
+    pub(crate) fn captured(&self, name: &str) -> Result<BTreeSet<IpAddr>> {
+        let nodes = self.nodes()?;
+        let node = nodes.iter().find(|n| n.name.as_str() == name).with_context(|| format!("no {name} in {nodes:?}"))?;
+        Ok(node.captured.iter().copied().collect())
+    }
+
+    /// The nodes it knows.
+    pub(crate) fn nodes(&self) -> Result<Vec<Node>> {
+        self.json(&["nodes"])
+    }
+
+    /// The edges it shows.
+    pub(crate) fn edges(&self) -> Result<Vec<Edge>> {
+        self.json(&["edges"])
+    }
+
+    /// The SVIDs it holds.
+    pub(crate) fn identities(&self) -> Result<Vec<Identity>> {
+        self.json(&["identity"])
+    }
+
+    /// What it expects at an address.
+    pub(crate) fn resolve(&self, address: SocketAddr) -> Result<Resolve> {
+        self.json(&["resolve", &address.to_string()])
+    }
+
+    /// Waits until it shows an edge with a connection.
+    pub(crate) fn edge(&self, direction: Direction, peer: IpAddr, port: u16) -> Result<Edge> {
+        eventually(SHOWN, &format!("{} shows the edge {direction} {peer} port {port}", self.host.name), || {
+            let edges = self.edges()?;
+            let edge = edges.iter().find(|e| e.direction == direction && e.address == peer && e.port == port && e.total > 0);
+            edge.cloned().with_context(|| format!("only {edges:#?}"))
+        })
+    }
+
+    /// Whether it shows any edge of this port.
+    pub(crate) fn has_edge(&self, port: u16) -> Result<bool> {
+        Ok(self.edges()?.iter().any(|e| e.port == port))
+    }
+
+    /// Applies an nft script on this host, as another firewall would.
+    pub(crate) fn nft(&self, script: &str) -> Result<()> {
+        let file = self.dir().join("script.nft");
+        std::fs::write(&file, script)?;
+        run_on(self, command("nft").arg("-f").arg(&file)).map(drop)
+    }
+}
+
+/// Runs somebody else's program on a host to its successful end, and returns what it printed.
+pub(crate) fn run_on(host: &Host, program: &mut Command) -> Result<String> {
+    let output = host.output(program, Duration::from_secs(120))?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(
+        output.status.success(),
+        "{:?} on {} ended with {}: {text}{}",
+        program.get_program(),
+        host.name,
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(text)
+}

@@ -1,0 +1,70 @@
+//! This test program as a process of its own: the smallest server and the smallest client, for scenarios about processes.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::{Command, ExitCode};
+
+/// The first argument that makes this program play a role.
+pub(crate) const WORD: &str = "play-role";
+
+/// A process that listens on `address`, greets everyone with `greeting` and hangs up.
+pub(crate) fn greeter(address: SocketAddr, greeting: &str) -> Command {
+    command(&["greet", &address.to_string(), greeting])
+}
+
+/// A process that listens on `address` and accepts, but never reads nor writes.
+pub(crate) fn deaf(address: SocketAddr) -> Command {
+    command(&["deaf", &address.to_string()])
+}
+
+/// A process that connects to `address` and prints what it hears until the end.
+pub(crate) fn listener(address: SocketAddr) -> Command {
+    command(&["hear", &address.to_string()])
+}
+
+fn command(words: &[&str]) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap_or_default());
+    command.arg(WORD).args(words);
+    command
+}
+
+/// Plays the role that `words` say.
+pub(crate) fn run(words: &[String]) -> ExitCode {
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let done = match words.as_slice() {
+        ["greet", address, greeting] => greet(address, greeting),
+        ["deaf", address] => sit(address),
+        ["hear", address] => hear(address),
+        _ => Err(std::io::Error::other("no such role")),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn greet(address: &str, greeting: &str) -> std::io::Result<()> {
+    let listener = TcpListener::bind(address)?;
+    loop {
+        let (mut stream, _) = listener.accept()?;
+        let _ = stream.write_all(greeting.as_bytes());
+    }
+}
+
+fn sit(address: &str) -> std::io::Result<()> {
+    let listener = TcpListener::bind(address)?;
+    let mut open = Vec::new();
+    loop {
+        open.push(listener.accept()?);
+    }
+}
+
+fn hear(address: &str) -> std::io::Result<()> {
+    let mut heard = String::new();
+    TcpStream::connect(address)?.read_to_string(&mut heard)?;
+    println!("{heard}");
+    Ok(())
+}
