@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::local::{Local, LocalError};
 
 const EXAMPLES: &str = "\
-Looks only, changes nothing. Exit status 1 if anything failed; warnings do not count. Works without a daemon too: then that is
+Looks only, changes nothing. Exit status 1 if anything failed; warnings do not count. Works without a daemon too: then that is \
 the finding.
 
 Examples:

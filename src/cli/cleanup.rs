@@ -7,7 +7,7 @@ use super::screen::plain;
 use super::{Around, Exit, Failure, Output};
 
 const EXAMPLES: &str = "\
-A daemon that stops removes its rules itself. One that was killed leaves them, and a new one takes them over: this is for when
+A daemon that stops removes its rules itself. One that was killed leaves them, and a new one takes them over: this is for when \
 there will be no new one. Keys and membership stay. Do not run it while a daemon runs: its connections would stop being secured.
 
 Examples:

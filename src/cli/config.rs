@@ -11,7 +11,7 @@ use super::{Around, Exit, Failure, Output};
 use crate::config::{self, KEYS, Origin};
 
 const EXAMPLES: &str = "\
-Later sources win: defaults, the file, MESHD_... in the environment, flags. The text is a valid configuration file. It is what a
+Later sources win: defaults, the file, MESHD_... in the environment, flags. The text is a valid configuration file. It is what a \
 daemon started like this command would use; one that runs already has what it was started with.
 
 Examples:

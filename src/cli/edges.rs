@@ -11,7 +11,7 @@ use super::{Around, Exit, Failure, Output};
 use crate::api::Edge;
 
 const EXAMPLES: &str = "\
-What this host saw, its own connections (out) and those of others to it (in), newest first. IN and OUT are bytes as seen from here.
+What this host saw, its own connections (out) and those of others to it (in), newest first. IN and OUT are bytes as seen from here. \
 Workloads are shown without the trust domain; -o json has the whole SPIFFE ids.
 
 Examples:

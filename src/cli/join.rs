@@ -12,9 +12,9 @@ use crate::config::Key;
 use crate::local::{Local, LocalError};
 
 const EXAMPLES: &str = "\
-Make the token on an authority of the mesh: `sudo meshd token create`. Joining the mesh this host is in already is not an
-error. While no daemon runs, this command joins by itself, and `meshd run` then starts as a member.
-A token given as an argument can be read by other users in the list of processes while this runs, and stays in the shell's
+Make the token on an authority of the mesh: `sudo meshd token create`. Joining the mesh this host is in already is not an \
+error. While no daemon runs, this command joins by itself, and `meshd run` then starts as a member. \
+A token given as an argument can be read by other users in the list of processes while this runs, and stays in the shell's \
 history: the prompt, standard input and a file do not show it.
 
 Examples:

@@ -5,7 +5,7 @@ use clap::Args;
 use super::{Around, Exit, Failure, Output, terminal};
 
 const EXAMPLES: &str = "\
-The other members stop securing connections to this host at once, and the host goes on working as it would without meshd.
+The other members stop securing connections to this host at once, and the host goes on working as it would without meshd. \
 It may come back with a new token.
 
 Examples:

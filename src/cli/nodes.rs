@@ -8,7 +8,7 @@ use super::{Around, Exit, Failure, Output};
 use crate::api::{Node, Standing};
 
 const EXAMPLES: &str = "\
-STATE is what this host sees: self, up, down (not heard from), left, banished. An address is followed by ! if several members
+STATE is what this host sees: self, up, down (not heard from), left, banished. An address is followed by ! if several members \
 answer at it, and by - if connections to it are not secured.
 
 Examples:

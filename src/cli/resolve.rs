@@ -8,7 +8,7 @@ use super::screen::remark;
 use super::{Around, Exit, Failure, Output};
 
 const EXAMPLES: &str = "\
-Prints the SPIFFE id that a connection from this host to the address would insist on. Exit status 1, with the reason on standard
+Prints the SPIFFE id that a connection from this host to the address would insist on. Exit status 1, with the reason on standard \
 error, if the address is not a member's or the connection would not be secured.
 
 Examples:

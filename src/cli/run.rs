@@ -4,13 +4,16 @@ use std::io::{self, IsTerminal};
 
 use clap::Args;
 use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use super::settings::Settings;
 use super::{Around, Exit, Failure};
 use crate::config::{Config, LogFormat, LogLevel};
 
 const EXAMPLES: &str = "\
-Without a token and without a mesh in sight it founds one; where it sees a mesh it waits for `meshd join TOKEN`.
+Without a token and without a mesh in sight it founds one; where it sees a mesh it waits for `meshd join TOKEN`. \
 It stays in the foreground and logs to standard error; SIGTERM lets open connections finish, then stops.
 
 Examples:
@@ -47,10 +50,14 @@ fn log(config: &Config, colours: bool) {
         LogLevel::Debug => LevelFilter::DEBUG,
         LogLevel::Trace => LevelFilter::TRACE,
     };
-    let log = tracing_subscriber::fmt().with_max_level(level).with_writer(io::stderr).with_ansi(colours);
+    // What libraries say below a warning is for their authors; with `trace` they may.
+    let others = if level == LevelFilter::TRACE { level } else { level.min(LevelFilter::WARN) };
+    let of_interest = Targets::new().with_default(others).with_target("meshd", level);
+    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(colours);
+    let registry = tracing_subscriber::registry().with(of_interest);
     // A log that was set up before, by a test or an embedding program, stays.
     let _ = match config.log_format {
-        LogFormat::Text => log.try_init(),
-        LogFormat::Json => log.json().flatten_event(true).try_init(),
+        LogFormat::Text => registry.with(lines).try_init(),
+        LogFormat::Json => registry.with(lines.json().flatten_event(true)).try_init(),
     };
 }

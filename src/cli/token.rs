@@ -12,14 +12,14 @@ use crate::api::{self, NewToken, TokenInfo};
 use crate::config::{DurationError, parse_duration};
 
 const CREATE: &str = "\
-Standard output has the token alone, on a line of its own; remarks go to standard error. Whoever has the token can join
+Standard output has the token alone, on a line of its own; remarks go to standard error. Whoever has the token can join \
 until it ends or is used up: treat it as a password. Only an authority makes tokens (`meshd nodes` shows which hosts are).
 
 Examples:
   sudo meshd token create
   sudo meshd token create --lifetime 24h --uses 10
   sudo meshd token create | ssh pi-2 sudo meshd join -
-  sudo meshd token create --hint 203.0.113.7:6374      # where the new host cannot see this one's own addresses";
+  sudo meshd token create --hint 203.0.113.7:6374    # behind a forwarded port";
 const LIST: &str = "\
 Tokens that ended or are used up are not listed. The secret part of a token is never shown again.
 

@@ -26,6 +26,9 @@ const MAX_ADDRESSES: usize = 64;
 
 /// Knocks for ever. `first` is tried before everything else, for instance the address the join went through.
 pub(crate) async fn knock(daemon: Arc<Daemon>, member: Arc<Member>, first: Vec<SocketAddr>) {
+    // Whoever answers asks at once who we are: have an answer.
+    let mut catalog = member.watch_catalog();
+    let _ = catalog.wait_for(|c| c.record(member.me()).is_some()).await;
     let mut rounds = 0;
     loop {
         let lonely = member.membership.roster().active().count() > 1 && member.links.linked().is_empty();

@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::api;
 use crate::config::{Config, Mode};
 use crate::intercept::nft::{Condition, Counters};
-use crate::intercept::{Capture, Enforcement, InterceptError, RuleConfig};
+use crate::intercept::{Capture, Enforcement, InterceptError, Ownership, RuleConfig};
 
 /// The rules, and whether they are in place.
 pub(crate) struct Rules {
@@ -40,7 +40,7 @@ impl Rules {
                 Mode::Strict => Enforcement::Strict,
                 Mode::Audit => Enforcement::Audit,
             },
-            persist: config.mode == Mode::Strict,
+            ownership: if config.mode == Mode::Strict { Ownership::Persistent } else { Ownership::Owned },
             own_cgroup: None,
         };
         let (capture, trouble) = match Capture::install(&rules) {
@@ -85,9 +85,13 @@ impl Rules {
         let mut state = self.lock();
         let broken = match state.capture.as_ref().map(Capture::verify) {
             Some(Ok(Condition::Intact)) => state.trouble.is_some(),
-            Some(Ok(changed)) => {
-                tracing::warn!(?changed, "somebody changed the capture rules: installing them again");
-                state.capture = None;
+            Some(Ok(Condition::TableChanged | Condition::RouteMissing)) => {
+                tracing::warn!("somebody changed the capture rules: installing them again");
+                // In one transaction, peers included; only a table that cannot be replaced is started anew.
+                if let Some(Err(error)) = state.capture.as_ref().map(|capture| capture.replace(&self.config)) {
+                    tracing::error!(%error, "the capture rules could not be repaired");
+                    state.capture = None;
+                }
                 true
             }
             Some(Err(error)) => {

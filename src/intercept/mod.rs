@@ -22,7 +22,7 @@ pub mod socket;
 
 pub use attribution::{Attribution, Owner};
 pub use nft::{Capture, InterceptError};
-pub use rules::{Enforcement, RuleConfig};
+pub use rules::{Enforcement, Ownership, RuleConfig};
 
 /// Bits of a packet mark that belong to meshd. The rest is left as others set it; Kubernetes, Tailscale, netavark and Istio
 /// use lower bits.

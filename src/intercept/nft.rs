@@ -14,7 +14,7 @@ use super::expr::{Expressions, Version};
 use super::message::{self, Builder, attributes};
 use super::netlink::{Family, NetlinkError, Socket};
 use super::rtnetlink::Route;
-use super::rules::{self, Batch, HEAD, Hook, Kind, OWNER, PERSIST, RuleConfig, SUBSYSTEM, TABLE, can_be_captured};
+use super::rules::{self, Batch, HEAD, Hook, Kind, Ownership, RuleConfig, SUBSYSTEM, TABLE, can_be_captured};
 use super::{MARK_MASK, MARK_ROUTE};
 
 const GET_TABLE: u16 = 1;
@@ -64,27 +64,6 @@ impl From<NetlinkError> for InterceptError {
             (_, Some(libc::EPERM | libc::EACCES)) => InterceptError::NotPermitted,
             (_, Some(errno)) if ABSENT.contains(&errno) => InterceptError::Unsupported(error),
             _ => InterceptError::Netlink(error),
-        }
-    }
-}
-
-/// What protects the table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Ownership {
-    /// Nothing: anybody with privilege may change it and it outlives us (kernel before 5.12).
-    Open,
-    /// It is ours and goes with us: the host works without meshd.
-    Owned,
-    /// It is ours and stays when we die, until the next meshd takes it over: nothing goes out in plaintext (6.9).
-    Persistent,
-}
-
-impl Ownership {
-    fn flags(self) -> u32 {
-        match self {
-            Ownership::Open => 0,
-            Ownership::Owned => OWNER,
-            Ownership::Persistent => OWNER | PERSIST,
         }
     }
 }
@@ -306,11 +285,11 @@ pub fn probe() -> Result<Vec<Probe>, InterceptError> {
     probes.push(Probe { name: "sets", purpose: "the addresses of members", optional: false, result: sets });
     let counter = socket.try_table(0, |batch| batch.create_counter(PROBE, "counter", 0));
     probes.push(Probe { name: "counters", purpose: "figures", optional: false, result: counter });
-    for (name, purpose, flags) in [
-        ("table owner", "protecting the rules from others", OWNER),
-        ("table persist", "strict mode when meshd dies", OWNER | PERSIST),
+    for (name, purpose, ownership) in [
+        ("table owner", "protecting the rules from others", Ownership::Owned),
+        ("table persist", "strict mode when meshd dies", Ownership::Persistent),
     ] {
-        probes.push(Probe { name, purpose, optional: true, result: socket.try_table(flags, |_| {}) });
+        probes.push(Probe { name, purpose, optional: true, result: socket.try_table(ownership.flags(), |_| {}) });
     }
     Ok(probes)
 }
@@ -322,8 +301,8 @@ impl Installed {
     fn install(&mut self, config: &RuleConfig, peers: &BTreeSet<IpAddr>) -> Result<(), InterceptError> {
         let ours = self.snapshot.table.is_some();
         let counts = if ours { self.counts().unwrap_or_default() } else { [0; 4] };
-        let best = if config.persist { Ownership::Persistent } else { Ownership::Owned };
-        let mut levels = [Ownership::Persistent, Ownership::Owned, Ownership::Open].into_iter().filter(|level| *level <= best);
+        let levels = [Ownership::Persistent, Ownership::Owned, Ownership::Open];
+        let mut levels = levels.into_iter().filter(|level| *level <= config.ownership);
         let mut level = Ownership::Open;
         let mut tries = 0;
         let (first, rest) = first_transaction(peers);

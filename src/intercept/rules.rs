@@ -32,6 +32,28 @@ pub enum Enforcement {
     Audit,
 }
 
+/// What protects the table from others, and what happens to it when we die.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Ownership {
+    /// Nothing protects it: anybody with privilege may change it and it outlives us.
+    Open,
+    /// It is ours and goes with us: the host works without meshd (Linux 5.12).
+    Owned,
+    /// It is ours and stays when we die, until the next meshd takes it over: nothing goes out in plaintext (Linux 6.9).
+    Persistent,
+}
+
+impl Ownership {
+    /// `NFTA_TABLE_FLAGS`: 2 is `NFT_TABLE_F_OWNER`, 4 is `NFT_TABLE_F_PERSIST`.
+    pub(super) fn flags(self) -> u32 {
+        match self {
+            Ownership::Open => 0,
+            Ownership::Owned => 2,
+            Ownership::Persistent => 2 | 4,
+        }
+    }
+}
+
 /// What the capture table shall do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RuleConfig {
@@ -43,8 +65,8 @@ pub struct RuleConfig {
     pub skip_ports: BTreeSet<u16>,
     /// What happens to plaintext from members.
     pub enforcement: Enforcement,
-    /// The rules outlive this process (fail closed), where the kernel can (6.9).
-    pub persist: bool,
+    /// What shall protect the table; an old kernel may do less ([`super::Capture::ownership`]).
+    pub ownership: Ownership,
     /// Connections of this cgroup's processes are not captured: our own, if nobody else lives in it.
     pub own_cgroup: Option<OwnCgroup>,
 }
@@ -56,7 +78,7 @@ impl Default for RuleConfig {
             mesh_port: 6374,
             skip_ports: BTreeSet::from([22]),
             enforcement: Enforcement::Permissive,
-            persist: false,
+            ownership: Ownership::Owned,
             own_cgroup: None,
         }
     }
@@ -73,11 +95,6 @@ pub fn can_be_captured(ip: IpAddr) -> bool {
         }
     }
 }
-
-/// `NFT_TABLE_F_OWNER`: only the socket that made it may change it, and it goes when that socket is closed.
-pub(super) const OWNER: u32 = 0x2;
-/// `NFT_TABLE_F_PERSIST`: it stays when its owner goes, and may be taken over.
-pub(super) const PERSIST: u32 = 0x4;
 
 pub(super) const NEW_TABLE: u16 = 0;
 pub(super) const DELETE_TABLE: u16 = 2;

@@ -91,6 +91,9 @@ async fn carry(proxy: &Proxy, app: TcpStream) -> Result<(), Fault> {
         Ok(secured) => secured,
         Err(fault) => {
             proxy.edges.fail(call.unsecured(proxy), Some(member.node), fault.reason(), proxy.now());
+            if matches!(fault, Fault::Unreachable(_) | Fault::Timeout(_) | Fault::Handshake(_) | Fault::WrongPeer { .. }) {
+                proxy.directory.suspect(destination.ip());
+            }
             return Err(fault);
         }
     };
