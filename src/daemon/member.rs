@@ -295,6 +295,7 @@ pub(super) async fn run(
     }));
     tasks.spawn(knock::knock(daemon.clone(), member.clone(), first));
     let (presence, presence_watch) = watch::channel(Presence::Running);
+    let (told, mut told_watch) = watch::channel(None);
     let keeper = Keeper {
         key: daemon.key.clone(),
         owners,
@@ -302,6 +303,7 @@ pub(super) async fn run(
         except: except(daemon),
         addresses: daemon.lan.addresses(),
         presence: presence_watch,
+        told,
         outrun: outrun_watch,
         mailbox: mailbox.clone(),
         svids: svids.clone(),
@@ -375,7 +377,11 @@ pub(super) async fn run(
     tracing::info!("stopping: telling the others, then letting connections end");
     daemon.lan.announce(None);
     presence.send_replace(Presence::Stopped);
-    let _ = tokio::time::timeout(FAREWELL, mailbox.leave()).await;
+    let farewell = async {
+        let _ = told_watch.wait_for(|t| *t == Some(Presence::Stopped)).await;
+        mailbox.leave().await;
+    };
+    let _ = tokio::time::timeout(FAREWELL, farewell).await;
     if config.mode != Mode::Strict {
         rules.peers(BTreeSet::new());
     }
@@ -387,6 +393,7 @@ pub(super) async fn run(
     if tokio::time::timeout(FAREWELL, memory).await.is_err() {
         tracing::warn!("what is known of the others was not written in time");
     }
+    write_svids(daemon, &svids).await;
     // Last: while a connection lives, its service answers a borrowed address that only the rules keep on this host.
     rules.remove();
     tasks.shutdown().await;
@@ -505,11 +512,15 @@ async fn save_svids(daemon: Arc<Daemon>, svids: Arc<Svids>) {
     while changes.changed().await.is_ok() {
         tokio::time::sleep(SETTLE).await;
         changes.borrow_and_update();
-        let (store, bytes) = (daemon.store.clone(), svids.export());
-        match tokio::task::spawn_blocking(move || store.save(SVIDS, &bytes)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "the SVIDs could not be saved; a restart asks for new ones"),
-            Err(error) => tracing::warn!(%error, "the SVIDs could not be saved"),
-        }
+        write_svids(&daemon, &svids).await;
+    }
+}
+
+async fn write_svids(daemon: &Daemon, svids: &Svids) {
+    let (store, bytes) = (daemon.store.clone(), svids.export());
+    match tokio::task::spawn_blocking(move || store.save(SVIDS, &bytes)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "the SVIDs could not be saved; a restart asks for new ones"),
+        Err(error) => tracing::warn!(%error, "the SVIDs could not be saved"),
     }
 }

@@ -120,7 +120,8 @@ fn mariadb_where_the_server_speaks_first() -> Result<()> {
     let init = dir.join("init.sql");
     std::fs::write(
         &init,
-        "CREATE USER 'cook'@'%' IDENTIFIED BY 'salt'; GRANT ALL ON *.* TO 'cook'@'%'; CREATE DATABASE kitchen;",
+        // One statement a line: that is how the server reads such a file.
+        "CREATE USER 'cook'@'%' IDENTIFIED BY 'salt';\nGRANT ALL ON *.* TO 'cook'@'%';\nCREATE DATABASE kitchen;\n",
     )?;
     let mut server = command("mariadbd");
     server.args(["--no-defaults", "--user=root", "--bind-address=*", "--port=3306", "--skip-name-resolve", "--skip-ssl"]);
@@ -217,6 +218,7 @@ fn iperf3_moves_gigabytes() -> Result<()> {
     }
     mesh.both_ends_agree("a", "b", 5201)?;
     let total: u64 = mesh.at("b").edges()?.iter().filter(|e| e.port == 5201).map(|e| e.bytes_in + e.bytes_out).sum();
-    ensure!(total >= 2 * (megabytes() << 20), "the edges show only {total} bytes");
+    // Backwards, the receiver hangs up on what is still on its way.
+    ensure!(total >= 2 * (megabytes() << 20) / 100 * 95, "the edges show only {total} bytes");
     Ok(())
 }
