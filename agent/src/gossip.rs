@@ -50,6 +50,8 @@ const MAX_PACKETS: u32 = 2_000;
 const MAX_STRIKES: u32 = 16;
 /// Bytes given to one peer for its asking, per tick.
 const MAX_ANSWERED: usize = 8 << 20;
+/// Times one peer may say that we are down, per tick. Each time we begin another life and everybody hears of it.
+const MAX_DOUBTS: u32 = 16;
 /// New records of one node accepted per tick. Honest nodes make one per [`PUBLISH_EVERY`].
 const MAX_CHANGES: u32 = 20;
 /// Peers a change is pushed to by its author, and by an author that is about to go.
@@ -161,6 +163,7 @@ struct Quota {
     packets: u32,
     strikes: u32,
     answered: usize,
+    doubts: u32,
     changes: u32,
 }
 

@@ -336,6 +336,7 @@ pub(crate) mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
         fn damage_is_noticed_and_does_not_panic(at in 0usize..400, bit in 0u8..8, cut in 0usize..400) {
             let (keys, roster) = mesh(1);

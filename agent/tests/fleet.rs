@@ -26,7 +26,7 @@ fn joins_one_by_one() {
         f.start(0);
         for i in 1..200 {
             f.join(i);
-            f.run(s(1));
+            f.run(s(1) / 2);
         }
         f.until(s(30), STEP, Fleet::converged);
     });
@@ -105,7 +105,7 @@ fn a_death_is_noticed_by_all_in_time() {
             f.alive().all(|(_, g)| !g.up().contains(&id))
         });
     };
-    for_seeds(3, |seed| test(200, seed));
+    for_seeds(2, |seed| test(200, seed));
     for_seeds(20, |seed| test(20, seed));
     for_seeds(20, |seed| test(3, seed));
 }

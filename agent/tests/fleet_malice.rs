@@ -354,7 +354,7 @@ fn garbage_is_refused_and_its_sender_silenced_for_a_while() {
 #[test]
 fn what_a_member_can_make_others_send_is_bounded() {
     for_seeds(2, |seed| {
-        let (mut f, _) = fleet(seed);
+        let (mut f, lives) = fleet(seed);
         // It asks for everything, over and over.
         let keys: Vec<u8> = (0..N).flat_map(|i| [&[1][..], f.nodes[i].id.as_bytes()].concat()).collect();
         let want = [&[5][..], &keys].concat();
@@ -375,5 +375,20 @@ fn what_a_member_can_make_others_send_is_bounded() {
         }
         let most = f.nodes.iter().enumerate().filter(|(i, _)| *i != M).map(|(_, n)| n.traffic.sent).max().unwrap();
         assert!(most <= 20 * 60, "a node sent {most} packets in 20 s");
+        // It tells one that it is down, as fast as it can. 10 is that word, with nothing behind it.
+        f.run(s(20));
+        f.reset_traffic();
+        let (me, v) = (life(f.nodes[M].id, 1, 0), f.nodes[V].id);
+        f.puppets.insert(M, Vec::new());
+        for _ in 0..2_000 {
+            let last = f.puppets[&M].iter().rev().find(|(from, p)| *from == V && p[0] == 0).map(|(_, p)| p[1..27].to_vec());
+            let now = last.unwrap_or_else(|| lives[V].clone());
+            f.inject(M, V, &[&[0][..], &me, &[0, 0], &now, &[10]].concat());
+            f.inject(M, V, &swim(&me, &now, 8, &vec![member(now.clone(), 0, DOWN); 100], &[]));
+            f.run(Duration::from_millis(10));
+        }
+        let most = f.nodes.iter().enumerate().filter(|(i, _)| *i != M).map(|(_, n)| n.traffic.sent).max().unwrap();
+        assert!(most <= 20 * 60, "a node sent {most} packets in 20 s");
+        f.until(s(60), STEP, |f| f.alive().all(|(i, g)| i == V || g.up().contains(&v)));
     });
 }

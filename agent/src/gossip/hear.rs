@@ -9,7 +9,7 @@ use meshd_ca::identity::NodeId;
 use meshd_ca::roster::{Entry, Roster, RosterError};
 
 use super::swim::{Life, News, Packet};
-use super::{Gossip, MAX_CHANGES, Output, sync};
+use super::{Gossip, MAX_CHANGES, MAX_DOUBTS, Output, sync};
 use crate::record::{MAX_SEQUENCE, SignedRecord};
 
 impl Gossip {
@@ -24,6 +24,15 @@ impl Gossip {
             match news {
                 News::Entry(bytes) => self.hear_entry(from, bytes),
                 News::Record(item) => self.want(from, item),
+            }
+        }
+        let doubts = packet.doubts(self.me);
+        if doubts > 0 {
+            let quota = self.quotas.entry(from).or_default();
+            quota.doubts = quota.doubts.saturating_add(doubts);
+            if quota.doubts > MAX_DOUBTS {
+                quota.strikes += 1;
+                return Some(());
             }
         }
         // What we have just learned may have been that they are no member any more.
