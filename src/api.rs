@@ -491,3 +491,10 @@ pub struct ErrorBody {
     /// What to do about it.
     pub remedy: Option<String>,
 }
+
+impl fmt::Display for ErrorBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)
+    }
+}
+impl std::error::Error for ErrorBody {}

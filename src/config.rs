@@ -305,9 +305,6 @@ pub struct Config {
     notes: Vec<String>,
 }
 
-/// Values given as flags, by the name of their key.
-pub type Flags = Vec<(&'static str, String)>;
-
 impl Config {
     /// The defaults on this host.
     pub fn defaults() -> Self {
@@ -340,7 +337,7 @@ impl Config {
     ///
     /// # Errors
     /// [`ConfigError`]. A file that was named must exist, the default one need not.
-    pub fn load(file: Option<&Path>, environment: &Environment, flags: &Flags) -> Result<Self, ConfigError> {
+    pub fn load(file: Option<&Path>, environment: &Environment, flags: &[(&Key, String)]) -> Result<Self, ConfigError> {
         let named = file.map(Path::to_owned).or_else(|| environment.config_file());
         let path = named.clone().unwrap_or_else(|| FILE.into());
         let mut config = Self::defaults();
@@ -348,9 +345,8 @@ impl Config {
             config.apply_file(&path, &text)?;
         }
         config.apply_environment(environment)?;
-        for (name, text) in flags {
-            let flag = Origin::Flag(format!("--{}", name.replace('_', "-")));
-            config.set(name, &Value::text(text), flag)?;
+        for (key, text) in flags {
+            config.set(key.name, &Value::text(text), Origin::Flag(format!("--{}", key.flag)))?;
         }
         config.validate()?;
         Ok(config)

@@ -3,12 +3,16 @@
 //! This library is the daemon and its command line; it is a library so that tests and fuzzers can drive its parts. `ARCHITECTURE.md`
 //! says how the parts fit together; start reading at [`proxy`], which tells the life of a connection.
 
-// drafts: admin clock control membership
+pub(crate) mod admin;
 pub mod api;
+pub mod cli;
+pub(crate) mod clock;
 pub mod config;
-#[path = "daemon_stub.rs"]
+pub(crate) mod control;
 pub mod daemon;
 pub mod demo;
 pub mod identity;
 pub mod intercept;
+pub mod local;
+pub(crate) mod membership;
 pub mod proxy;

@@ -129,22 +129,27 @@ async fn route(daemon: &Daemon, trusted: bool, request: Request<Incoming>) -> Re
     }
     match (&parts.method, asked) {
         (&Method::GET, path::STATUS) => json(&view::status(daemon).await),
-        (&Method::GET, path::NODES) => json(&view::nodes(&daemon.member()?)),
-        (&Method::GET, path::SERVICES) => json(&view::services(&daemon.member()?)),
-        (&Method::GET, path::EDGES) => json(&view::edges(&daemon.member()?)),
-        (&Method::GET, path::IDENTITY) => json(&view::identities(&daemon.member()?)),
+        (&Method::GET, path::NODES) => json(&view::nodes(&*daemon.member()?)),
+        (&Method::GET, path::SERVICES) => json(&view::services(&*daemon.member()?)),
+        (&Method::GET, path::EDGES) => json(&view::edges(&*daemon.member()?)),
+        (&Method::GET, path::IDENTITY) => json(&view::identities(&*daemon.member()?)),
         (&Method::GET, path::RESOLVE) => {
             let address = parts.uri.query().and_then(|q| q.strip_prefix("address=")).and_then(|a| decode(a).parse().ok());
             let address = address.ok_or_else(|| {
-                No::new(StatusCode::BAD_REQUEST, "cannot resolve", "that is not an address and port", "give ADDR:PORT, [ADDR]:PORT for IPv6")
+                No::new(
+                    StatusCode::BAD_REQUEST,
+                    "cannot resolve",
+                    "that is not an address and port",
+                    "give ADDR:PORT, [ADDR]:PORT for IPv6",
+                )
             })?;
-            json(&view::resolve(&daemon.member()?, address))
+            json(&view::resolve(&*daemon.member()?, address))
         }
         (&Method::GET, path::CHECK) => json(&check::findings(daemon).await),
-        (&Method::GET, path::TOKENS) => json(&view::tokens(&daemon.member()?).await?),
-        (&Method::POST, path::TOKENS) => json(&view::create_token(&daemon.member()?, read(body).await?).await?),
+        (&Method::GET, path::TOKENS) => json(&view::tokens(&*daemon.member()?).await?),
+        (&Method::POST, path::TOKENS) => json(&view::create_token(&*daemon.member()?, read(body).await?).await?),
         (&Method::DELETE, _) if token_id.is_some() => {
-            json(&view::revoke_token(&daemon.member()?, token_id.unwrap_or_default()).await?)
+            json(&view::revoke_token(&*daemon.member()?, token_id.unwrap_or_default()).await?)
         }
         (&Method::POST, path::JOIN) => json(&daemon.join(read(body).await?).await?),
         (&Method::POST, path::LEAVE) => json(&daemon.leave().await?),

@@ -7,18 +7,19 @@ use std::time::Duration;
 use hyper::StatusCode;
 use meshd_agent::record;
 use meshd_ca::identity::{HostName, NodeId, SpiffeId};
-use meshd_ca::issue::Leaf;
 use meshd_ca::roster::{self, Roster};
+use meshd_ca::time::UnixTime;
 
 use super::local::No;
 use crate::api::{
-    Capture, Clock, CreatedToken, Direction, Done, Edge, Identity, Members, NewToken, Node, Resolve, Service, Standing, State, Status,
-    TokenInfo,
+    Capture, Clock, CreatedToken, Direction, Done, Edge, Identity, Members, NewToken, Node, Resolve, Service, Standing, State,
+    Status, TokenInfo,
 };
 use crate::config::Mode;
 use crate::daemon::{Daemon, Member, Phase};
+use crate::identity::svids::Held;
 use crate::membership::MembershipError;
-use crate::proxy::edges::Party;
+use crate::proxy::edges;
 
 /// `GET /v1/status`.
 pub(crate) async fn status(daemon: &Daemon) -> Status {
@@ -131,24 +132,21 @@ pub(crate) fn services(member: &Member) -> Vec<Service> {
 /// `GET /v1/edges`.
 pub(crate) fn edges(member: &Member) -> Vec<Edge> {
     let roster = member.membership.roster();
-    let id = |p: &Party| match p {
-        Party::Known(id) => Some(id.clone()),
-        _ => None,
-    };
+    let now = member.now();
     let mut edges: Vec<Edge> = member
         .proxy
         .edges
-        .snapshot(member.now())
+        .snapshot(now)
         .into_iter()
         .map(|e| Edge {
             direction: match e.key.direction {
-                crate::proxy::edges::Direction::Inbound => Direction::Inbound,
-                crate::proxy::edges::Direction::Outbound => Direction::Outbound,
+                edges::Direction::Inbound => Direction::Inbound,
+                edges::Direction::Outbound => Direction::Outbound,
             },
-            client: id(&e.key.source),
-            server: id(&e.key.destination),
-            peer: e.peer_node.and_then(|n| roster.member(n)).map(|m| m.name.clone()),
-            address: e.key.peer,
+            client: e.key.source,
+            server: e.key.destination,
+            peer: e.peer.and_then(|n| roster.member(n)).map(|m| m.name.clone()),
+            address: e.key.address,
             port: e.key.port,
             secured: e.secured,
             reason: e.reason.map(str::to_owned),
@@ -157,10 +155,10 @@ pub(crate) fn edges(member: &Member) -> Vec<Edge> {
             failed: e.failed,
             bytes_in: e.bytes_in,
             bytes_out: e.bytes_out,
-            last_seen_seconds: e.last_seen_seconds,
+            last_seen_seconds: now.since(e.last_seen).as_secs(),
         })
         .collect();
-    edges.sort_by(|a, b| (a.last_seen_seconds, a.port).cmp(&(b.last_seen_seconds, b.port)));
+    edges.sort_by_key(|e| (e.last_seen_seconds, e.port));
     edges
 }
 
@@ -168,24 +166,22 @@ pub(crate) fn edges(member: &Member) -> Vec<Edge> {
 pub(crate) fn identities(member: &Member) -> Vec<Identity> {
     let now = member.now();
     let roster = member.membership.roster();
+    // One authority so far: whoever it is has issued them.
     let authority: Option<HostName> = roster.authorities().next().map(|m| m.name.clone());
-    let difference = |then: u64| i64::try_from(then).unwrap_or(i64::MAX).saturating_sub_unsigned(now.0);
+    let difference = |then: UnixTime| i64::try_from(then.0).unwrap_or(i64::MAX).saturating_sub_unsigned(now.0);
     member
         .svids
         .held()
         .into_iter()
-        .map(|held| {
-            let Leaf { id, not_before, not_after, .. } = held.leaf;
-            Identity {
-                workload: id.workload.clone(),
-                id,
-                serial: None,
-                not_before: not_before.0,
-                not_after: not_after.0,
-                expires_seconds: difference(not_after.0),
-                renewal_seconds: difference(held.renew_at.0),
-                issued_by: authority.clone(),
-            }
+        .map(|Held { leaf, renew_at }| Identity {
+            workload: leaf.id.workload.clone(),
+            id: leaf.id,
+            serial: None,
+            not_before: leaf.not_before.0,
+            not_after: leaf.not_after.0,
+            expires_seconds: difference(leaf.not_after),
+            renewal_seconds: difference(renew_at),
+            issued_by: authority.clone(),
         })
         .collect()
 }
@@ -193,7 +189,8 @@ pub(crate) fn identities(member: &Member) -> Vec<Identity> {
 /// `GET /v1/resolve`.
 pub(crate) fn resolve(member: &Member, address: SocketAddr) -> Resolve {
     let ip = address.ip().to_canonical();
-    let mut answer = Resolve { address: ip, port: address.port(), node: None, host: None, id: None, secured: false, why: String::new() };
+    let mut answer =
+        Resolve { address: ip, port: address.port(), node: None, host: None, id: None, secured: false, why: String::new() };
     if member.own_addresses().contains(&ip) {
         answer.why = "an address of this host: it never leaves the host".into();
         return answer;
@@ -202,7 +199,9 @@ pub(crate) fn resolve(member: &Member, address: SocketAddr) -> Resolve {
     let Some(bound) = book.captured.get(&ip) else {
         let claimed: Vec<NodeId> = member.catalog().at(ip).to_vec();
         answer.why = match claimed.first() {
-            Some(node) => format!("{} claims it, but has not proved it in a handshake", name_of(&member.membership.roster(), *node)),
+            Some(node) => {
+                format!("{} claims it, but has not proved it in a handshake", name_of(&member.membership.roster(), *node))
+            }
             None => "not the address of a member".into(),
         };
         return answer;
@@ -261,7 +260,12 @@ pub(crate) async fn revoke_token(member: &Member, id: &str) -> Result<Done, No> 
     if found {
         return Ok(Done {});
     }
-    Err(No::new(StatusCode::NOT_FOUND, "cannot revoke the token", "there is no such token", "`meshd token list` shows those there are"))
+    Err(No::new(
+        StatusCode::NOT_FOUND,
+        "cannot revoke the token",
+        "there is no such token",
+        "`meshd token list` shows those there are",
+    ))
 }
 
 fn refused(what: &str, error: MembershipError) -> No {

@@ -16,7 +16,12 @@ use thiserror::Error;
 use super::link::{LinkError, Links};
 use super::serve::{MAX_SVIDS, SvidAnswer, SvidRequest, Wanted, possession};
 use crate::clock::Clock;
+use crate::identity::svids::Issuance;
 use crate::membership::{Membership, MembershipError};
+
+/// How often, and in what steps, it is looked whether an address of the authority has become known.
+const FIRST_WORD: usize = 40;
+const STEP: Duration = Duration::from_millis(50);
 
 /// Why an SVID could not be had.
 #[derive(Debug, Error)]
@@ -47,12 +52,10 @@ pub(crate) struct Authorities {
     pub(crate) lifetime: Duration,
 }
 
-impl Authorities {
-    /// SVIDs for these workloads and their keys, in order; `None` where the name was refused.
-    ///
-    /// # Errors
-    /// When no authority gave a usable answer. Nothing has changed then; try again later.
-    pub(crate) async fn issue(&self, wanted: &[(Workload, &PrivateKey)]) -> Result<Vec<Option<Leaf>>, IssuanceError> {
+impl Issuance for Authorities {
+    type Error = IssuanceError;
+
+    async fn issue(&self, wanted: &[(Workload, &PrivateKey)]) -> Result<Vec<Option<Leaf>>, IssuanceError> {
         let me = self.membership.me();
         if self.membership.is_authority().await {
             let wanted: Vec<_> = wanted.iter().map(|(w, k)| (w.clone(), *k.public())).collect();
@@ -64,7 +67,9 @@ impl Authorities {
         }
         Ok(leaves)
     }
+}
 
+impl Authorities {
     async fn ask(&self, wanted: &[(Workload, &PrivateKey)]) -> Result<Vec<Option<Leaf>>, IssuanceError> {
         let me = self.membership.me();
         let wanted = wanted
@@ -78,6 +83,13 @@ impl Authorities {
         let mut failure = IssuanceError::NoAuthority;
         let authorities: Vec<_> = self.membership.roster().authorities().map(Member::node).filter(|n| *n != me).collect();
         for authority in authorities {
+            // Just after the start nobody has told us yet where the authority is; that is no failure.
+            for _ in 0..FIRST_WORD {
+                if self.links.knows(authority) {
+                    break;
+                }
+                tokio::time::sleep(STEP).await;
+            }
             match self.links.post(authority, "/v1/svid", body.clone()).await {
                 Ok(answer) => return self.read(&request, &answer),
                 Err(error) => failure = IssuanceError::Unreachable(error),
@@ -100,7 +112,8 @@ impl Authorities {
             }
             // Our own clock may be slow: an SVID that has just been issued is not refused for beginning in our future.
             let der = CertificateDer::from(certificate.0);
-            let peer = verify_svid(std::slice::from_ref(&der), &bundle, &roster, self.clock.now()).map_err(|e| wrong(&e.to_string()))?;
+            let peer =
+                verify_svid(std::slice::from_ref(&der), &bundle, &roster, self.clock.now()).map_err(|e| wrong(&e.to_string()))?;
             let expected = SpiffeId::new(roster.trust_domain().clone(), wanted.workload.clone());
             if peer.id != expected || peer.holder != self.membership.me() {
                 return Err(wrong("a certificate for somebody else"));

@@ -35,6 +35,8 @@ pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) const IDLE: Duration = Duration::from_secs(90);
 /// Links kept at most; the one unused for longest goes first.
 pub(crate) const MAX_LINKS: usize = 64;
+/// Callers remembered: as many as a mesh has members.
+const MAX_CALLERS: usize = 4096;
 /// The longest answer read.
 pub(crate) const MAX_ANSWER: usize = 4 << 20;
 
@@ -69,6 +71,8 @@ pub(crate) enum LinkError {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Hello {
     pub(crate) entry: Entry,
+    /// The mesh port, so that whoever was called can call back before it has the caller's record.
+    pub(crate) port: u16,
 }
 
 /// Opens TCP connections that carry meshd's mark, so that they are never captured.
@@ -95,6 +99,9 @@ pub(crate) struct Links {
     open: Mutex<HashMap<NodeId, Link>>,
     opening: Mutex<HashMap<NodeId, Arc<tokio::sync::Mutex<()>>>>,
     opened: tokio::sync::mpsc::Sender<NodeId>,
+    port: u16,
+    /// Where the last hello of each member came from.
+    callers: Mutex<HashMap<NodeId, SocketAddr>>,
 }
 
 impl Links {
@@ -105,8 +112,19 @@ impl Links {
         dial: Arc<dyn Dial>,
         whereabouts: Whereabouts,
         opened: tokio::sync::mpsc::Sender<NodeId>,
+        port: u16,
     ) -> Self {
-        Self { membership, tls, dial, whereabouts, open: Mutex::default(), opening: Mutex::default(), opened }
+        Self {
+            membership,
+            tls,
+            dial,
+            whereabouts,
+            open: Mutex::default(),
+            opening: Mutex::default(),
+            opened,
+            port,
+            callers: Mutex::default(),
+        }
     }
 
     /// Posts `body` to a member and returns what it answers.
@@ -138,6 +156,28 @@ impl Links {
         Ok(owner)
     }
 
+    /// A member said hello from here: a hint where it may be called back.
+    pub(crate) fn called(&self, node: NodeId, from: SocketAddr) {
+        let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
+        if callers.len() < MAX_CALLERS || callers.contains_key(&node) {
+            callers.insert(node, from);
+        }
+    }
+
+    /// Whether there is a link to a member, or an address to open one to.
+    pub(crate) fn knows(&self, node: NodeId) -> bool {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&node);
+        open || !self.places(node).is_empty()
+    }
+
+    /// Where a member may be, best first.
+    fn places(&self, node: NodeId) -> Vec<SocketAddr> {
+        let mut places = (self.whereabouts)(node);
+        let caller = self.callers.lock().unwrap_or_else(PoisonError::into_inner).get(&node).copied();
+        places.extend(caller.filter(|c| !places.contains(c)));
+        places
+    }
+
     /// Closes the link to a member: it left, was banished, or does not answer.
     pub(crate) fn close(&self, node: NodeId) {
         self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&node);
@@ -166,7 +206,7 @@ impl Links {
             return Ok(link);
         }
         let mut last = LinkError::NoAddress(to);
-        for address in (self.whereabouts)(to) {
+        for address in self.places(to) {
             match self.open_at(address, Some(to)).await {
                 Ok((_, link)) => {
                     self.keep(to, link.clone());
@@ -243,8 +283,13 @@ impl Links {
 
     async fn hello(&self, send: &mut SendRequest<Full<Bytes>>, owner: NodeId) -> Result<(), LinkError> {
         let broken = |e: String| LinkError::Broken(owner, e);
-        let mine = self.membership.roster().entry(self.membership.me()).cloned().ok_or_else(|| broken("this host is not in its roster".into()))?;
-        let body = serde_json::to_vec(&Hello { entry: mine }).map_err(|e| broken(e.to_string()))?;
+        let mine = self
+            .membership
+            .roster()
+            .entry(self.membership.me())
+            .cloned()
+            .ok_or_else(|| broken("this host is not in its roster".into()))?;
+        let body = serde_json::to_vec(&Hello { entry: mine, port: self.port }).map_err(|e| broken(e.to_string()))?;
         let answer = exchange(send.clone(), owner, Method::POST, "/v1/hello", body.into()).await?;
         let theirs: Hello = serde_json::from_slice(&answer).map_err(|e| broken(e.to_string()))?;
         self.membership.merge(theirs.entry).await.map_err(|e| broken(e.to_string()))?;

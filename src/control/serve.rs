@@ -3,6 +3,7 @@
 //! Owns the routes, their size limits and who may use them. The caller's node key was proven by TLS; whether it is an active member is
 //! asked at every request, so a banished node is refused on a connection that was opened before.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
 use super::gossip::Mailbox;
-use super::link::Hello;
+use super::link::{Hello, Links};
 use crate::identity::verifier::peer_key;
 use crate::membership::Membership;
 
@@ -60,7 +61,7 @@ pub(crate) fn possession(node: NodeId, workload: &Workload) -> Vec<u8> {
 }
 
 /// Answers what the far end of `stream` asks, until it goes.
-pub(crate) async fn serve(stream: TlsStream<TcpStream>, api: Arc<Api>) {
+pub(crate) async fn serve(stream: TlsStream<TcpStream>, from: SocketAddr, api: Arc<Api>) {
     let caller = match peer_key(stream.get_ref().1) {
         Ok(key) => key,
         Err(error) => {
@@ -70,7 +71,7 @@ pub(crate) async fn serve(stream: TlsStream<TcpStream>, api: Arc<Api>) {
     };
     let service = service_fn(move |request| {
         let api = api.clone();
-        async move { Ok::<_, std::convert::Infallible>(api.answer(caller, request).await) }
+        async move { Ok::<_, std::convert::Infallible>(api.answer(caller, from, request).await) }
     });
     let served = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
@@ -80,14 +81,18 @@ pub(crate) async fn serve(stream: TlsStream<TcpStream>, api: Arc<Api>) {
         .serve_connection(TokioIo::new(stream), service)
         .await;
     if let Err(error) = served {
-        tracing::debug!(node = %caller.node_id(), %error, "control connection ended");
+        // A probe hangs up as soon as it has seen our key: that is how most of them end.
+        tracing::trace!(node = %caller.node_id(), %error, "control connection ended");
     }
 }
 
 /// What the routes need.
 pub(crate) struct Api {
     pub(crate) membership: Arc<Membership>,
+    pub(crate) links: Arc<Links>,
     pub(crate) gossip: Mailbox,
+    /// The mesh port of this node.
+    pub(crate) port: u16,
     /// How long the SVIDs live that this node issues, should it be an authority.
     pub(crate) svid_lifetime: Duration,
 }
@@ -96,8 +101,8 @@ pub(crate) struct Api {
 struct No(StatusCode, String);
 
 impl Api {
-    async fn answer(&self, caller: PublicKey, request: Request<Incoming>) -> Response<Full<Bytes>> {
-        let (status, body) = match self.route(caller, request).await {
+    async fn answer(&self, caller: PublicKey, from: SocketAddr, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        let (status, body) = match self.route(caller, from, request).await {
             Ok(body) => (StatusCode::OK, body),
             Err(No(status, why)) => {
                 tracing::debug!(node = %caller.node_id(), %status, why, "refused a control request");
@@ -109,7 +114,7 @@ impl Api {
         response
     }
 
-    async fn route(&self, caller: PublicKey, request: Request<Incoming>) -> Result<Bytes, No> {
+    async fn route(&self, caller: PublicKey, from: SocketAddr, request: Request<Incoming>) -> Result<Bytes, No> {
         let node = caller.node_id();
         let (parts, body) = request.into_parts();
         if parts.method != Method::POST {
@@ -123,18 +128,18 @@ impl Api {
         let limit = if hello { 32 << 10 } else { MAX_BODY };
         let body = Limited::new(body, limit).collect().await.map_err(|e| No(StatusCode::BAD_REQUEST, e.to_string()))?.to_bytes();
         match parts.uri.path() {
-            "/v1/hello" => self.hello(node, &body).await,
+            "/v1/hello" => self.hello(node, from, &body).await,
             "/v1/gossip" => {
                 self.gossip.packet(node, body);
                 Ok(Bytes::new())
             }
-            "/v1/digest" => self.gossip.reply(node, body).await.map(Into::into).ok_or_else(busy),
+            "/v1/ping" => Ok(Bytes::new()),
             "/v1/svid" => self.svid(node, &body).await,
             _ => Err(No(StatusCode::NOT_FOUND, "no such call; this meshd may be older than the one that asks".into())),
         }
     }
 
-    async fn hello(&self, node: NodeId, body: &[u8]) -> Result<Bytes, No> {
+    async fn hello(&self, node: NodeId, mut from: SocketAddr, body: &[u8]) -> Result<Bytes, No> {
         let hello: Hello = parse(body)?;
         if hello.entry.member().node() != node {
             return Err(No(StatusCode::FORBIDDEN, "that is the entry of another node".into()));
@@ -144,11 +149,13 @@ impl Api {
         if !roster.is_active(node) {
             return Err(No(StatusCode::FORBIDDEN, "not an active member of this mesh".into()));
         }
+        from.set_port(hello.port);
+        self.links.called(node, from);
         if changed {
             self.gossip.entry(hello.entry);
         }
         let mine = roster.entry(self.membership.me()).cloned().ok_or_else(busy)?;
-        to_json(&Hello { entry: mine })
+        to_json(&Hello { entry: mine, port: self.port })
     }
 
     async fn svid(&self, node: NodeId, body: &[u8]) -> Result<Bytes, No> {

@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep};
 
 use super::kernel::Marked;
 use super::lan::Lan;
-use super::{Daemon, GONE, Phase, Request, Stop};
+use super::{Daemon, GONE, Phase, Place, Request, Stop};
 use crate::admin::local::No;
 use crate::api::{self, Done};
 use crate::config::Config;
@@ -37,7 +37,7 @@ pub(super) async fn acquire(
     daemon: &Arc<Daemon>,
     inbox: &mut mpsc::Receiver<Request>,
     stop: &mut Stop,
-) -> anyhow::Result<Option<Membership>> {
+) -> anyhow::Result<Option<Place>> {
     let gone = daemon.store.load(GONE)?.map(|saved| saved.bytes.to_vec());
     match gone.as_deref() {
         Some(b"banished") => daemon.enter(Phase::Banished),
@@ -55,10 +55,9 @@ pub(super) async fn acquire(
                     daemon.enter(Phase::Joining);
                     match redeem(&daemon.config, &daemon.lan, &daemon.key, &token).await {
                         Ok(joined) => {
-                            let answer = api::Joined { mesh: joined.roster.mesh(), name: joined.name.clone(), already: false };
-                            let membership = adopt(daemon, joined)?;
+                            let (place, answer) = adopt(daemon, joined)?;
                             let _ = reply.send(Ok(answer));
-                            return Ok(Some(membership));
+                            return Ok(Some(place));
                         }
                         Err(failure) => {
                             tracing::warn!(%failure, "could not join");
@@ -83,7 +82,7 @@ pub(super) async fn acquire(
                         daemon.key.clone(), daemon.store.clone(), daemon.clock.clone(), name, daemon.config.trust_domain.clone(),
                     )?;
                     tracing::info!(mesh = %membership.roster().mesh(), "no mesh seen: founded one");
-                    return Ok(Some(membership));
+                    return Ok(Some((membership, Vec::new())));
                 }
             },
         }
@@ -92,7 +91,7 @@ pub(super) async fn acquire(
 
 /// Looks for any mesh until `patience` is over.
 async fn look(daemon: &Daemon, patience: Instant) -> Option<SocketAddr> {
-    let mut peers = daemon.config.peer_addresses();
+    let mut peers = peer_addresses(&daemon.config).await;
     loop {
         if let Some(seen) = daemon.lan.seen().iter().find_map(|s| s.addresses.first().copied()) {
             return Some(seen);
@@ -110,13 +109,27 @@ async fn look(daemon: &Daemon, patience: Instant) -> Option<SocketAddr> {
     }
 }
 
-pub(super) fn adopt(daemon: &Daemon, joined: Joined) -> anyhow::Result<Membership> {
+/// Takes the place that a join has granted. What it was granted with is on disk when this returns.
+pub(super) fn adopt(daemon: &Daemon, (joined, through): (Joined, SocketAddr)) -> anyhow::Result<(Place, api::Joined)> {
     if daemon.clock.raise(joined.time) {
         daemon.save_floor();
     }
+    let answer = api::Joined { mesh: joined.roster.mesh(), name: joined.name, already: false };
     let membership = Membership::adopt(daemon.key.clone(), daemon.store.clone(), daemon.clock.clone(), joined.roster)?;
     daemon.store.remove(GONE)?;
-    Ok(membership)
+    Ok(((membership, vec![through]), answer))
+}
+
+/// The configured addresses of other members. Names are looked up each time: they may not have been known at boot.
+pub(super) async fn peer_addresses(config: &Config) -> Vec<SocketAddr> {
+    let mut addresses = Vec::new();
+    for peer in &config.peers {
+        match tokio::net::lookup_host((peer.host(), peer.port())).await {
+            Ok(found) => addresses.extend(found.take(4)),
+            Err(error) => tracing::warn!(peer = peer.host(), %error, "a configured peer has no address"),
+        }
+    }
+    addresses
 }
 
 /// What a token means to a node that is a member already: the same mesh is no work, an own mesh of one is given up for it, any other is
@@ -134,15 +147,23 @@ pub(super) fn already(current: Option<&Membership>, token: &JoinToken) -> anyhow
 }
 
 /// Carries out a join: first the addresses in the token, then configured peers, then whoever on the LAN shows the tag of that mesh.
-pub(super) async fn redeem(config: &Config, lan: &Lan, key: &PrivateKey, token: &JoinToken) -> Result<Joined, JoinFailure> {
-    let tls = NodeTls::new(&provider::provider(), key).map_err(|e| JoinFailure::Local(e.to_string()))?.join_client;
+pub(super) async fn redeem(
+    config: &Config,
+    lan: &Lan,
+    key: &PrivateKey,
+    token: &JoinToken,
+) -> Result<(Joined, SocketAddr), JoinFailure> {
+    let tls =
+        NodeTls::new(&provider::provider(provider::has_aes()), key).map_err(|e| JoinFailure::Local(e.to_string()))?.join_client;
     let dial = Marked;
+    let peers = peer_addresses(config).await;
     let mut tried: Vec<SocketAddr> = Vec::new();
     let mut failure = JoinFailure::NoAddress;
     let end = Instant::now() + SEARCH;
     loop {
-        let on_lan = lan.seen().into_iter().filter(|s| s.tag.is_some_and(|t| tag_matches(token.mesh, &t))).flat_map(|s| s.addresses);
-        let known = token.hints.iter().copied().chain(config.peer_addresses());
+        let on_lan =
+            lan.seen().into_iter().filter(|s| s.tag.is_some_and(|t| tag_matches(token.mesh, &t))).flat_map(|s| s.addresses);
+        let known = token.hints.iter().copied().chain(peers.iter().copied());
         let fresh: Vec<_> = known.chain(on_lan).filter(|a| !tried.contains(a)).collect();
         for address in fresh {
             if tried.contains(&address) {
@@ -150,7 +171,7 @@ pub(super) async fn redeem(config: &Config, lan: &Lan, key: &PrivateKey, token: 
             }
             tried.push(address);
             match join::join(token, &[address], key, &config.host_name, tls.clone(), &dial).await {
-                Ok(joined) => return Ok(joined),
+                Ok(joined) => return Ok((joined, address)),
                 Err(refused @ JoinFailure::Refused(..)) => return Err(refused),
                 Err(other) => failure = join::more_telling(failure, other),
             }
@@ -163,5 +184,10 @@ pub(super) async fn redeem(config: &Config, lan: &Lan, key: &PrivateKey, token: 
 }
 
 pub(super) fn no(failure: &JoinFailure) -> No {
-    No::new(StatusCode::BAD_GATEWAY, "could not join", failure, "a token works once, for the time it was made for; make a new one with `meshd token create`")
+    No::new(
+        StatusCode::BAD_GATEWAY,
+        "could not join",
+        failure,
+        "a token works once, for the time it was made for; make a new one with `meshd token create`",
+    )
 }

@@ -14,20 +14,21 @@ use arc_swap::ArcSwap;
 use hyper::StatusCode;
 use meshd_agent::catalog::Catalog;
 use meshd_agent::gossip::{Gossip, GossipConfig};
-use meshd_agent::record::{self, Address, Listener, NodeRecord, Presence, SignedRecord};
-use meshd_ca::identity::{NodeId, SpiffeId, Workload};
+use meshd_agent::record::{Listener, Presence};
+use meshd_ca::identity::NodeId;
 use meshd_ca::roster::{Roster, Standing};
 use meshd_ca::time::UnixTime;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::addresses::{self, Book, News};
 use super::directory::Snapshots;
+use super::keeper::{Keeper, Sequence};
 use super::kernel::{HostKernel, Marked, Owners};
 use super::rules::Rules;
-use super::{Daemon, End, Phase, Request, Stop, acquire, listeners};
+use super::{Daemon, End, Phase, Request, Stop, acquire, knock, memory};
 use crate::admin::local::No;
 use crate::admin::view;
 use crate::api::Done;
@@ -39,27 +40,23 @@ use crate::control::join;
 use crate::control::link::Links;
 use crate::control::serve::{self, Api};
 use crate::identity::provider;
-use crate::identity::svids::Svids;
+use crate::identity::svids::{Patience, Svids};
 use crate::identity::tls::{DataTls, NodeTls};
 use crate::identity::verifier::{SvidVerifier, Trust};
-use crate::intercept::socket::{Mark, listen};
 use crate::intercept::sockdiag::SockDiag;
+use crate::intercept::socket::{Mark, listen};
 use crate::membership::Membership;
 use crate::proxy::live::Cut;
 use crate::proxy::{self, Proxy};
 
-/// How often the listeners of this host are looked at.
-const LISTENERS: Duration = Duration::from_secs(1);
-/// How often SVIDs, links, rules and edges are looked after.
-const TICK: Duration = Duration::from_millis(500);
+/// How often rules, links and edges are looked after.
+const TICK: Duration = Duration::from_secs(2);
 /// How long the news of this node's stop may take to leave.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// How long an edge without connections is remembered.
 const EDGE_AGE: Duration = Duration::from_secs(3600);
-/// Saved: the highest record sequence this node may have used.
-const SEQUENCE: &str = "sequence";
-/// How far the saved sequence is ahead, so that the file is written once in so many changes.
-const SEQUENCE_STEP: u64 = 1000;
+/// How long a change of SVIDs settles before it is saved.
+const SETTLE: Duration = Duration::from_secs(1);
 /// Saved: SVIDs and their keys, so that a restart without any authority in reach still has them.
 const SVIDS: &str = "svids";
 
@@ -88,6 +85,10 @@ impl Member {
     pub(crate) fn catalog(&self) -> Arc<Catalog> {
         self.catalog.borrow().clone()
     }
+    /// Every catalog from now on.
+    pub(crate) fn watch_catalog(&self) -> watch::Receiver<Arc<Catalog>> {
+        self.catalog.clone()
+    }
     /// Whether a node is up, as far as gossip knows.
     pub(crate) fn hears(&self, node: NodeId) -> bool {
         self.heard.0.lock().unwrap_or_else(PoisonError::into_inner).get(&node).is_some_and(|(up, _)| *up)
@@ -103,6 +104,11 @@ impl Member {
     pub(crate) fn skip_ports(&self) -> &BTreeSet<u16> {
         self.rules.skip_ports()
     }
+    fn look_after(&self) {
+        self.rules.tend();
+        self.links.sweep();
+        self.proxy.edges.expire(self.now(), EDGE_AGE);
+    }
     /// Where a token should say that this host is.
     pub(crate) fn hints(&self) -> Vec<SocketAddr> {
         view::reachable_at(&self.addresses.borrow().published, self.port)
@@ -114,16 +120,22 @@ impl Member {
 pub(crate) struct Heard(Mutex<HashMap<NodeId, (bool, Instant)>>);
 
 impl Heard {
+    /// Every node that was ever heard, and whether it is now.
+    pub(crate) fn all(&self) -> Vec<(NodeId, bool)> {
+        let heard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.iter().map(|(node, (up, _))| (*node, *up)).collect()
+    }
+
     fn note(&self, node: NodeId, up: bool) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(node, (up, Instant::now()));
     }
 }
 
-/// Runs a member until something ends it. `knock` is where other members may be found at first.
+/// Runs a member until something ends it. `first` is where another member was found.
 pub(super) async fn run(
     daemon: &Arc<Daemon>,
     membership: Arc<Membership>,
-    knock: Vec<SocketAddr>,
+    first: Vec<SocketAddr>,
     inbox: &mut mpsc::Receiver<Request>,
     stop: &mut Stop,
 ) -> anyhow::Result<End> {
@@ -133,56 +145,113 @@ pub(super) async fn run(
     let mut roster = membership.watch();
 
     // Whom we believe, and by which clock.
-    let crypto = provider::provider();
+    let crypto = provider::provider(provider::has_aes());
     let node_tls = NodeTls::new(&crypto, &daemon.key).context("cannot make the node's own certificate")?;
     let trust = Arc::new(ArcSwap::from_pointee(Trust { bundle: membership.bundle(), roster: membership.roster() }));
-    let now = { let clock = clock.clone(); Arc::new(move || clock.now()) };
+    let now = {
+        let clock = clock.clone();
+        Arc::new(move || clock.now())
+    };
     let verifier = Arc::new(SvidVerifier::new(trust.clone(), now, crypto));
 
     // The ways to the others.
     let (catalog_writer, catalog) = watch::channel(Arc::new(Catalog::default()));
     let (opened, mut sessions) = mpsc::channel(64);
     let (book, book_side) = addresses::book();
-    let whereabouts = { let (book, catalog) = (book.clone(), catalog.clone()); move |node| whereabouts(&book, &catalog, node) };
+    let whereabouts = {
+        let (book, catalog) = (book.clone(), catalog.clone());
+        move |node| whereabouts(&book, &catalog, node)
+    };
     let links = Arc::new(Links::new(
-        membership.clone(), node_tls.control_client.clone(), Arc::new(Marked), Box::new(whereabouts), opened,
+        membership.clone(),
+        node_tls.control_client.clone(),
+        Arc::new(Marked),
+        Box::new(whereabouts),
+        opened,
+        config.port,
     ));
     let (mailbox, gossip_inbox) = Mailbox::new();
 
     // Our own names.
-    let authorities = Arc::new(Authorities { membership: membership.clone(), links: links.clone(), clock: clock.clone(), lifetime: config.svid_lifetime });
-    let svids = svids(daemon, &membership, &verifier, authorities)?;
+    let authorities = Arc::new(Authorities {
+        membership: membership.clone(),
+        links: links.clone(),
+        clock: clock.clone(),
+        lifetime: config.svid_lifetime,
+    });
+    let svids = Svids::new(membership.me(), verifier.clone(), Patience::default());
+    if let Some(saved) = daemon.store.load(SVIDS)? {
+        match svids.import(&saved.bytes) {
+            Ok(count) => tracing::debug!(count, "took over saved SVIDs"),
+            Err(error) => tracing::warn!(%error, "saved SVIDs are not used"),
+        }
+    }
+    {
+        let (svids, authorities) = (svids.clone(), authorities.clone());
+        tasks.spawn(async move { match svids.run(&*authorities).await {} });
+    }
+    tasks.spawn(save_svids(daemon.clone(), svids.clone()));
     let looked: Arc<ArcSwap<Vec<Listener>>> = Arc::default();
     let owners = Arc::new(Owners::new(membership.name()));
 
     // The kernel and the data plane.
     let rules = Arc::new(Rules::install(config, skip_ports(daemon))?);
     let snapshots = Arc::new(Snapshots {
-        book: book.clone(), catalog: catalog.clone(), addresses: daemon.lan.addresses(), listeners: looked.clone(),
+        book: book.clone(),
+        catalog: catalog.clone(),
+        addresses: daemon.lan.addresses(),
+        listeners: looked.clone(),
     });
     let kernel = Arc::new(HostKernel { owners: owners.clone(), diag: SockDiag::open()?, rules: rules.clone() });
-    let proxy = Proxy::new(kernel, snapshots.clone(), svids.clone(), verifier.clone(), settings(config), proxy::live::Limits::default());
+    let proxy =
+        Proxy::new(kernel, snapshots.clone(), svids.clone(), verifier.clone(), settings(config), proxy::live::Limits::default());
 
     let heard = Arc::new(Heard::default());
     let member = Arc::new(Member {
-        membership: membership.clone(), book: book.clone(), rules: rules.clone(), proxy: proxy.clone(), svids: svids.clone(),
-        links: links.clone(), clock: clock.clone(), port: config.port, catalog: catalog.clone(), addresses: daemon.lan.addresses(), heard: heard.clone(),
+        membership: membership.clone(),
+        book: book.clone(),
+        rules: rules.clone(),
+        proxy: proxy.clone(),
+        svids: svids.clone(),
+        links: links.clone(),
+        clock: clock.clone(),
+        port: config.port,
+        catalog: catalog.clone(),
+        addresses: daemon.lan.addresses(),
+        heard: heard.clone(),
     });
 
     // Doors.
     let configs = Configs {
-        data: DataTls { svids: svids.clone(), listeners: { let s = snapshots.clone(); Arc::new(move |at| proxy::Directory::listener(&*s, at)) } },
+        data: DataTls {
+            svids: svids.clone(),
+            listeners: {
+                let s = snapshots.clone();
+                Arc::new(move |at| proxy::Directory::listener(&*s, at))
+            },
+        },
         node: node_tls,
     };
     let arrivals = Arc::new(Arrivals {
-        api: Arc::new(Api { membership: membership.clone(), gossip: mailbox.clone(), svid_lifetime: config.svid_lifetime }),
-        proxy: proxy.clone(), membership: membership.clone(), mailbox: mailbox.clone(), joining: Arc::default(),
+        api: Arc::new(Api {
+            membership: membership.clone(),
+            links: links.clone(),
+            gossip: mailbox.clone(),
+            port: config.port,
+            svid_lifetime: config.svid_lifetime,
+        }),
+        proxy: proxy.clone(),
+        membership: membership.clone(),
+        mailbox: mailbox.clone(),
+        joining: Arc::default(),
     });
     let counters = Arc::new(front::Counters::default());
     for ip in [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()] {
         let Some(listener) = door(SocketAddr::new(ip, config.port), "mesh")? else { continue };
         let arrivals = arrivals.clone();
-        tasks.spawn(front::accept(listener, configs.clone(), counters.clone(), move |arrived, from| arrivals.clone().take(arrived, from)));
+        tasks.spawn(front::accept(listener, configs.clone(), counters.clone(), move |arrived, from| {
+            arrivals.clone().take(arrived, from)
+        }));
     }
     for ip in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
         let Some(listener) = door(SocketAddr::new(ip, config.capture_port), "capture")? else { continue };
@@ -190,19 +259,69 @@ pub(super) async fn run(
     }
 
     // Gossip and addresses.
-    let engine = Gossip::new(GossipConfig::default(), membership.me(), u64::from_be_bytes(meshd_ca::keys::random()?));
-    let told = { let (heard, book) = (heard.clone(), book.clone()); Box::new(move |node, up| { heard.note(node, up); book.tell(News::Heard(node, up)); }) };
-    tasks.spawn(gossip::run(
-        gossip::Task { engine, membership: membership.clone(), links: links.clone(), catalog: catalog_writer, heard: told }, gossip_inbox,
-    ));
+    let seed = u64::from_be_bytes(meshd_ca::keys::random()?);
+    let engine = Gossip::new(
+        GossipConfig { sequences: memory::sequences(&daemon.store), ..GossipConfig::default() },
+        membership.me(),
+        membership.roster(),
+        seed,
+    );
+    let (outrun, outrun_watch) = watch::channel(0);
+    let told = {
+        let (heard, book) = (heard.clone(), book.clone());
+        Box::new(move |node, up| {
+            heard.note(node, up);
+            book.tell(News::Heard(node, up));
+        })
+    };
+    let gossip = gossip::Task {
+        engine,
+        membership: membership.clone(),
+        links: links.clone(),
+        catalog: catalog_writer,
+        heard: told,
+        outrun,
+    };
+    tasks.spawn(gossip.run(gossip_inbox));
     tasks.spawn(book_side.run(addresses::Task {
-        me: membership.me(), strict: config.mode == Mode::Strict, links: links.clone(), rules: rules.clone(),
-        catalog: catalog.clone(), own: daemon.lan.addresses(), remembered: Vec::new(),
+        me: membership.me(),
+        strict: config.mode == Mode::Strict,
+        links: links.clone(),
+        rules: rules.clone(),
+        catalog: catalog.clone(),
+        own: daemon.lan.addresses(),
+        heard: heard.clone(),
+        store: daemon.store.clone(),
     }));
-    tasks.spawn(knocking(daemon.clone(), member.clone(), knock));
-    let keeper = Keeper::new(daemon, &membership, mailbox.clone())?;
+    tasks.spawn(knock::knock(daemon.clone(), member.clone(), first));
     let (presence, presence_watch) = watch::channel(Presence::Running);
-    tasks.spawn(keeper.run(owners, looked, svids.clone(), except(daemon), daemon.lan.addresses(), presence_watch));
+    let keeper = Keeper {
+        key: daemon.key.clone(),
+        owners,
+        diag: SockDiag::open()?,
+        except: except(daemon),
+        addresses: daemon.lan.addresses(),
+        presence: presence_watch,
+        outrun: outrun_watch,
+        mailbox: mailbox.clone(),
+        svids: svids.clone(),
+        looked,
+        sequence: Sequence::load(daemon.store.clone())?,
+        port: config.port,
+        zone: config.zone.clone(),
+        mode: config.mode,
+    };
+    tasks.spawn(keeper.run());
+
+    let (close, closing) = watch::channel(false);
+    let memory = tokio::spawn(memory::remember(
+        daemon.store.clone(),
+        config.state_dir.clone(),
+        membership.clone(),
+        mailbox.clone(),
+        catalog.clone(),
+        closing,
+    ));
 
     daemon.lan.announce(Some(membership.roster().mesh()));
     daemon.enter(Phase::Member(member.clone()));
@@ -230,9 +349,9 @@ pub(super) async fn run(
                     Ok(Some(joined)) => { let _ = reply.send(Ok(joined)); }
                     Ok(None) => match acquire::redeem(config, &daemon.lan, &daemon.key, &token).await {
                         Ok(joined) => {
-                            let (next, answer) = acquire::adopt(daemon, joined)?;
+                            let (place, answer) = acquire::adopt(daemon, joined)?;
                             let _ = reply.send(Ok(answer));
-                            break End::Joined(Box::new(next));
+                            break End::Joined(Box::new(place));
                         }
                         Err(failure) => { let _ = reply.send(Err(acquire::no(&failure))); }
                     },
@@ -244,7 +363,7 @@ pub(super) async fn run(
                 },
                 None => break End::Stop,
             },
-            _ = tick.tick() => look_after(daemon, &member, &svids).await,
+            _ = tick.tick() => member.look_after(),
             Some(ended) = tasks.join_next() => if let Err(error) = ended && error.is_panic() {
                 // A part of the daemon that is gone leaves a member that lies about itself: better to be started again.
                 anyhow::bail!("a part of meshd failed: {error}");
@@ -257,9 +376,19 @@ pub(super) async fn run(
     daemon.lan.announce(None);
     presence.send_replace(Presence::Stopped);
     let _ = tokio::time::timeout(FAREWELL, mailbox.leave()).await;
+    if config.mode != Mode::Strict {
+        rules.peers(BTreeSet::new());
+    }
+    let cut = proxy.live.drain(config.drain).await;
+    if cut > 0 {
+        tracing::warn!(cut, "connections did not end in time and were reset");
+    }
+    close.send_replace(true);
+    if tokio::time::timeout(FAREWELL, memory).await.is_err() {
+        tracing::warn!("what is known of the others was not written in time");
+    }
+    // Last: while a connection lives, its service answers a borrowed address that only the rules keep on this host.
     rules.remove();
-    proxy.live.drain(config.drain).await;
-    proxy.live.cut_all(Cut::Stopping);
     tasks.shutdown().await;
     Ok(end)
 }
@@ -277,7 +406,7 @@ impl Arrivals {
     async fn take(self: Arc<Self>, arrived: Arrived, from: SocketAddr) {
         match arrived {
             Arrived::Data(tunnel) => proxy::inbound::serve(&self.proxy, tunnel, from).await,
-            Arrived::Control(stream) => serve::serve(stream, self.api.clone()).await,
+            Arrived::Control(stream) => serve::serve(stream, from, self.api.clone()).await,
             Arrived::Join(stream) => {
                 let admitted = join::serve(stream, from, self.membership.clone(), self.joining.clone()).await;
                 if let Some(entry) = admitted.and_then(|node| self.membership.roster().entry(node).cloned()) {
@@ -296,7 +425,8 @@ fn door(address: SocketAddr, what: &str) -> anyhow::Result<Option<TcpListener>> 
             tracing::info!(%error, %address, "no IPv6 here");
             Ok(None)
         }
-        Err(error) => Err(error).with_context(|| format!("cannot listen on the {what} port {address}; is another program or meshd using it?")),
+        Err(error) => Err(error)
+            .with_context(|| format!("cannot listen on the {what} port {address}; is another program or meshd using it?")),
     }
 }
 
@@ -332,7 +462,9 @@ async fn leave(membership: &Membership, mailbox: &Mailbox) -> Result<(), No> {
     let other_authorities = roster.authorities().filter(|m| m.node() != membership.me()).count();
     if others > 0 && other_authorities == 0 && membership.is_authority().await {
         return Err(no(
-            format!("this host is the only authority of a mesh with {others} other members, whose certificates nobody could renew"),
+            format!(
+                "this host is the only authority of a mesh with {others} other members, whose certificates nobody could renew"
+            ),
             "let the others leave first",
         ));
     }
@@ -364,5 +496,20 @@ fn settings(config: &crate::config::Config) -> proxy::Settings {
         ports: proxy::OwnPorts { mesh: config.port, capture: config.capture_port, admin: config.admin_port },
         keepalive: config.keepalive,
         ..proxy::Settings::default()
+    }
+}
+
+/// Saves the SVIDs a moment after they changed, so that a burst is one write.
+async fn save_svids(daemon: Arc<Daemon>, svids: Arc<Svids>) {
+    let mut changes = svids.changes();
+    while changes.changed().await.is_ok() {
+        tokio::time::sleep(SETTLE).await;
+        changes.borrow_and_update();
+        let (store, bytes) = (daemon.store.clone(), svids.export());
+        match tokio::task::spawn_blocking(move || store.save(SVIDS, &bytes)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the SVIDs could not be saved; a restart asks for new ones"),
+            Err(error) => tracing::warn!(%error, "the SVIDs could not be saved"),
+        }
     }
 }

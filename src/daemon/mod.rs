@@ -6,12 +6,16 @@
 mod acquire;
 mod addresses;
 mod directory;
+mod keeper;
 mod kernel;
+mod knock;
 mod lan;
 mod listeners;
 mod member;
+pub(crate) mod memory;
 mod rules;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -141,12 +145,15 @@ impl Daemon {
     }
 }
 
+/// A place in a mesh, and the addresses at which another member was found on the way to it.
+type Place = (Membership, Vec<SocketAddr>);
+
 /// How the phase of a member ended.
 enum End {
     /// Somebody told the process to stop.
     Stop,
     /// It joined another mesh.
-    Joined(Box<Membership>),
+    Joined(Box<Place>),
     /// It left, and has answered whoever asked.
     Left,
     /// Others put it out.
@@ -179,8 +186,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     if let Err(error) = crate::intercept::process::raise_file_limit() {
         tracing::warn!(%error, "the limit of open files could not be raised");
     }
-    let socket = Socket::bind(&config.run_dir)
-        .with_context(|| format!("cannot make the socket in {}; set run_dir to a directory that can be written", config.run_dir.display()))?;
+    let socket = Socket::bind(&config.run_dir).with_context(|| {
+        format!("cannot make the socket in {}; set run_dir to a directory that can be written", config.run_dir.display())
+    })?;
     let (requests, mut inbox) = mpsc::channel(16);
     let lan = lan::Lan::start(&config, key.public().node_id());
     let daemon = Arc::new(Daemon {
@@ -194,18 +202,18 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         lan,
     });
     let api = tokio::spawn(local::serve(socket, daemon.clone()));
-    let mut next = Membership::load(daemon.key.clone(), daemon.store.clone(), daemon.clock.clone())?;
+    let mut next = Membership::load(daemon.key.clone(), daemon.store.clone(), daemon.clock.clone())?.map(|m| (m, Vec::new()));
     loop {
-        let membership = match next.take() {
-            Some(membership) => membership,
+        let (membership, first) = match next.take() {
+            Some(place) => place,
             None => match acquire::acquire(&daemon, &mut inbox, &mut stop).await? {
-                Some(membership) => membership,
+                Some(place) => place,
                 None => break,
             },
         };
-        match member::run(&daemon, Arc::new(membership), &mut inbox, &mut stop).await? {
+        match member::run(&daemon, Arc::new(membership), first, &mut inbox, &mut stop).await? {
             End::Stop => break,
-            End::Joined(membership) => next = Some(*membership),
+            End::Joined(place) => next = Some(*place),
             End::Left => gone(&daemon, "left")?,
             End::Banished => gone(&daemon, "banished")?,
         }
@@ -223,7 +231,8 @@ fn gone(daemon: &Daemon, why: &str) -> anyhow::Result<()> {
 }
 
 fn open(config: &Config) -> anyhow::Result<(Arc<Store>, Arc<PrivateKey>, Clock)> {
-    let store = Store::open(&config.state_dir).with_context(|| format!("cannot use the state directory {}", config.state_dir.display()))?;
+    let store = Store::open(&config.state_dir)
+        .with_context(|| format!("cannot use the state directory {}", config.state_dir.display()))?;
     let key = membership::node_key(&store).context("cannot read or make the node key")?;
     let floor = match store.load(CLOCK)? {
         Some(saved) => String::from_utf8_lossy(&saved.bytes).trim().parse().unwrap_or(0),
@@ -238,17 +247,27 @@ fn open(config: &Config) -> anyhow::Result<(Arc<Store>, Arc<PrivateKey>, Clock)>
 /// When another process uses the state directory, or the join fails; says which and what to do.
 pub async fn join_offline(config: &Config, token: &str) -> anyhow::Result<Joined> {
     let (store, key, clock) = open(config)?;
-    let token: JoinToken = token.trim().parse().context("cannot read the token: copy the whole word that `meshd token create` printed")?;
+    let token: JoinToken =
+        token.trim().parse().context("cannot read the token: copy the whole word that `meshd token create` printed")?;
     let current = Membership::load(key.clone(), store.clone(), clock.clone())?;
     if let Some(joined) = acquire::already(current.as_ref(), &token)? {
         return Ok(joined);
     }
     let lan = lan::Lan::start(config, key.public().node_id());
-    let joined = acquire::redeem(config, &lan, &key, &token).await?;
+    let (joined, _) = acquire::redeem(config, &lan, &key, &token).await?;
     let answer = Joined { mesh: joined.roster.mesh(), name: joined.name.clone(), already: false };
     clock.raise(joined.time);
     store.save(CLOCK, clock.floor().0.to_string().as_bytes())?;
     Membership::adopt(key, store.clone(), clock, joined.roster)?;
     store.remove(GONE)?;
     Ok(answer)
+}
+
+/// Removes whatever a daemon that is gone left in the kernel; says what was removed, one line each.
+///
+/// # Errors
+/// What could not be removed.
+pub async fn cleanup(_config: &Config) -> anyhow::Result<Vec<String>> {
+    let removed = crate::intercept::nft::cleanup().context("cannot remove the capture rules; the command needs root")?;
+    Ok(if removed { vec!["capture table, policy rule and route".into()] } else { Vec::new() })
 }

@@ -98,8 +98,8 @@ impl SvidVerifier {
     /// Why it is not believed.
     pub fn identify(&self, chain: &[CertificateDer<'_>]) -> Result<Peer, VerifyError> {
         let (trust, now) = (self.trust.load_full(), self.now());
-        // The length of each certificate goes in too: two chains never hash alike by being cut differently.
-        let hash = sha256(&chain.iter().map(|c| sha256(&[c])).collect::<Vec<_>>().iter().map(|h| &h[..]).collect::<Vec<_>>());
+        let [leaf] = chain else { return verify::verify_svid(chain, &trust.bundle, &trust.roster, now) };
+        let hash = sha256(&[leaf]);
         {
             let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
             if !seen.under.as_ref().is_some_and(|t| Arc::ptr_eq(t, &trust)) {
@@ -162,7 +162,7 @@ impl NodeKeyVerifier {
 
     fn check(&self, leaf: &CertificateDer<'_>, rest: &[CertificateDer<'_>]) -> Result<(), rustls::Error> {
         if !rest.is_empty() {
-            return Err(refused(VerifyError::Malformed));
+            return Err(refused(VerifyError::Chain(rest.len() + 1)));
         }
         verify::node_key(leaf).map(drop).map_err(refused)
     }
@@ -173,7 +173,7 @@ impl NodeKeyVerifier {
 /// # Errors
 /// When the peer showed no certificate, or none over a node key.
 pub fn peer_key(connection: &CommonState) -> Result<PublicKey, VerifyError> {
-    verify::node_key(connection.peer_certificates().and_then(|c| c.first()).ok_or(VerifyError::Malformed)?)
+    verify::node_key(connection.peer_certificates().and_then(|c| c.first()).ok_or(VerifyError::Missing)?)
 }
 
 /// Both directions of TLS ask the same of a verifier. No names, no revocation, no hints: those are in what `check` looks at.

@@ -1,6 +1,6 @@
 //! From another member to a service of this host.
 //!
-//! One tunnel is one call of [`carry`], read from top to bottom. Invariant: a service is connected to only for a verified, active
+//! One tunnel is one call of `carry`, read from top to bottom. Invariant: a service is connected to only for a verified, active
 //! member, at the address the member dialled, and never on a port of ours; whoever gets nothing is told why inside the tunnel.
 
 use std::io;
@@ -37,7 +37,7 @@ pub async fn serve(proxy: &Proxy, tunnel: Tunnel, from: SocketAddr) {
 /// Why the peer was refused or its connection broke.
 async fn carry(proxy: &Proxy, mut tunnel: Tunnel, client: SocketAddr) -> Result<(), Fault> {
     let tcp = tunnel.stream.get_ref().0;
-    socket::lively(tcp, proxy.settings.keepalive).map_err(Fault::Tunnel)?;
+    socket::tunnel(tcp, proxy.settings.keepalive).map_err(Fault::Tunnel)?;
     let arrived_at = canonical(tcp.local_addr().map_err(Fault::Tunnel)?);
     let peer = proxy.verifier.peer(tunnel.stream.get_ref().1)?;
     let ticket = match proxy.live.enter(Direction::Inbound, peer.holder) {
@@ -101,7 +101,7 @@ async fn read_header(stream: &mut TlsStream<TcpStream>) -> Result<Header, Fault>
 /// Where to connect, or why not.
 fn admit(proxy: &Proxy, tunnel: &Tunnel, header: &Header, arrived_at: SocketAddr) -> Result<SocketAddr, Refusal> {
     let ip = arrived_at.ip();
-    if header.address.is_some_and(|a| a != ip) || proxy.kernel.is_loopback(ip) || !proxy.directory.is_own(ip) {
+    if header.address.is_some_and(|a| a != ip) || proxy.kernel.is_loopback(ip) {
         return Err(Refusal::NotServed);
     }
     if proxy.settings.ports.contain(header.port.get()) {
@@ -124,8 +124,7 @@ async fn open(proxy: &Proxy, service: SocketAddr, client: SocketAddr, header: &H
     let connect = async {
         let connecting = proxy.kernel.connect_service(SocketAddr::new(client.ip(), port), service);
         let tcp = timeout(proxy.settings.service, connecting).await.map_err(|_| io::ErrorKind::TimedOut)??;
-        socket::abortive(&tcp)?;
-        socket::lively(&tcp, proxy.settings.keepalive)?;
+        socket::application(&tcp, proxy.settings.keepalive)?;
         Ok(tcp)
     };
     connect.await.map_err(|error: io::Error| {

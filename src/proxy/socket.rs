@@ -1,8 +1,9 @@
 //! The few socket options that decide how a connection ends.
 //!
-//! Invariant: a socket toward an application or service is [`abortive`] from the moment we have it, and becomes [`orderly`] only
+//! Invariant: a socket of an [`application`] or service resets when dropped, from the moment we have it until [`ended`] is called
 //! after both of its directions ended cleanly. So whatever path drops it early (an error, a panic, an aborted task) resets it, and
-//! a stream that was cut never looks like one that ended.
+//! a stream that was cut never looks like one that ended. A [`tunnel`] needs no reset for that: what ends it is `close_notify`, and
+//! an ordinary close lets the bytes in front of a break still arrive.
 
 use std::io;
 use std::time::Duration;
@@ -10,34 +11,44 @@ use std::time::Duration;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 
+use crate::intercept::socket::{Finish, finish};
+
 /// Probes after which a silent peer counts as dead.
 const PROBES: u32 = 6;
 
-/// Closing sends a reset (`SO_LINGER` of zero, socket(7)).
+/// Readies the socket of an application or service: dropping it sends a reset.
 ///
 /// # Errors
-/// When the socket is gone.
-pub fn abortive(stream: &TcpStream) -> io::Result<()> {
-    SockRef::from(stream).set_linger(Some(Duration::ZERO))
+/// When the connection is gone.
+pub fn application(stream: &TcpStream, silence: Duration) -> io::Result<()> {
+    finish(stream, Finish::Reset)?;
+    lively(stream, silence)
 }
 
-/// Closing ends the connection as usual: what was written is delivered, then a FIN.
+/// Readies the socket below a tunnel: dropping it delivers what was written.
 ///
 /// # Errors
-/// When the socket is gone.
-pub fn orderly(stream: &TcpStream) -> io::Result<()> {
-    SockRef::from(stream).set_linger(None)
+/// When the connection is gone.
+pub fn tunnel(stream: &TcpStream, silence: Duration) -> io::Result<()> {
+    finish(stream, Finish::Clean)?;
+    lively(stream, silence)
+}
+
+/// Both directions of an application's connection ended cleanly: dropping it is not a reset any more.
+///
+/// # Errors
+/// When the connection is gone.
+pub fn ended(stream: &TcpStream) -> io::Result<()> {
+    finish(stream, Finish::Clean)
 }
 
 /// No delay for small writes, and a dead other end is noticed after `silence` and a few probes (tcp(7)). What was sent and is not
 /// acknowledged for as long ends the connection too.
-///
-/// # Errors
-/// When the socket is gone.
-pub fn lively(stream: &TcpStream, silence: Duration) -> io::Result<()> {
+fn lively(stream: &TcpStream, silence: Duration) -> io::Result<()> {
     let interval = (silence / 3).max(Duration::from_secs(1));
     let socket = SockRef::from(stream);
     socket.set_tcp_nodelay(true)?;
+    let silence = silence.max(Duration::from_secs(1));
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(silence).with_interval(interval).with_retries(PROBES))?;
     socket.set_tcp_user_timeout(Some(silence + interval * PROBES))
 }

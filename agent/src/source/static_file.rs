@@ -88,11 +88,11 @@ fn why_not(s: &str, shown: String) -> PeerError {
     let name = host.trim_end_matches('.').to_ascii_lowercase();
     let label = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
     let numeric = name.bytes().all(|b| b.is_ascii_digit() || b == b'.');
-    if host.contains('%') {
+    if s.contains('%') {
         PeerError::LinkLocal(shown)
     } else if is_address(host) {
         PeerError::Port(shown)
-    } else if name.is_empty() || numeric || !name.bytes().all(label) {
+    } else if name.is_empty() || numeric || s.contains('/') || !name.bytes().all(label) {
         PeerError::Malformed(shown)
     } else if name.ends_with(".local") {
         PeerError::Local(shown)

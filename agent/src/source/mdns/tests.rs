@@ -131,11 +131,12 @@ fn two_responders_find_each_other() {
     if std::env::var_os(INSIDE).is_some() {
         return inside();
     }
-    let setup = "ip link set lo up && ip link add lan0 type dummy && ip link set lan0 multicast on up && \
-                 ip address add 10.77.0.1/24 dev lan0 && ip route add 224.0.0.0/4 dev lan0";
+    let setup = "ip link set lo up && (ip link add lan0 type dummy || ip link add lan0 type veth peer name lan1 && \
+                 ip link set lan1 up) && ip link set lan0 multicast on up && ip address add 10.77.0.1/24 dev lan0 && \
+                 ip route add 224.0.0.0/4 dev lan0";
     let can = Command::new("unshare").args(["-Urn", "sh", "-c", setup]).output();
     if !can.as_ref().is_ok_and(|o| o.status.success()) {
-        eprintln!("SKIPPED two_responders_find_each_other: no network namespace or dummy interface here: {can:?}");
+        eprintln!("SKIPPED two_responders_find_each_other: no network namespace, or neither dummy nor veth in it: {can:?}");
         return;
     }
     let me = std::env::current_exe().unwrap();

@@ -1,0 +1,273 @@
+//! Handshakes and renewals against a real authority.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use meshd_ca::identity::Workload;
+use meshd_ca::keys::PrivateKey;
+use rustls::{ClientConnection, ConnectionCommon, HandshakeKind, ServerConnection, SideData};
+use rustls_pki_types::CertificateDer;
+
+use super::svids::{MAX_WORKLOADS, Patience, Svids};
+use super::testing::{Mesh, issued, name};
+use super::tls::{DataTls, NodeTls, server_name};
+use super::verifier::peer_key;
+use super::*;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn unit(host: &str, unit: &str) -> Workload {
+    Workload::Unit(name(host), unit.into())
+}
+
+/// Bytes back and forth until both are done or one refuses.
+fn shake(c: &mut ClientConnection, s: &mut ServerConnection) -> Result<(), rustls::Error> {
+    fn pass<A: SideData, B: SideData>(
+        from: &mut ConnectionCommon<A>,
+        to: &mut ConnectionCommon<B>,
+    ) -> Result<bool, rustls::Error> {
+        let mut bytes = Vec::new();
+        while from.wants_write() {
+            from.write_tls(&mut bytes).unwrap();
+        }
+        let mut rest = &bytes[..];
+        while !rest.is_empty() {
+            to.read_tls(&mut rest).unwrap();
+            to.process_new_packets()?;
+        }
+        Ok(!bytes.is_empty())
+    }
+    while pass(c, s)? | pass(s, c)? {}
+    Ok(())
+}
+
+#[tokio::test]
+async fn svids_are_shown_by_port_believed_and_never_resumed() {
+    let mut mesh = Mesh::found();
+    let (ka, kb) = (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
+    mesh.admit(&ka, "a");
+    mesh.admit(&kb, "b");
+    let (a, b) = (ka.public().node_id(), kb.public().node_id());
+    // One host has AES instructions, the other has not: the server without them decides.
+    let ((_, va), (_, vb)) = (mesh.verifier(true), mesh.verifier(false));
+    let sa = issued(a, &va, Arc::new(mesh.issuance(a, HOUR)), &[]).await;
+    let sb = issued(b, &vb, Arc::new(mesh.issuance(b, HOUR)), &[unit("b", "nginx.service")]).await;
+    let svid = sa.for_client(&unit("a", "curl.service")).await.unwrap();
+    assert_eq!(svid.id().workload, unit("a", "curl.service"), "issued while the first connection waited");
+
+    let data = DataTls { svids: sb, listeners: Arc::new(|at| (at.port() == 80).then(|| unit("b", "nginx.service"))) };
+    let at = "10.0.0.2:6374".parse().unwrap();
+    for (port, shown) in [(80, unit("b", "nginx.service")), (81, Workload::Node(b))] {
+        let name = server_name(port.try_into().unwrap());
+        let chosen = data.choose(at, Some(&name.to_str())).unwrap();
+        assert_eq!((chosen.port.unwrap().get(), &chosen.shown.id().workload), (port, &shown));
+        for _ in 0..2 {
+            let mut c = ClientConnection::new(svid.client().clone(), name.clone()).unwrap();
+            let mut s = ServerConnection::new(chosen.config.clone()).unwrap();
+            shake(&mut c, &mut s).unwrap();
+            let (to, from) = (va.peer(&c).unwrap(), vb.peer(&s).unwrap());
+            assert_eq!((to.holder, &to.id.workload), (b, &shown));
+            assert_eq!((from.holder, from.id.workload), (a, unit("a", "curl.service")));
+            assert_eq!(c.handshake_kind(), Some(HandshakeKind::Full));
+            let suite = c.negotiated_cipher_suite().unwrap().suite();
+            assert_eq!(suite, rustls::CipherSuite::TLS13_CHACHA20_POLY1305_SHA256);
+        }
+    }
+    assert_eq!(data.choose(at, Some("example.org")).unwrap().port, None);
+}
+
+#[tokio::test]
+async fn what_was_believed_once_is_not_believed_for_ever() {
+    let mut mesh = Mesh::found();
+    let key = PrivateKey::generate().unwrap();
+    mesh.admit(&key, "a");
+    let a = key.public().node_id();
+    let (trust, v) = mesh.verifier(true);
+    let svids = issued(a, &v, Arc::new(mesh.issuance(a, HOUR)), &[]).await;
+    let leaf = CertificateDer::from(svids.own().unwrap().leaf().der.clone());
+    let chain = [leaf.clone()];
+    assert!(v.identify(&chain).is_ok() && v.identify(&chain).is_ok());
+    assert!(v.identify(&[]).is_err());
+    assert!(v.identify(&[leaf.clone(), leaf]).is_err());
+    mesh.roster.banish(&mesh.key, a).unwrap();
+    trust.store(Arc::new(mesh.trust()));
+    assert!(v.identify(&chain).is_err(), "banished");
+    let mut mesh = Mesh::found();
+    mesh.admit(&key, "a");
+    trust.store(Arc::new(mesh.trust()));
+    assert!(v.identify(&chain).is_err(), "another mesh");
+
+    let (_, v) = mesh.verifier(true);
+    let svids = issued(a, &v, Arc::new(mesh.issuance(a, Duration::from_secs(30))), &[]).await;
+    let chain = [CertificateDer::from(svids.own().unwrap().leaf().der.clone())];
+    assert!(v.identify(&chain).is_ok());
+    mesh.clock.add(Duration::from_secs(40));
+    assert!(v.identify(&chain).is_err(), "over");
+}
+
+#[test]
+fn node_keys_are_proven_whatever_the_clock() {
+    let crypto = provider::provider(true);
+    let keys = [PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap()];
+    let [a, b] = [0, 1].map(|i| NodeTls::new(&crypto, &keys[i]).unwrap());
+    for (client, server, alpn) in
+        [(&a.control_client, &b.control_server, tls::ALPN_CONTROL), (&a.join_client, &b.join_server, tls::ALPN_JOIN)]
+    {
+        let mut c = ClientConnection::new(client.clone(), NodeTls::server_name()).unwrap();
+        let mut s = ServerConnection::new(server.clone()).unwrap();
+        assert!(peer_key(&c).is_err());
+        shake(&mut c, &mut s).unwrap();
+        assert_eq!((peer_key(&c).unwrap(), peer_key(&s).unwrap()), (*keys[1].public(), *keys[0].public()));
+        assert_eq!(c.alpn_protocol(), Some(alpn));
+    }
+    let mut c = ClientConnection::new(a.join_client.clone(), NodeTls::server_name()).unwrap();
+    let mut s = ServerConnection::new(b.control_server.clone()).unwrap();
+    assert!(shake(&mut c, &mut s).is_err(), "another protocol");
+}
+
+#[tokio::test]
+async fn neither_end_takes_a_bare_node_key_for_an_svid() {
+    let mut mesh = Mesh::found();
+    let key = PrivateKey::generate().unwrap();
+    mesh.admit(&key, "a");
+    let a = key.public().node_id();
+    let (_, v) = mesh.verifier(true);
+    let svids = issued(a, &v, Arc::new(mesh.issuance(a, HOUR)), &[]).await;
+    let own = svids.own().unwrap();
+    let shown = tls::certified(meshd_ca::issue::node_certificate(&key).unwrap(), &key).unwrap();
+    let (client, server) = (tls::data_client(&v, shown.clone()).unwrap(), tls::data_server(&v, shown).unwrap());
+    for (c, s) in [(client, own.server().clone()), (own.client().clone(), server)] {
+        let name = server_name(80.try_into().unwrap());
+        let (mut c, mut s) = (ClientConnection::new(c, name).unwrap(), ServerConnection::new(s).unwrap());
+        assert!(shake(&mut c, &mut s).is_err());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn renewal_is_early_survives_an_outage_and_a_jump_of_the_clock() {
+    let mut mesh = Mesh::found();
+    let key = PrivateKey::generate().unwrap();
+    mesh.admit(&key, "a");
+    let a = key.public().node_id();
+    let (_, v) = mesh.verifier(true);
+    let issuance = Arc::new(mesh.issuance(a, 72 * HOUR));
+    let svids = issued(a, &v, issuance.clone(), &[]).await;
+    let held = &svids.held()[0];
+    let wait = held.renew_at.since(mesh.clock.now()).as_secs_f64() / 3600.0;
+    assert!((21.5..26.5).contains(&wait), "a third, give or take: {wait}");
+    let first = svids.own().unwrap();
+
+    issuance.down.store(true, Ordering::Relaxed);
+    tokio::time::sleep(30 * HOUR).await;
+    assert!(Arc::ptr_eq(&svids.own().unwrap(), &first), "the old one serves while no authority answers");
+    let asked = issuance.asked.load(Ordering::Relaxed);
+    assert!((20..=200).contains(&asked), "retried, but not hammered: {asked}");
+    issuance.down.store(false, Ordering::Relaxed);
+    tokio::time::sleep(Duration::from_secs(400)).await;
+    let second = svids.own().unwrap();
+    assert!(second.leaf().not_after > first.leaf().not_after && second.leaf().der != first.leaf().der);
+
+    // Woken after a week: at once, without a long sleep that was started before.
+    mesh.clock.add(7 * 24 * HOUR);
+    assert!(svids.own().is_none());
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert!(svids.own().is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn lifetimes_of_seconds_never_leave_a_gap() {
+    let mut mesh = Mesh::found();
+    let key = PrivateKey::generate().unwrap();
+    mesh.admit(&key, "a");
+    let a = key.public().node_id();
+    let (_, v) = mesh.verifier(true);
+    let issuance = Arc::new(mesh.issuance(a, Duration::from_secs(2)));
+    let svids = issued(a, &v, issuance.clone(), &[unit("a", "x")]).await;
+    for _ in 0..600 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let own = svids.own().expect("always one that is good");
+        assert!(v.identify(&[CertificateDer::from(own.leaf().der.clone())]).is_ok());
+        assert_eq!(svids.for_listener(Some(&unit("a", "x"))).unwrap().id().workload, unit("a", "x"));
+    }
+    let n = issuance.issued.load(Ordering::Relaxed);
+    assert!((40..=200).contains(&n), "two workloads, 30 s, about a second each: {n}");
+    assert_eq!(svids.fallbacks(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_node_stands_in_and_idle_clients_are_forgotten() {
+    let mut mesh = Mesh::found();
+    let key = PrivateKey::generate().unwrap();
+    mesh.admit(&key, "a");
+    let a = key.public().node_id();
+    let (_, v) = mesh.verifier(true);
+    let issuance = Arc::new(mesh.issuance(a, 72 * HOUR));
+    let svids = issued(a, &v, issuance.clone(), &[]).await;
+    // The authority grants no such name.
+    let refused = Workload::Service("db".into());
+    for n in 1..=2 {
+        assert_eq!(svids.for_client(&refused).await.unwrap().id().workload, Workload::Node(a));
+        assert_eq!(svids.fallbacks(), n);
+    }
+    issuance.down.store(true, Ordering::Relaxed);
+    assert_eq!(svids.for_client(&unit("a", "late")).await.unwrap().id().workload, Workload::Node(a));
+    issuance.down.store(false, Ordering::Relaxed);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(svids.for_client(&unit("a", "late")).await.unwrap().id().workload, unit("a", "late"));
+    assert_eq!(svids.for_listener(Some(&unit("a", "unheard"))).unwrap().id().workload, Workload::Node(a));
+
+    svids.set_listeners(&[unit("a", "web")].into());
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert_eq!(svids.held().len(), 3);
+    tokio::time::sleep(2 * HOUR).await;
+    let left: Vec<_> = svids.held().into_iter().map(|h| h.leaf.id.workload).collect();
+    assert_eq!(left, [Workload::Node(a), unit("a", "web")]);
+    svids.set_listeners(&[].into());
+    tokio::time::sleep(2 * HOUR).await;
+    assert_eq!(svids.held().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn workloads_are_bounded() {
+    let mesh = Mesh::found();
+    let node = mesh.key.public().node_id();
+    let (_, v) = mesh.verifier(true);
+    let issuance = Arc::new(mesh.issuance(node, 72 * HOUR));
+    let svids = issued(node, &v, issuance, &[]).await;
+    let clients: Vec<_> = (0..MAX_WORKLOADS).map(|i| unit("authority", &i.to_string())).collect();
+    for w in &clients[..MAX_WORKLOADS - 1] {
+        svids.for_client(w).await.unwrap();
+    }
+    // Full, and all of them seen within the minute: the newcomer has to do with the node's.
+    let w = &clients[MAX_WORKLOADS - 1];
+    let crowded = svids.for_client(w).await.unwrap();
+    assert_eq!(crowded.id().workload, Workload::Node(node));
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    assert_eq!(svids.for_client(w).await.unwrap().id().workload, *w);
+    assert!(svids.held().len() <= MAX_WORKLOADS);
+}
+
+#[tokio::test]
+async fn saved_ones_come_back_unless_they_are_not_ours() {
+    let mut mesh = Mesh::found();
+    let key = PrivateKey::generate().unwrap();
+    mesh.admit(&key, "a");
+    let a = key.public().node_id();
+    let (_, v) = mesh.verifier(true);
+    let svids = issued(a, &v, Arc::new(mesh.issuance(a, HOUR)), &[unit("a", "web")]).await;
+    let saved = svids.export();
+
+    let again = Svids::new(a, v.clone(), Patience::default());
+    assert!(again.own().is_none());
+    assert_eq!(again.import(&saved).unwrap(), 2);
+    assert_eq!(again.own().unwrap().leaf(), svids.own().unwrap().leaf());
+    assert!(again.held()[1].renew_at > mesh.clock.now());
+    assert!(again.import(b"garbage").is_err());
+
+    let other = Svids::new(mesh.key.public().node_id(), v.clone(), Patience::default());
+    assert_eq!(other.import(&saved).unwrap(), 1, "not another node's own");
+    assert!(other.own().is_none());
+    mesh.clock.add(2 * HOUR);
+    assert_eq!(Svids::new(a, v, Patience::default()).import(&saved).unwrap(), 0, "over");
+}

@@ -1,0 +1,259 @@
+//! The command line's side of the local API: one request over the daemon's Unix socket.
+//!
+//! Owns the connection, its time limits and the words for what can go wrong with it. An answer is bounded
+//! ([`crate::api::MAX_ANSWER`]) and parsed into the types of [`crate::api`]; what is then printed is the business of [`crate::cli`].
+
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::header::{CONTENT_TYPE, HOST, HeaderMap};
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use thiserror::Error;
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+use crate::api::{
+    CreatedToken, Done, Edge, ErrorBody, Finding, Identity, JoinRequest, Joined, MAX_ANSWER, NewToken, Node, Resolve, Service,
+    Status, TokenInfo, VERSION_HEADER, path,
+};
+
+/// How long the daemon may take to accept a connection.
+const CONNECT: Duration = Duration::from_secs(5);
+/// How long it may take to say what it knows.
+const LOOK: Duration = Duration::from_secs(15);
+/// How long it may take for what involves other hosts: joining, leaving, a check of every member.
+const WORK: Duration = Duration::from_secs(120);
+/// Version of this command.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Why the daemon did not answer, or answered no.
+#[derive(Debug, Error)]
+pub enum LocalError {
+    /// No socket, or one that a daemon left behind that is gone.
+    #[error("meshd is not running (nothing answers on {})", socket.display())]
+    NotRunning {
+        /// The socket.
+        socket: PathBuf,
+    },
+    /// The socket cannot be reached by this user.
+    #[error("no permission to use {}", socket.display())]
+    Permission {
+        /// The socket.
+        socket: PathBuf,
+    },
+    /// Another failure of the connection.
+    #[error("cannot talk to meshd on {}: {cause}", socket.display())]
+    Connection {
+        /// The socket.
+        socket: PathBuf,
+        /// What the system or the HTTP library said.
+        cause: String,
+    },
+    /// It accepted the request and said nothing.
+    #[error("meshd did not answer within {} s", limit.as_secs())]
+    Silent {
+        /// How long it had.
+        limit: Duration,
+    },
+    /// It does not know the request, or answers in words this command does not know.
+    #[error("the running meshd is version {daemon}, this command is version {VERSION}, and they do not understand each other")]
+    Version {
+        /// The daemon's version, in its own words.
+        daemon: String,
+    },
+    /// The answer is not what the API promises, though the versions are the same: not meshd, or a defect.
+    #[error("what answers on {} does not speak meshd's language: {cause}", socket.display())]
+    Garbled {
+        /// The socket.
+        socket: PathBuf,
+        /// What was wrong with the answer.
+        cause: String,
+    },
+    /// It refused, and said why.
+    #[error("{}", body.what)]
+    Refused {
+        /// Whether because of who asks.
+        denied: bool,
+        /// Its words.
+        body: ErrorBody,
+    },
+}
+
+/// The daemon of this host, as seen through its socket.
+#[derive(Debug, Clone)]
+pub struct Local {
+    socket: PathBuf,
+}
+
+impl Local {
+    /// The daemon that answers on `socket`. Nothing is connected yet.
+    pub fn new(socket: PathBuf) -> Self {
+        Self { socket }
+    }
+
+    /// What this node is and how it is.
+    ///
+    /// # Errors
+    /// [`LocalError`], here and below.
+    pub async fn status(&self) -> Result<Status, LocalError> {
+        self.look(path::STATUS).await
+    }
+    /// The hosts of the mesh.
+    ///
+    /// # Errors
+    /// [`LocalError`].
+    pub async fn nodes(&self) -> Result<Vec<Node>, LocalError> {
+        self.look(path::NODES).await
+    }
+    /// What listens on them.
+    ///
+    /// # Errors
+    /// [`LocalError`].
+    pub async fn services(&self) -> Result<Vec<Service>, LocalError> {
+        self.look(path::SERVICES).await
+    }
+    /// Who talked to whom.
+    ///
+    /// # Errors
+    /// [`LocalError`].
+    pub async fn edges(&self) -> Result<Vec<Edge>, LocalError> {
+        self.look(path::EDGES).await
+    }
+    /// The SVIDs this node holds.
+    ///
+    /// # Errors
+    /// [`LocalError`].
+    pub async fn identity(&self) -> Result<Vec<Identity>, LocalError> {
+        self.look(path::IDENTITY).await
+    }
+    /// What would happen to a connection to `address`.
+    ///
+    /// # Errors
+    /// [`LocalError`].
+    pub async fn resolve(&self, address: SocketAddr) -> Result<Resolve, LocalError> {
+        self.look(&format!("{}?address={address}", path::RESOLVE)).await
+    }
+    /// What is right and wrong with this node. Talks to every member: takes a while.
+    ///
+    /// # Errors
+    /// [`LocalError`].
+    pub async fn check(&self) -> Result<Vec<Finding>, LocalError> {
+        self.ask(Method::GET, path::CHECK, Bytes::new(), WORK).await
+    }
+    /// The tokens this authority made that are still known.
+    ///
+    /// # Errors
+    /// [`LocalError`].
+    pub async fn tokens(&self) -> Result<Vec<TokenInfo>, LocalError> {
+        self.look(path::TOKENS).await
+    }
+    /// Makes a token.
+    ///
+    /// # Errors
+    /// [`LocalError`].
+    pub async fn create_token(&self, wish: &NewToken) -> Result<CreatedToken, LocalError> {
+        self.ask(Method::POST, path::TOKENS, self.json(wish)?, LOOK).await
+    }
+    /// Ends a token. `id` has no characters but letters, digits and `-`.
+    ///
+    /// # Errors
+    /// [`LocalError`].
+    pub async fn revoke_token(&self, id: &str) -> Result<Done, LocalError> {
+        self.ask(Method::DELETE, &format!("{}/{id}", path::TOKENS), Bytes::new(), LOOK).await
+    }
+    /// Joins the mesh that a token is for.
+    ///
+    /// # Errors
+    /// [`LocalError`].
+    pub async fn join(&self, request: &JoinRequest) -> Result<Joined, LocalError> {
+        self.ask(Method::POST, path::JOIN, self.json(request)?, WORK).await
+    }
+    /// Leaves the mesh.
+    ///
+    /// # Errors
+    /// [`LocalError`].
+    pub async fn leave(&self) -> Result<Done, LocalError> {
+        self.ask(Method::POST, path::LEAVE, Bytes::new(), WORK).await
+    }
+
+    async fn look<T: DeserializeOwned>(&self, path: &str) -> Result<T, LocalError> {
+        self.ask(Method::GET, path, Bytes::new(), LOOK).await
+    }
+
+    async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes, limit: Duration) -> Result<T, LocalError> {
+        let connect = timeout(CONNECT, UnixStream::connect(&self.socket)).await;
+        let stream = connect.map_err(|_| LocalError::Silent { limit: CONNECT })?.map_err(|e| self.unreachable(&e))?;
+        let exchange = self.exchange(stream, method, path, body);
+        let (status, headers, bytes) = timeout(limit, exchange).await.map_err(|_| LocalError::Silent { limit })??;
+        self.judge(status, &headers, &bytes)
+    }
+
+    async fn exchange(
+        &self,
+        stream: UnixStream,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<(StatusCode, HeaderMap, Bytes), LocalError> {
+        let request = Request::builder().method(method).uri(path).header(HOST, "meshd").header(CONTENT_TYPE, "application/json");
+        let request = request.body(Full::new(body)).map_err(|e| self.connection(e))?;
+        let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream));
+        let (mut sender, connection) = handshake.await.map_err(|e| self.connection(e))?;
+        let answer = async {
+            let (parts, body) = sender.send_request(request).await.map_err(|e| self.connection(e))?.into_parts();
+            let bytes = Limited::new(body, MAX_ANSWER).collect().await.map_err(|e| self.connection(e))?.to_bytes();
+            Ok((parts.status, parts.headers, bytes))
+        };
+        // The connection is driven beside the answer, and an error of it shows in the answer.
+        tokio::pin!(answer);
+        tokio::select! {
+            answer = &mut answer => answer,
+            _ = connection => answer.await,
+        }
+    }
+
+    fn judge<T: DeserializeOwned>(&self, status: StatusCode, headers: &HeaderMap, bytes: &[u8]) -> Result<T, LocalError> {
+        let daemon = headers.get(VERSION_HEADER).and_then(|v| v.to_str().ok());
+        let other = daemon.filter(|v| *v != VERSION).map(|v| LocalError::Version { daemon: v.chars().take(40).collect() });
+        if status.is_success() {
+            return serde_json::from_slice(bytes).map_err(|e| other.unwrap_or_else(|| self.garbled(e)));
+        }
+        match (serde_json::from_slice::<ErrorBody>(bytes), other) {
+            (_, Some(other)) if status == StatusCode::NOT_FOUND => Err(other),
+            (Ok(body), _) => {
+                let denied = matches!(status, StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED);
+                Err(LocalError::Refused { denied, body })
+            }
+            (Err(_), Some(other)) => Err(other),
+            (Err(_), None) => Err(self.garbled(format!("status {}", status.as_u16()))),
+        }
+    }
+
+    fn json(&self, value: &impl Serialize) -> Result<Bytes, LocalError> {
+        serde_json::to_vec(value).map(Into::into).map_err(|e| self.connection(e))
+    }
+
+    fn unreachable(&self, error: &std::io::Error) -> LocalError {
+        let socket = self.socket.clone();
+        match error.kind() {
+            ErrorKind::NotFound | ErrorKind::ConnectionRefused => LocalError::NotRunning { socket },
+            ErrorKind::PermissionDenied => LocalError::Permission { socket },
+            _ => self.connection(error),
+        }
+    }
+
+    fn connection(&self, cause: impl ToString) -> LocalError {
+        LocalError::Connection { socket: self.socket.clone(), cause: cause.to_string() }
+    }
+
+    fn garbled(&self, cause: impl ToString) -> LocalError {
+        LocalError::Garbled { socket: self.socket.clone(), cause: cause.to_string() }
+    }
+}
