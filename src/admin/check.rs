@@ -99,7 +99,9 @@ fn plaintext(member: &Member) -> Option<Finding> {
             Level::Warn,
             code::CAPTURE,
             Some(format!("{count} connections in plaintext came from addresses of members since meshd started")),
-            Some("is meshd running there, and does it capture? Containers and connections older than meshd are not covered".into()),
+            Some(
+                "is meshd running there, and does it capture? Containers and connections older than meshd are not covered".into(),
+            ),
         )
     })
 }

@@ -359,7 +359,7 @@ pub(super) async fn run(
                     },
                     Err(error) => { let _ = reply.send(Err(No::new(StatusCode::CONFLICT, "cannot join", error, ""))); }
                 },
-                Some(Request::Leave(reply)) => match leave(&membership, &mailbox).await {
+                Some(Request::Leave(reply)) => match leave(&membership, &links).await {
                     Ok(()) => { let _ = reply.send(Ok(Done {})); break End::Left; }
                     Err(no) => { let _ = reply.send(Err(no)); }
                 },
@@ -462,7 +462,7 @@ fn cut_inactive(roster: &Roster, proxy: &Proxy, links: &Links) {
     }
 }
 
-async fn leave(membership: &Membership, mailbox: &Mailbox) -> Result<(), No> {
+async fn leave(membership: &Membership, links: &Arc<Links>) -> Result<(), No> {
     let no = |why: String, remedy: &str| No::new(StatusCode::CONFLICT, "cannot leave", why, remedy);
     let roster = membership.roster();
     let others = roster.active().filter(|m| m.node() != membership.me()).count();
@@ -476,7 +476,13 @@ async fn leave(membership: &Membership, mailbox: &Mailbox) -> Result<(), No> {
         ));
     }
     let entry = membership.leave().await.map_err(|e| no(e.to_string(), ""))?;
-    mailbox.entry(entry);
+    // Directly to everybody in reach: gossip does not take the word of a node that is no member.
+    let mut told = JoinSet::new();
+    for other in roster.active().map(meshd_ca::roster::Member::node).filter(|n| *n != membership.me()) {
+        let (links, entry) = (links.clone(), entry.clone());
+        told.spawn(async move { links.farewell(other, entry).await });
+    }
+    let _ = tokio::time::timeout(FAREWELL, async { while told.join_next().await.is_some() {} }).await;
     Ok(())
 }
 

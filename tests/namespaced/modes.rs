@@ -4,7 +4,7 @@ use std::io::{ErrorKind, Read};
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
-use meshd::api::{Direction, State};
+use meshd::api::State;
 use meshd::config::Mode;
 
 use crate::support::mesh::{Mesh, Setup};

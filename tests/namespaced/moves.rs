@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::support::mesh::{SETTLED, Setup};
-use crate::support::scenario::{Scenario, scenario};
+use crate::support::mesh::{SETTLED, Setup, run_on};
+use crate::support::scenario::{Need, Scenario, command, scenario};
 use crate::support::traffic::{Server, ask, connect, connect_within, expect_pattern, read_line, sockets};
 use crate::support::{equal, eventually, marker};
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario!("moves", a_new_address_is_secured_and_a_dropped_one_released),
-    scenario!("moves", an_address_moves_to_a_non_member),
-    scenario!("moves", an_address_moves_to_another_member),
+    scenario!("moves", an_address_moves_to_a_non_member, Need::Program("ip")),
+    scenario!("moves", an_address_moves_to_another_member, Need::Program("ip")),
     scenario!("moves", an_impostor_at_a_members_address_gets_nothing),
     scenario!("moves", a_killed_daemon_leaks_nothing_with_a_borrowed_source),
     scenario!("moves", a_vanished_client_daemon_leaks_nothing),
@@ -25,6 +25,12 @@ const EXTRA: [&str; 2] = ["192.168.77.50", "fd77::50"];
 
 fn extra() -> Result<[IpAddr; 2]> {
     Ok([EXTRA[0].parse()?, EXTRA[1].parse()?])
+}
+
+/// What the gratuitous ARP of a DHCP client or keepalived does: the neighbour forgets where the address was. Without it the kernel takes
+/// up to a minute to notice by itself.
+fn announced(mesh: &crate::support::mesh::Mesh, ip: IpAddr) -> Result<()> {
+    run_on(mesh.host("a"), command("ip").args(["neigh", "flush", "to", &ip.to_string()])).map(|_| ())
 }
 
 /// The switch and the neighbours take a moment to notice who has an address now.
@@ -69,6 +75,7 @@ fn an_address_moves_to_a_non_member() -> Result<()> {
         eventually_answered(&mesh, ip, 8000, "b")?;
         mesh.host("b").delete_address(ip)?;
         mesh.host("x").add_address(ip)?;
+        announced(&mesh, ip)?;
         eventually_answered(&mesh, ip, 8000, "x")?;
         let word = marker("moved");
         mesh.readable(&word, || Ok(ask(mesh.host("a"), SocketAddr::new(ip, 8000), &word)?))?;
@@ -87,6 +94,7 @@ fn an_address_moves_to_another_member() -> Result<()> {
         eventually_answered(&mesh, ip, 8000, "b")?;
         mesh.host("b").delete_address(ip)?;
         mesh.host("c").add_address(ip)?;
+        announced(&mesh, ip)?;
         mesh.at("a").until_captured("c", &[ip])?;
         eventually_answered(&mesh, ip, 8000, "c")?;
         let word = marker("moved");
