@@ -177,7 +177,7 @@ fn the_founder_may_be_away() -> Result<()> {
 
 fn who_leaves_is_an_ordinary_host() -> Result<()> {
     let mesh = Setup::of(&["a", "b", "c"]).start()?;
-    mesh.at("c").cli(&["leave"])?;
+    mesh.at("c").cli(&["leave", "--yes"])?;
     mesh.at("c").until(State::Left)?;
     for name in ["a", "b"] {
         eventually(Duration::from_secs(10), "everyone knows who left", || {
