@@ -211,11 +211,15 @@ impl Demo {
         Ok(answer)
     }
 
+    /// The edge of the connections between a host and an address. Where an earlier connection was answered in the name of the whole
+    /// node, because its workload was not known yet, the one that names a workload.
     fn edge(&self, number: usize, direction: Direction, address: IpAddr) -> Result<Edge> {
         let edges: Vec<Edge> = self.ask(number, "edges")?;
-        let name = &self.host(number).name;
-        let edge = edges.into_iter().find(|e| e.direction == direction && e.address == address && e.port == PORT && e.total > 0);
-        edge.with_context(|| format!("{name} shows no connection {direction} with {address}"))
+        let ours =
+            edges.into_iter().filter(|e| e.direction == direction && e.address == address && e.port == PORT && e.total > 0);
+        let unnamed = |edge: &Edge| edge.server.as_ref().is_none_or(|id| id.workload.host().is_none());
+        let edge = ours.min_by_key(|edge| (unnamed(edge), edge.last_seen_seconds));
+        edge.with_context(|| format!("{} shows no connection {direction} with {address}", self.host(number).name))
     }
 
     fn first_secured(&self, cgroup: &str) -> Result<Instant> {
@@ -245,16 +249,16 @@ impl Demo {
     }
 
     fn shown(&self, story: &mut Story) -> Result<()> {
-        let nodes: Vec<Node> = self.ask(0, "nodes")?;
-        let reachable = nodes.iter().filter(|n| n.own || n.reachable).count();
-        ensure!(nodes.len() == 3 && reachable == 3, "kitchen knows {} nodes and reaches {reachable}", nodes.len());
-        story.typed("kitchen", "meshd nodes");
-        story.printed(&self.command(0, &["nodes"])?);
         awaited("the server is in the catalog", || {
             let services: Vec<Service> = self.ask(0, "services")?;
             let found = services.iter().any(|s| s.host.as_str() == "cellar" && s.port == PORT);
             if found { Ok(()) } else { bail!("kitchen does not know of port {PORT} on cellar") }
         })?;
+        let nodes: Vec<Node> = self.ask(0, "nodes")?;
+        let reachable = nodes.iter().filter(|n| n.own || n.reachable).count();
+        ensure!(nodes.len() == 3 && reachable == 3, "kitchen knows {} nodes and reaches {reachable}", nodes.len());
+        story.typed("kitchen", "meshd nodes");
+        story.printed(&self.command(0, &["nodes"])?);
         story.typed("kitchen", "meshd services");
         story.printed(&self.command(0, &["services"])?);
         story.holds("three nodes, and cellar's server found by itself");

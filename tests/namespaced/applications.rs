@@ -120,8 +120,7 @@ fn mariadb_where_the_server_speaks_first() -> Result<()> {
     let init = dir.join("init.sql");
     std::fs::write(
         &init,
-        // One statement a line: that is how the server reads such a file.
-        "CREATE USER 'cook'@'%' IDENTIFIED BY 'salt';\nGRANT ALL ON *.* TO 'cook'@'%';\nCREATE DATABASE kitchen;\n",
+        "CREATE DATABASE kitchen;\nCREATE USER 'cook'@'%' IDENTIFIED BY 'salt';\nGRANT ALL ON *.* TO 'cook'@'%';\n",
     )?;
     let mut server = command("mariadbd");
     server.args(["--no-defaults", "--user=root", "--bind-address=*", "--port=3306", "--skip-name-resolve", "--skip-ssl"]);
@@ -194,6 +193,7 @@ pub(crate) fn megabytes() -> u64 {
 fn iperf3_moves_gigabytes() -> Result<()> {
     let mesh = two()?;
     let (a, b) = (mesh.host("a"), mesh.host("b"));
+    let mut moved = 0;
     for (ip, reverse) in [(b.ipv4.to_string(), false), (b.ipv6.to_string(), true)] {
         let mut server = b.spawn(command("iperf3").args(["-s", "-1", "-J"]), "iperf3")?;
         // Connecting would be its one client: wait until its port is taken.
@@ -212,13 +212,13 @@ fn iperf3_moves_gigabytes() -> Result<()> {
         ensure!(sent >= wanted && received <= sent, "{wanted} wanted, {sent} sent, {received} received");
         // The receiver stops counting when the sender says it is done, with what is on the way not counted.
         ensure!(received > sent / 100 * 95, "{sent} sent, only {received} received");
+        moved += received;
         server.wait(Duration::from_secs(10))?.context("the server does not end")?;
         let speed = seen["end"]["sum_received"]["bits_per_second"].as_f64().unwrap_or_default() / 1e9;
         println!("iperf3 over {ip}{}: {} MB at {speed:.2} Gbit/s", if reverse { ", backwards" } else { "" }, sent >> 20);
     }
     mesh.both_ends_agree("a", "b", 5201)?;
     let total: u64 = mesh.at("b").edges()?.iter().filter(|e| e.port == 5201).map(|e| e.bytes_in + e.bytes_out).sum();
-    // Backwards, the receiver hangs up on what is still on its way.
-    ensure!(total >= 2 * (megabytes() << 20) / 100 * 95, "the edges show only {total} bytes");
+    ensure!(total >= moved, "{moved} bytes were received, the edges show only {total}");
     Ok(())
 }

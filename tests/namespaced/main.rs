@@ -51,7 +51,7 @@ fn trial(scenario: &'static Scenario, no_root: Option<String>) -> Trial {
     let missing = no_root.or_else(|| missing(scenario.needs));
     let run = scenario.run;
     match missing {
-        None => Trial::test(scenario.name, move || run().map_err(|e| Failed::from(format!("{e:?}")))),
+        None => Trial::test(scenario.name, move || run().map_err(|e| Failed::from(format!("{e:#}")))),
         Some(why) if required() => Trial::test(scenario.name, move || Err(Failed::from(format!("cannot run here: {why}")))),
         Some(why) => {
             eprintln!("SKIPPED {}: {why}", scenario.name);

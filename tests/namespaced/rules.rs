@@ -108,7 +108,7 @@ fn beside_a_firewall_that_drops_all_but_the_mesh_port() -> Result<()> {
     mesh.at("b").nft(
         "table inet ufw { chain input { type filter hook input priority 0; policy drop;
            iif lo accept; ct state established,related accept; meta l4proto { icmp, ipv6-icmp } accept;
-           tcp dport 6374 accept; udp dport 5353 accept; }\n }",
+           tcp dport 6374 accept; udp dport 5353 accept; }; }",
     )?;
     mesh.secured_between("a", "b", 8000)?;
     mesh.secured_between("b", "a", 8001)?;
@@ -150,7 +150,7 @@ fn beside_a_published_container_port() -> Result<()> {
         "table ip docker {
            chain prerouting { type nat hook prerouting priority -100; fib daddr type local tcp dport 8080 dnat to 172.17.0.2:80; }
            chain output { type nat hook output priority -100; ip daddr != 127.0.0.0/8 fib daddr type local tcp dport 8080 dnat to 172.17.0.2:80; }
-           chain postrouting { type nat hook postrouting priority 100; ip saddr 172.17.0.0/16 oifname != docker0 masquerade; }\n }",
+           chain postrouting { type nat hook postrouting priority 100; ip saddr 172.17.0.0/16 oifname != docker0 masquerade; }; }",
     )?;
     let server = Server::answering(&container, 80, "container got ")?;
     let address = sockets(mesh.host("b"), 8080)[0];
@@ -178,7 +178,7 @@ fn a_foreign_flush_changes_nothing() -> Result<()> {
     mesh.secured_between("a", "b", 8000)?;
     mesh.secured_between("b", "a", 8001)?;
     // Debian's nftables.service does both at its start.
-    mesh.at("a").nft("flush ruleset\ntable inet filter { chain input { type filter hook input priority 0; }\n }")?;
+    mesh.at("a").nft("flush ruleset\ntable inet filter { chain input { type filter hook input priority 0; }; }")?;
     mesh.secured_between("a", "b", 8002)
 }
 
