@@ -128,7 +128,7 @@ impl Task {
             }
             Message::Session(node) => self.engine.announce(node),
             Message::Publish(record) => self.engine.publish(*record),
-            Message::Restore(records) => self.engine.restore(records),
+            Message::Restore(records) => self.engine.restore(records.into_iter().map(Arc::new)),
             Message::Entry(entry) => self.engine.offer(&entry),
             Message::Timer(timer) => self.engine.timer(timer),
             Message::Leave(_) => {}

@@ -12,7 +12,7 @@ mod knock;
 mod lan;
 mod listeners;
 mod member;
-mod memory;
+pub(crate) mod memory;
 mod rules;
 
 use std::net::SocketAddr;

@@ -1,6 +1,6 @@
 //! From another member to a service of this host.
 //!
-//! One tunnel is one call of [`carry`], read from top to bottom. Invariant: a service is connected to only for a verified, active
+//! One tunnel is one call of `carry`, read from top to bottom. Invariant: a service is connected to only for a verified, active
 //! member, at the address the member dialled, and never on a port of ours; whoever gets nothing is told why inside the tunnel.
 
 use std::io;

@@ -1,6 +1,6 @@
 //! From an application of this host to a service on another member.
 //!
-//! One connection is one call of [`carry`], read from top to bottom. Invariant: toward a member's address there is a tunnel with
+//! One connection is one call of `carry`, read from top to bottom. Invariant: toward a member's address there is a tunnel with
 //! that member or a reset, never plaintext.
 
 use std::io;
