@@ -214,9 +214,15 @@ fn offers_that_are_never_honoured_delay_nobody_and_pile_up_nowhere() {
                 to_all(&mut f, &offer(part));
             }
             if round % 10 == 3 {
+                f.run(s(2));
                 f.change(V);
+                // It is the first to claim that it has the new record, and gives it to nobody: others are asked in the end.
+                let v = f.nodes[V].id;
+                let new = f.nodes[V].gossip.as_ref().unwrap().record(v).unwrap().version();
+                assert_eq!(new.sequence, f.nodes[V].sequence);
+                to_all(&mut f, &offer(&[record_item(v, new)]));
                 let took = f.until(s(10), STEP, |f| f.known_everywhere(V));
-                assert!(took <= s(3), "a change took {took:?}");
+                assert!(took <= s(4), "a change took {took:?}");
             }
             f.run(Duration::from_millis(500));
             worst = worst.max(f.alive().map(|(_, g)| g.backlog()).max().unwrap());
@@ -333,6 +339,9 @@ fn garbage_is_refused_and_its_sender_silenced_for_a_while() {
         let m = f.nodes[M].id;
         assert_eq!(f.with(0, |g| g.receive(m, &vec![0; MAX_PACKET + 1])), Some(Err(Refused::Malformed)));
         assert_eq!(f.with(0, |g| g.receive(m, &[])), Some(Err(Refused::Malformed)));
+        (0..30).for_each(|_| drop(f.inject(M, 0, &[99])));
+        assert_eq!(f.with(0, |g| g.receive(m, &offer(&[]))), Some(Err(Refused::Muted(m))));
+        f.run(s(15));
         for _ in 0..3_000 {
             let len = f.rng.random_range(0..200);
             let mut packet: Vec<u8> = (0..len).map(|_| f.rng.random()).collect();
@@ -388,7 +397,7 @@ fn what_a_member_can_make_others_send_is_bounded() {
             f.run(Duration::from_millis(10));
         }
         let most = f.nodes.iter().enumerate().filter(|(i, _)| *i != M).map(|(_, n)| n.traffic.sent).max().unwrap();
-        assert!(most <= 20 * 60, "a node sent {most} packets in 20 s");
+        assert!(most <= 120, "a node sent {most} packets in 20 s, and 30 without this");
         f.until(s(60), STEP, |f| f.alive().all(|(i, g)| i == V || g.up().contains(&v)));
     });
 }
