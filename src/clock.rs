@@ -11,21 +11,21 @@ use meshd_ca::time::UnixTime;
 
 /// Mesh time for this process. Cheap to clone; every clone is the same clock.
 #[derive(Debug, Clone)]
-pub struct Clock(Arc<Mutex<MeshClock>>);
+pub(crate) struct Clock(Arc<Mutex<MeshClock>>);
 
 impl Clock {
     /// A clock that never shows less than `floor`.
-    pub fn new(floor: UnixTime) -> Self {
+    pub(crate) fn new(floor: UnixTime) -> Self {
         Self(Arc::new(Mutex::new(MeshClock::new(floor))))
     }
 
     /// Mesh time now, in whole seconds.
-    pub fn now(&self) -> UnixTime {
+    pub(crate) fn now(&self) -> UnixTime {
         self.with(|c| c.now(system()))
     }
 
     /// Raises the floor to a time that an authority signed. Returns whether that changed it.
-    pub fn raise(&self, signed: UnixTime) -> bool {
+    pub(crate) fn raise(&self, signed: UnixTime) -> bool {
         self.with(|c| {
             let before = c.floor();
             c.raise(signed);
@@ -34,12 +34,12 @@ impl Clock {
     }
 
     /// The floor as it is now, to be saved.
-    pub fn floor(&self) -> UnixTime {
+    pub(crate) fn floor(&self) -> UnixTime {
         self.with(|c| c.floor())
     }
 
     /// `system` when the system clock is used, `floor` when it shows less than an authority has already signed.
-    pub fn source(&self) -> &'static str {
+    pub(crate) fn source(&self) -> &'static str {
         if system() >= self.floor() { "system" } else { "floor" }
     }
 

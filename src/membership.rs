@@ -138,16 +138,17 @@ impl Membership {
         if !roster.is_active(me) {
             return Ok(None);
         }
-        let office = match (roster.member(me).is_some_and(Member::is_authority), store.load(ROOT_KEY)?, store.load(ROOT_CERTIFICATE)?) {
-            (true, Some(root_key), Some(root_der)) => {
-                let tokens = match store.load(TOKENS)? {
-                    Some(saved) => TokenTable::from_bytes(&saved.bytes)?,
-                    None => TokenTable::default(),
-                };
-                Some(Office { issuer: Issuer::from_parts(&root_key.bytes, &root_der.bytes)?, tokens })
-            }
-            _ => None,
-        };
+        let office =
+            match (roster.member(me).is_some_and(Member::is_authority), store.load(ROOT_KEY)?, store.load(ROOT_CERTIFICATE)?) {
+                (true, Some(root_key), Some(root_der)) => {
+                    let tokens = match store.load(TOKENS)? {
+                        Some(saved) => TokenTable::from_bytes(&saved.bytes)?,
+                        None => TokenTable::default(),
+                    };
+                    Some(Office { issuer: Issuer::from_parts(&root_key.bytes, &root_der.bytes)?, tokens })
+                }
+                _ => None,
+            };
         Ok(Some(Self::with(key, store, clock, roster, office)))
     }
 
@@ -219,7 +220,11 @@ impl Membership {
     }
 
     /// One step of somebody's join. What the answer depends on is on disk when this returns.
-    pub(crate) async fn admit(&self, admission: &mut Admission, message: &[u8]) -> Result<Result<Step<Admitted>, JoinError>, MembershipError> {
+    pub(crate) async fn admit(
+        &self,
+        admission: &mut Admission,
+        message: &[u8],
+    ) -> Result<Result<Step<Admitted>, JoinError>, MembershipError> {
         let mut state = self.state.lock().await;
         let State { roster, office } = &mut *state;
         let Some(office) = office else { return Err(self.not_authority(roster)) };
@@ -237,7 +242,12 @@ impl Membership {
     }
 
     /// A new join token that leads to these addresses.
-    pub(crate) async fn create_token(&self, lifetime: Duration, uses: u32, hints: &[SocketAddr]) -> Result<JoinToken, MembershipError> {
+    pub(crate) async fn create_token(
+        &self,
+        lifetime: Duration,
+        uses: u32,
+        hints: &[SocketAddr],
+    ) -> Result<JoinToken, MembershipError> {
         let mut state = self.state.lock().await;
         let State { roster, office } = &mut *state;
         let Some(office) = office else { return Err(self.not_authority(roster)) };

@@ -60,7 +60,9 @@ fn one(words: &[&str], at: &mut usize, allowed: &BTreeSet<String>) -> Option<boo
 #[test]
 fn expressions_are_read_as_spdx_says() {
     let some: BTreeSet<String> = ["MIT", "ISC", "Apache-2.0 WITH LLVM-exception"].map(String::from).into();
-    for good in ["MIT", "GPL-3.0 OR MIT", "GPL-3.0/MIT", "MIT AND ISC", "(MIT OR X) AND ISC", "Apache-2.0 WITH LLVM-exception OR X"] {
+    for good in
+        ["MIT", "GPL-3.0 OR MIT", "GPL-3.0/MIT", "MIT AND ISC", "(MIT OR X) AND ISC", "Apache-2.0 WITH LLVM-exception OR X"]
+    {
         assert!(permitted(good, &some), "{good}");
     }
     for bad in ["", "GPL-3.0", "MIT AND GPL-3.0", "(MIT OR ISC) AND GPL-3.0", "Apache-2.0 OR X", "(MIT", "MIT ISC", "OR MIT"] {
@@ -71,7 +73,14 @@ fn expressions_are_read_as_spdx_says() {
 #[test]
 fn every_dependency_may_be_built_in() {
     let out = Command::new(env!("CARGO"))
-        .args(["metadata", "--format-version", "1", "--locked", "--manifest-path", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")])
+        .args([
+            "metadata",
+            "--format-version",
+            "1",
+            "--locked",
+            "--manifest-path",
+            concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"),
+        ])
         .output()
         .unwrap();
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));

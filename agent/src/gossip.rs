@@ -13,6 +13,7 @@
 //! constants. Liveness ([`Output::Up`], [`Output::Down`]) is hearsay among members: a malicious one can make another look down
 //! until that one hears of it and says otherwise. Treat it as a hint, never as proof.
 
+mod pull;
 mod swim;
 mod sync;
 mod wire;
@@ -30,9 +31,9 @@ use thiserror::Error;
 
 use crate::catalog::Catalog;
 use crate::record::{MAX_SEQUENCE, RecordError, SignedRecord};
+use pull::Pulls;
 use swim::{Life, News, Note, Packet, Swim};
-use sync::Pull;
-use wire::{Item, Message, Table};
+use wire::{Item, Message};
 
 pub use wire::MAX_PACKET;
 
@@ -135,7 +136,7 @@ enum Tick {
     Tick,
     Sync,
     Publish,
-    Pull { peer: NodeId, round: u64 },
+    Pull { peer: NodeId, request: u64 },
 }
 
 /// Why a packet was not taken. None of these is worth more than a counter and a debug line.
@@ -176,8 +177,6 @@ pub struct Gossip {
     held: BTreeMap<NodeId, foca::Member<Life>>,
     /// The last word about each member that the engine was told: it need not be told again.
     heard: BTreeMap<NodeId, foca::Member<Life>>,
-    /// Requests made so far.
-    rounds: u64,
     /// Our own next record while changes are being collected.
     pending: Option<SignedRecord>,
     resting: bool,
@@ -187,7 +186,7 @@ pub struct Gossip {
     /// Old news is not passed on while we are catching up.
     settled: bool,
     left: bool,
-    pulls: BTreeMap<NodeId, Pull>,
+    pulls: Pulls,
     quotas: BTreeMap<NodeId, Quota>,
     hashes: sync::Hashes,
     changed: BTreeSet<NodeId>,
@@ -212,14 +211,13 @@ impl Gossip {
             sequences,
             held: BTreeMap::new(),
             heard: BTreeMap::new(),
-            rounds: 0,
             pending: None,
             resting: false,
             reborn: true,
             asked_above: None,
             settled: false,
             left: false,
-            pulls: BTreeMap::new(),
+            pulls: Pulls::default(),
             quotas: BTreeMap::new(),
             hashes: sync::Hashes::default(),
             changed: BTreeSet::new(),
@@ -231,10 +229,11 @@ impl Gossip {
     }
 
     /// Takes records from a cache. They are believed (a [`SignedRecord`] is verified), and nobody is told.
-    pub fn restore(&mut self, records: impl IntoIterator<Item = SignedRecord>) {
+    pub fn restore(&mut self, records: impl IntoIterator<Item = Arc<SignedRecord>>) {
         for r in records {
-            self.accept(Arc::new(r), false);
+            self.accept(r, false);
         }
+        self.collect();
     }
 
     /// The roster as it is now. Who is no longer active disappears; apply every [`Output::Roster`] before handing in another.
@@ -247,12 +246,17 @@ impl Gossip {
         self.sequences.retain(|node, _| self.roster.member(*node).is_some());
         self.held.retain(|node, _| active(node));
         self.heard.retain(|node, _| active(node));
-        self.pulls.retain(|node, _| active(node));
         self.quotas.retain(|node, _| active(node));
         for node in gone {
-            self.records.remove(&node);
+            if let Some(r) = self.records.remove(&node) {
+                self.hashes.records.remove(&sync::record_item(&r));
+            }
             self.changed.insert(node);
-            self.hashes.records_changed();
+        }
+        for peer in self.pulls.peers() {
+            if !self.roster.is_active(peer) {
+                self.give_up_on(peer);
+            }
         }
         self.swim.retain(|node| self.roster.is_active(node));
         self.collect();
@@ -264,7 +268,7 @@ impl Gossip {
             return;
         }
         let bytes = entry.to_bytes();
-        let item = Item { table: Table::Roster, key: sync::entry_key(&bytes), version: Default::default() };
+        let item = sync::entry_item(sync::entry_key(&bytes));
         // First, because the entry may be about ourselves.
         self.push(&item, &bytes, PUSH_LAST);
         self.swim.spread(&News::Entry(&bytes));
@@ -361,7 +365,7 @@ impl Gossip {
                 self.resting = false;
                 self.flush(PUSH);
             }
-            Tick::Pull { peer, round } => self.pull_timed_out(peer, round),
+            Tick::Pull { peer, request } => self.pull_timed_out(peer, request),
         }
         self.collect();
     }
@@ -405,7 +409,7 @@ impl Gossip {
 
     /// How many items wait to be asked for or to be answered, from all peers together: a measure of load, and bounded.
     pub fn backlog(&self) -> usize {
-        self.held.len() + self.pulls.values().map(Pull::len).sum::<usize>()
+        self.held.len() + self.pulls.len()
     }
 
     /// The highest sequence seen of each node: to be kept over restarts, see [`GossipConfig::sequences`].
@@ -464,7 +468,8 @@ impl Gossip {
         if self.up.len() + 1 >= self.roster.active().count() {
             return;
         }
-        let away: Vec<NodeId> = self.roster.active().map(|m| m.node()).filter(|n| *n != self.me && !self.up.contains(n)).collect();
+        let away: Vec<NodeId> =
+            self.roster.active().map(|m| m.node()).filter(|n| *n != self.me && !self.up.contains(n)).collect();
         if !away.is_empty() {
             let node = away[self.rng.random_range(0..away.len())];
             self.swim.announce(node);
@@ -482,10 +487,7 @@ impl Gossip {
     fn flush(&mut self, pushes: usize) {
         let Some(record) = self.pending.take() else { return };
         let (item, bytes, sequence) = (sync::record_item(&record), record.bytes().clone(), record.record().sequence);
-        self.records.insert(self.me, Arc::new(record));
-        self.sequences.insert(self.me, sequence);
-        self.changed.insert(self.me);
-        self.hashes.records_changed();
+        self.keep(Arc::new(record));
         if self.reborn {
             self.reborn = false;
             self.swim.live(Life { node: self.me, generation: sequence, renewal: 0 });
@@ -494,6 +496,17 @@ impl Gossip {
         self.push(&item, &bytes, pushes);
         self.resting = true;
         self.after(PUBLISH_EVERY, Tick::Publish);
+    }
+
+    /// Puts a record in the place of an older one.
+    fn keep(&mut self, record: Arc<SignedRecord>) {
+        let (node, item) = (record.record().node, sync::record_item(&record));
+        if let Some(old) = self.records.insert(node, record) {
+            self.hashes.records.remove(&sync::record_item(&old));
+        }
+        self.hashes.records.add(&item);
+        self.sequences.insert(node, item.version.sequence);
+        self.changed.insert(node);
     }
 
     /// Gives an item of ours to some members unasked.
@@ -529,6 +542,10 @@ impl Gossip {
     /// Passes a word about a member's life on to the engine if the member itself has signed a record for that generation.
     fn believable(&mut self, member: foca::Member<Life>) -> Option<foca::Member<Life>> {
         use foca::Identity;
+        // Most of what is said was said before.
+        if self.heard.get(&member.id().node) == Some(&member) {
+            return None;
+        }
         let (life, mine) = (*member.id(), self.swim.life());
         let proved = life.generation <= self.sequences.get(&life.node).copied().unwrap_or(0);
         if life.node == self.me {
@@ -546,9 +563,6 @@ impl Gossip {
         }
         if !proved {
             self.held.insert(life.node, member);
-            return None;
-        }
-        if self.heard.get(&life.node) == Some(&member) {
             return None;
         }
         self.heard.insert(life.node, member.clone());
@@ -590,10 +604,7 @@ impl Gossip {
             return; // what it says last is found when hashes are compared
         }
         let item = sync::record_item(&record);
-        self.records.insert(node, record);
-        self.sequences.insert(node, version.sequence);
-        self.changed.insert(node);
-        self.hashes.records_changed();
+        self.keep(record);
         if pass_on {
             self.swim.spread(&News::Record(item));
         }
@@ -626,9 +637,7 @@ impl Gossip {
                 self.swim.spread(&News::Entry(bytes));
                 self.set_roster(Arc::new(roster));
                 self.outputs.push(Output::Roster(Entry::clone(&entry)));
-                if let Some(pull) = self.pulls.get_mut(&from) {
-                    pull.compare_again = true;
-                }
+                self.pulls.compare_again(from);
             }
             // Known, overruled, or kept until its signer is known as an authority.
             Ok(false) => self.roster = Arc::new(roster),

@@ -137,7 +137,7 @@ fn is_container(i: &Interface) -> bool {
     // docker: br-<the first 12 hex digits of the network's id>.
     let engine = |n: &str| n.len() == 12 && n.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
     NAMES.contains(&name)
-        || NUMBERED.iter().any(|p| numbered(p))
+        || NUMBERED.iter().any(numbered)
         || PREFIXES.iter().any(|p| name.starts_with(p))
         || name.strip_prefix("br-").is_some_and(engine)
 }

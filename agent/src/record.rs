@@ -14,7 +14,6 @@ use meshd_ca::signed::Signed;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-
 /// Largest signed record in bytes, signature included.
 pub const MAX_RECORD: usize = 32 * 1024;
 /// Most listeners in a record.

@@ -258,8 +258,8 @@ fn two_records_with_one_sequence_settle_on_the_same_everywhere() {
         record.listeners[0].port = 2222;
         let two = SignedRecord::sign(&f.nodes[6].key, record).unwrap();
         f.crash(6, false);
-        f.with(1, |g| g.restore([one]));
-        f.with(2, |g| g.restore([two]));
+        f.with(1, |g| g.restore([one.into()]));
+        f.with(2, |g| g.restore([two.into()]));
         f.run(s(150));
         let id = f.nodes[6].id;
         let words: std::collections::BTreeSet<_> = f.alive().map(|(_, g)| g.record(id).map(|r| r.bytes().clone())).collect();

@@ -28,7 +28,12 @@ pub(crate) async fn findings(daemon: &Daemon) -> Vec<Finding> {
         }
     };
     let roster = member.membership.roster();
-    found.push(ok("mesh", "this host is a member", code::MEMBER, Some(format!("{} in {}", member.membership.name(), roster.trust_domain()))));
+    found.push(ok(
+        "mesh",
+        "this host is a member",
+        code::MEMBER,
+        Some(format!("{} in {}", member.membership.name(), roster.trust_domain())),
+    ));
     found.push(capture(&member));
     found.push(bundle(&member));
     found.extend(svids(&member));
@@ -41,7 +46,12 @@ pub(crate) async fn findings(daemon: &Daemon) -> Vec<Finding> {
 
 fn clock(daemon: &Daemon) -> Finding {
     match daemon.clock().source() {
-        "system" => ok("host", "the clock can be used", code::CLOCK, Some("the system clock, which is not behind anything an authority signed".into())),
+        "system" => ok(
+            "host",
+            "the clock can be used",
+            code::CLOCK,
+            Some("the system clock, which is not behind anything an authority signed".into()),
+        ),
         _ => finding(
             "host",
             "the clock can be used",
@@ -58,7 +68,12 @@ fn capture(member: &Member) -> Finding {
     if state.on {
         let counters = member.rules.counters().unwrap_or_default();
         let addresses = member.book.latest().captured.len();
-        return ok("kernel", "connections to members are captured", code::CAPTURE, Some(format!("{addresses} addresses, {} connections so far", counters.captured)));
+        return ok(
+            "kernel",
+            "connections to members are captured",
+            code::CAPTURE,
+            Some(format!("{addresses} addresses, {} connections so far", counters.captured)),
+        );
     }
     finding(
         "kernel",
@@ -66,7 +81,10 @@ fn capture(member: &Member) -> Finding {
         Level::Fail,
         code::CAPTURE,
         state.why,
-        Some("meshd needs CAP_NET_ADMIN and a kernel with nf_tables; connections from this host to members are in plaintext".into()),
+        Some(
+            "meshd needs CAP_NET_ADMIN and a kernel with nf_tables; connections from this host to members are in plaintext"
+                .into(),
+        ),
     )
 }
 
@@ -76,10 +94,24 @@ fn bundle(member: &Member) -> Finding {
     let dead = bundle.roots.iter().filter(|r| !r.in_date(now)).count();
     let ends = bundle.roots.iter().map(|r| r.not_after.since(now)).max().unwrap_or_default();
     if bundle.roots.is_empty() || ends.is_zero() {
-        return finding("identity", "the roots of the mesh are in date", Level::Fail, code::BUNDLE, Some("no root is in date".into()), Some("check the clocks of the authorities".into()));
+        return finding(
+            "identity",
+            "the roots of the mesh are in date",
+            Level::Fail,
+            code::BUNDLE,
+            Some("no root is in date".into()),
+            Some("check the clocks of the authorities".into()),
+        );
     }
     let level = if dead > 0 { Level::Warn } else { Level::Ok };
-    finding("identity", "the roots of the mesh are in date", level, code::BUNDLE, Some(format!("{} roots, {dead} out of date, {} days left", bundle.roots.len(), ends.as_secs() / 86_400)), None)
+    finding(
+        "identity",
+        "the roots of the mesh are in date",
+        level,
+        code::BUNDLE,
+        Some(format!("{} roots, {dead} out of date, {} days left", bundle.roots.len(), ends.as_secs() / 86_400)),
+        None,
+    )
 }
 
 fn svids(member: &Member) -> Vec<Finding> {
@@ -103,7 +135,14 @@ fn svids(member: &Member) -> Vec<Finding> {
         })
         .collect();
     if all.is_empty() {
-        found.push(finding("identity", name, Level::Fail, code::SVID, Some("this node has no certificate yet".into()), Some("look whether an authority is in reach".into())));
+        found.push(finding(
+            "identity",
+            name,
+            Level::Fail,
+            code::SVID,
+            Some("this node has no certificate yet".into()),
+            Some("look whether an authority is in reach".into()),
+        ));
     } else if found.is_empty() {
         found.push(ok("identity", name, code::SVID, Some(format!("{} certificates", all.len()))));
     }
@@ -149,7 +188,14 @@ async fn peers(member: &Member) -> Vec<Finding> {
         let name = format!("{who} answers and proves its key");
         found.push(match answer {
             Ok(took) => ok("peers", &name, code::PEER, Some(format!("in {:.1} ms", took.as_secs_f64() * 1000.0))),
-            Err(why) => finding("peers", &name, Level::Warn, code::PEER, Some(why), Some("is meshd running there, and TCP 6374 open between the two?".into())),
+            Err(why) => finding(
+                "peers",
+                &name,
+                Level::Warn,
+                code::PEER,
+                Some(why),
+                Some("is meshd running there, and TCP 6374 open between the two?".into()),
+            ),
         });
     }
     found.sort_by(|a, b| a.name.cmp(&b.name));
@@ -162,10 +208,26 @@ fn addresses(member: &Member) -> Vec<Finding> {
     let mut found: Vec<Finding> = book
         .contested
         .iter()
-        .map(|c| finding("addresses", name, Level::Warn, code::ADDRESS, Some(format!("{} is answered by two members", c.ip)), Some("give each host an address of its own".into())))
+        .map(|c| {
+            finding(
+                "addresses",
+                name,
+                Level::Warn,
+                code::ADDRESS,
+                Some(format!("{} is answered by two members", c.ip)),
+                Some("give each host an address of its own".into()),
+            )
+        })
         .chain(book.warnings.iter().map(|w| {
             let what = if w.captured { "connections to it fail" } else { "connections to it are in plaintext" };
-            finding("addresses", name, Level::Warn, code::ADDRESS, Some(format!("nobody answers at {}: {what}", w.ip)), Some("is meshd running there, and TCP 6374 open?".into()))
+            finding(
+                "addresses",
+                name,
+                Level::Warn,
+                code::ADDRESS,
+                Some(format!("nobody answers at {}: {what}", w.ip)),
+                Some("is meshd running there, and TCP 6374 open?".into()),
+            )
         }))
         .collect();
     if found.is_empty() {
@@ -181,7 +243,14 @@ fn mdns(daemon: &Daemon) -> Finding {
         return ok("network", name, code::MDNS, Some("mDNS is switched off".into()));
     }
     if lan.is_empty() {
-        return finding("network", name, Level::Warn, code::MDNS, Some("no interface is a LAN: up, with multicast and an address".into()), Some("connect the host, or name members with `peers`".into()));
+        return finding(
+            "network",
+            name,
+            Level::Warn,
+            code::MDNS,
+            Some("no interface is a LAN: up, with multicast and an address".into()),
+            Some("connect the host, or name members with `peers`".into()),
+        );
     }
     let names: Vec<String> = lan.iter().cloned().collect();
     ok("network", name, code::MDNS, Some(names.join(", ")))

@@ -136,7 +136,12 @@ async fn route(daemon: &Daemon, trusted: bool, request: Request<Incoming>) -> Re
         (&Method::GET, path::RESOLVE) => {
             let address = parts.uri.query().and_then(|q| q.strip_prefix("address=")).and_then(|a| decode(a).parse().ok());
             let address = address.ok_or_else(|| {
-                No::new(StatusCode::BAD_REQUEST, "cannot resolve", "that is not an address and port", "give ADDR:PORT, [ADDR]:PORT for IPv6")
+                No::new(
+                    StatusCode::BAD_REQUEST,
+                    "cannot resolve",
+                    "that is not an address and port",
+                    "give ADDR:PORT, [ADDR]:PORT for IPv6",
+                )
             })?;
             json(&view::resolve(&*daemon.member()?, address))
         }

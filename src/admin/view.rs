@@ -12,13 +12,13 @@ use meshd_ca::time::UnixTime;
 
 use super::local::No;
 use crate::api::{
-    Capture, Clock, CreatedToken, Direction, Done, Edge, Identity, Members, NewToken, Node, Resolve, Service, Standing, State, Status,
-    TokenInfo,
+    Capture, Clock, CreatedToken, Direction, Done, Edge, Identity, Members, NewToken, Node, Resolve, Service, Standing, State,
+    Status, TokenInfo,
 };
 use crate::config::Mode;
 use crate::daemon::{Daemon, Member, Phase};
-use crate::membership::MembershipError;
 use crate::identity::svids::Held;
+use crate::membership::MembershipError;
 use crate::proxy::edges;
 
 /// `GET /v1/status`.
@@ -158,7 +158,7 @@ pub(crate) fn edges(member: &Member) -> Vec<Edge> {
             last_seen_seconds: now.since(e.last_seen).as_secs(),
         })
         .collect();
-    edges.sort_by(|a, b| (a.last_seen_seconds, a.port).cmp(&(b.last_seen_seconds, b.port)));
+    edges.sort_by_key(|e| (e.last_seen_seconds, e.port));
     edges
 }
 
@@ -189,7 +189,8 @@ pub(crate) fn identities(member: &Member) -> Vec<Identity> {
 /// `GET /v1/resolve`.
 pub(crate) fn resolve(member: &Member, address: SocketAddr) -> Resolve {
     let ip = address.ip().to_canonical();
-    let mut answer = Resolve { address: ip, port: address.port(), node: None, host: None, id: None, secured: false, why: String::new() };
+    let mut answer =
+        Resolve { address: ip, port: address.port(), node: None, host: None, id: None, secured: false, why: String::new() };
     if member.own_addresses().contains(&ip) {
         answer.why = "an address of this host: it never leaves the host".into();
         return answer;
@@ -198,7 +199,9 @@ pub(crate) fn resolve(member: &Member, address: SocketAddr) -> Resolve {
     let Some(bound) = book.captured.get(&ip) else {
         let claimed: Vec<NodeId> = member.catalog().at(ip).to_vec();
         answer.why = match claimed.first() {
-            Some(node) => format!("{} claims it, but has not proved it in a handshake", name_of(&member.membership.roster(), *node)),
+            Some(node) => {
+                format!("{} claims it, but has not proved it in a handshake", name_of(&member.membership.roster(), *node))
+            }
             None => "not the address of a member".into(),
         };
         return answer;
@@ -257,7 +260,12 @@ pub(crate) async fn revoke_token(member: &Member, id: &str) -> Result<Done, No> 
     if found {
         return Ok(Done {});
     }
-    Err(No::new(StatusCode::NOT_FOUND, "cannot revoke the token", "there is no such token", "`meshd token list` shows those there are"))
+    Err(No::new(
+        StatusCode::NOT_FOUND,
+        "cannot revoke the token",
+        "there is no such token",
+        "`meshd token list` shows those there are",
+    ))
 }
 
 fn refused(what: &str, error: MembershipError) -> No {

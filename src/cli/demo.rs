@@ -19,11 +19,17 @@ pub(super) struct Demo {
     /// Leave the hosts up until interrupted
     #[arg(long)]
     keep: bool,
+    /// Be one of the demonstration's own applications
+    #[arg(long, hide = true, num_args = 4, value_names = ["ROLE", "CGROUP", "ADDR:PORT", "TEXT"])]
+    play: Vec<String>,
 }
 
 impl Demo {
     pub(super) fn run(self) -> Result<Exit, Failure> {
-        crate::demo::run(self.keep)?;
+        match self.play.is_empty() {
+            true => crate::demo::run(self.keep)?,
+            false => crate::demo::play(&self.play)?,
+        }
         Ok(Exit::Ok)
     }
 }

@@ -15,6 +15,7 @@ mod identity;
 mod join;
 mod leave;
 mod nodes;
+mod remember;
 mod resolve;
 mod run;
 mod screen;
@@ -105,6 +106,7 @@ enum Verb {
     Version(version::Version),
     Completions(completions::Completions),
     Man(completions::Man),
+    Remember(remember::Remember),
 }
 
 /// What a command needs to run on.
@@ -148,7 +150,9 @@ impl Cli {
     pub fn needs(&self) -> Needs {
         match self.verb {
             Verb::Run(_) => Needs::AllCores,
-            Verb::Demo(_) | Verb::Config(_) | Verb::Version(_) | Verb::Completions(_) | Verb::Man(_) => Needs::Nothing,
+            Verb::Demo(_) | Verb::Config(_) | Verb::Version(_) | Verb::Completions(_) | Verb::Man(_) | Verb::Remember(_) => {
+                Needs::Nothing
+            }
             _ => Needs::OneThread,
         }
     }
@@ -188,6 +192,7 @@ impl Cli {
             Verb::Version(verb) => verb.run(&around),
             Verb::Completions(verb) => verb.run(Self::command()),
             Verb::Man(verb) => verb.run(Self::command()),
+            Verb::Remember(verb) => verb.run(),
             _ => Err(Failure::new(Exit::Failed, "this command needs a runtime")),
         }
     }

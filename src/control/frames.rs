@@ -22,7 +22,10 @@ pub(crate) async fn send(io: &mut (impl AsyncWrite + Unpin), message: &[u8]) -> 
 pub(crate) async fn receive(io: &mut (impl AsyncRead + Unpin), limit: usize) -> io::Result<Vec<u8>> {
     let length = io.read_u32().await? as usize;
     if length > limit {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a message of {length} bytes, over the limit of {limit}")));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("a message of {length} bytes, over the limit of {limit}"),
+        ));
     }
     let mut message = Vec::with_capacity(length.min(4096));
     io.take(length as u64).read_to_end(&mut message).await?;

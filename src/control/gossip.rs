@@ -25,6 +25,7 @@ enum Message {
     Packet(NodeId, Bytes),
     Session(NodeId),
     Publish(Box<SignedRecord>),
+    Restore(Vec<SignedRecord>),
     Entry(Box<Entry>),
     Timer(Timer),
     Leave(oneshot::Sender<()>),
@@ -55,6 +56,10 @@ impl Mailbox {
     /// This node's new record.
     pub(crate) async fn publish(&self, record: SignedRecord) {
         let _ = self.0.send(Message::Publish(Box::new(record))).await;
+    }
+    /// Records from a cache: verified, and older than what anybody says now.
+    pub(crate) async fn restore(&self, records: Vec<SignedRecord>) {
+        let _ = self.0.send(Message::Restore(records)).await;
     }
     /// A roster entry that is news here, to be passed on.
     pub(crate) fn entry(&self, entry: Entry) {
@@ -123,6 +128,7 @@ impl Task {
             }
             Message::Session(node) => self.engine.announce(node),
             Message::Publish(record) => self.engine.publish(*record),
+            Message::Restore(records) => self.engine.restore(records.into_iter().map(Arc::new)),
             Message::Entry(entry) => self.engine.offer(&entry),
             Message::Timer(timer) => self.engine.timer(timer),
             Message::Leave(_) => {}

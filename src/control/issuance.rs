@@ -112,7 +112,8 @@ impl Authorities {
             }
             // Our own clock may be slow: an SVID that has just been issued is not refused for beginning in our future.
             let der = CertificateDer::from(certificate.0);
-            let peer = verify_svid(std::slice::from_ref(&der), &bundle, &roster, self.clock.now()).map_err(|e| wrong(&e.to_string()))?;
+            let peer =
+                verify_svid(std::slice::from_ref(&der), &bundle, &roster, self.clock.now()).map_err(|e| wrong(&e.to_string()))?;
             let expected = SpiffeId::new(roster.trust_domain().clone(), wanted.workload.clone());
             if peer.id != expected || peer.holder != self.membership.me() {
                 return Err(wrong("a certificate for somebody else"));

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use meshd_ca::identity::{HostName, NodeId};
-use meshd_ca::join::{Admission, Channel, JoinError, Joined, Joiner, Step};
+use meshd_ca::join::{Admission, Channel, EXPORTER_LABEL, JoinError, Joined, Joiner, MAX_MESSAGE, Step};
 use meshd_ca::keys::PrivateKey;
 use meshd_ca::token::JoinToken;
 use rustls::{ClientConfig, ConnectionCommon};
@@ -26,14 +26,8 @@ use crate::membership::Membership;
 
 /// How long the whole conversation may take.
 const TIMEOUT: Duration = Duration::from_secs(15);
-/// The longest message of a joiner.
-const MAX_FROM_JOINER: usize = 16 << 10;
-/// The longest message of an authority: it carries the roster.
-const MAX_FROM_AUTHORITY: usize = 8 << 20;
 /// Joins in progress at once (identity notes: at most 32 pending).
 const MAX_PENDING: usize = 32;
-/// The exporter label of a join connection (RFC 8446 section 7.5).
-const EXPORTER: &[u8] = b"EXPERIMENTAL meshd join";
 
 /// Why a join did not happen.
 #[derive(Debug, Error)]
@@ -113,7 +107,7 @@ async fn join_at(
     let (mut joiner, first) = Joiner::start(token.clone(), channel, wish.clone()).map_err(refused)?;
     frames::send(&mut stream, &first).await.map_err(broken)?;
     loop {
-        let message = frames::receive(&mut stream, MAX_FROM_AUTHORITY).await.map_err(broken)?;
+        let message = frames::receive(&mut stream, joiner.limit()).await.map_err(broken)?;
         match joiner.receive(&message).map_err(refused)? {
             Step::Send(reply) => frames::send(&mut stream, &reply).await.map_err(broken)?,
             Step::Finish(reply, joined) => {
@@ -153,8 +147,16 @@ pub(crate) async fn serve(
 async fn converse(stream: &mut TlsStream<TcpStream>, from: SocketAddr, membership: &Membership) -> anyhow::Result<NodeId> {
     let mut admission = Admission::start(channel(stream.get_ref().1, membership.key())?);
     loop {
-        let message = frames::receive(stream, MAX_FROM_JOINER).await?;
-        let admitted = match membership.admit(&mut admission, &message).await?? {
+        let message = frames::receive(stream, MAX_MESSAGE).await?;
+        let step = match membership.admit(&mut admission, &message).await? {
+            Ok(step) => step,
+            Err(refused) => {
+                // In words that give nothing away: an expired token is worth knowing, a wrong one is not.
+                frames::send(stream, &refused.refusal()).await?;
+                return Err(refused.into());
+            }
+        };
+        let admitted = match step {
             Step::Send(reply) => {
                 frames::send(stream, &reply).await?;
                 continue;
@@ -173,7 +175,7 @@ async fn converse(stream: &mut TlsStream<TcpStream>, from: SocketAddr, membershi
 /// What ties the conversation to this one TLS connection.
 fn channel<T>(tls: &ConnectionCommon<T>, key: &PrivateKey) -> std::io::Result<Channel> {
     let theirs = peer_key(tls).map_err(std::io::Error::other)?;
-    let exporter = tls.export_keying_material([0; 32], EXPORTER, None).map_err(std::io::Error::other)?;
+    let exporter = tls.export_keying_material([0; 32], EXPORTER_LABEL, None).map_err(std::io::Error::other)?;
     Ok(Channel { exporter, mine: *key.public(), theirs })
 }
 

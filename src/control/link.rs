@@ -114,7 +114,17 @@ impl Links {
         opened: tokio::sync::mpsc::Sender<NodeId>,
         port: u16,
     ) -> Self {
-        Self { membership, tls, dial, whereabouts, open: Mutex::default(), opening: Mutex::default(), opened, port, callers: Mutex::default() }
+        Self {
+            membership,
+            tls,
+            dial,
+            whereabouts,
+            open: Mutex::default(),
+            opening: Mutex::default(),
+            opened,
+            port,
+            callers: Mutex::default(),
+        }
     }
 
     /// Posts `body` to a member and returns what it answers.
@@ -273,7 +283,12 @@ impl Links {
 
     async fn hello(&self, send: &mut SendRequest<Full<Bytes>>, owner: NodeId) -> Result<(), LinkError> {
         let broken = |e: String| LinkError::Broken(owner, e);
-        let mine = self.membership.roster().entry(self.membership.me()).cloned().ok_or_else(|| broken("this host is not in its roster".into()))?;
+        let mine = self
+            .membership
+            .roster()
+            .entry(self.membership.me())
+            .cloned()
+            .ok_or_else(|| broken("this host is not in its roster".into()))?;
         let body = serde_json::to_vec(&Hello { entry: mine, port: self.port }).map_err(|e| broken(e.to_string()))?;
         let answer = exchange(send.clone(), owner, Method::POST, "/v1/hello", body.into()).await?;
         let theirs: Hello = serde_json::from_slice(&answer).map_err(|e| broken(e.to_string()))?;

@@ -147,15 +147,22 @@ pub(super) fn already(current: Option<&Membership>, token: &JoinToken) -> anyhow
 }
 
 /// Carries out a join: first the addresses in the token, then configured peers, then whoever on the LAN shows the tag of that mesh.
-pub(super) async fn redeem(config: &Config, lan: &Lan, key: &PrivateKey, token: &JoinToken) -> Result<(Joined, SocketAddr), JoinFailure> {
-    let tls = NodeTls::new(&provider::provider(provider::has_aes()), key).map_err(|e| JoinFailure::Local(e.to_string()))?.join_client;
+pub(super) async fn redeem(
+    config: &Config,
+    lan: &Lan,
+    key: &PrivateKey,
+    token: &JoinToken,
+) -> Result<(Joined, SocketAddr), JoinFailure> {
+    let tls =
+        NodeTls::new(&provider::provider(provider::has_aes()), key).map_err(|e| JoinFailure::Local(e.to_string()))?.join_client;
     let dial = Marked;
     let peers = peer_addresses(config).await;
     let mut tried: Vec<SocketAddr> = Vec::new();
     let mut failure = JoinFailure::NoAddress;
     let end = Instant::now() + SEARCH;
     loop {
-        let on_lan = lan.seen().into_iter().filter(|s| s.tag.is_some_and(|t| tag_matches(token.mesh, &t))).flat_map(|s| s.addresses);
+        let on_lan =
+            lan.seen().into_iter().filter(|s| s.tag.is_some_and(|t| tag_matches(token.mesh, &t))).flat_map(|s| s.addresses);
         let known = token.hints.iter().copied().chain(peers.iter().copied());
         let fresh: Vec<_> = known.chain(on_lan).filter(|a| !tried.contains(a)).collect();
         for address in fresh {
@@ -177,5 +184,10 @@ pub(super) async fn redeem(config: &Config, lan: &Lan, key: &PrivateKey, token: 
 }
 
 pub(super) fn no(failure: &JoinFailure) -> No {
-    No::new(StatusCode::BAD_GATEWAY, "could not join", failure, "a token works once, for the time it was made for; make a new one with `meshd token create`")
+    No::new(
+        StatusCode::BAD_GATEWAY,
+        "could not join",
+        failure,
+        "a token works once, for the time it was made for; make a new one with `meshd token create`",
+    )
 }

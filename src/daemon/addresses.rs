@@ -11,15 +11,19 @@ use meshd_agent::addresses::{Bindings, Bound, Claimant, Claimed, Contested, Fail
 use meshd_agent::catalog::Catalog;
 use meshd_agent::record;
 use meshd_ca::identity::NodeId;
+use meshd_ca::store::Store;
 use tokio::sync::{mpsc, watch};
 
 use super::lan::Addresses;
+use super::member::Heard;
 use super::rules::Rules;
 use crate::control::link::{LinkError, Links};
 use crate::intercept::process::since_boot;
 
 /// News waiting for the task.
 const QUEUE: usize = 256;
+/// The file of what was bound where.
+const FILE: &str = "bindings";
 /// How often everything is looked at even if nothing happens.
 const LOOK: Duration = Duration::from_secs(5);
 
@@ -70,7 +74,8 @@ pub(crate) struct Task {
     pub(crate) rules: Arc<Rules>,
     pub(crate) catalog: watch::Receiver<Arc<Catalog>>,
     pub(crate) own: watch::Receiver<Addresses>,
-    pub(crate) remembered: Vec<(IpAddr, NodeId)>,
+    pub(crate) heard: Arc<Heard>,
+    pub(crate) store: Arc<Store>,
 }
 
 /// The task's side of a [`Book`].
@@ -96,7 +101,8 @@ impl Side {
 
 impl Task {
     async fn run(mut self, news: mpsc::Sender<News>, mut inbox: mpsc::Receiver<News>, publish: watch::Sender<Arc<Snapshot>>) {
-        let mut bindings = Bindings::new(self.me, std::mem::take(&mut self.remembered));
+        let mut bindings = Bindings::new(self.me, remembered(&self.store));
+        let mut saved = bindings.version();
         self.update(&mut bindings);
         loop {
             for probe in bindings.due(now()) {
@@ -107,6 +113,10 @@ impl Task {
                 });
             }
             self.show(&bindings, &publish);
+            if bindings.version() != saved {
+                saved = bindings.version();
+                self.save(&bindings).await;
+            }
             let pause = bindings.next_due().map_or(LOOK, |at| Duration::from_millis(at.saturating_sub(now()))).min(LOOK);
             tokio::select! {
                 changed = self.catalog.changed() => match changed {
@@ -128,7 +138,24 @@ impl Task {
         }
     }
 
+    /// Remembers who was bound where: a strict member stays captured over our restart without a new handshake.
+    async fn save(&self, bindings: &Bindings) {
+        let remembered = bindings.remember();
+        let store = self.store.clone();
+        let written = tokio::task::spawn_blocking(move || {
+            let bytes = serde_json::to_vec(&remembered).map_err(std::io::Error::other)?;
+            store.save(FILE, &bytes).map_err(std::io::Error::other)
+        });
+        if let Ok(Err(error)) = written.await {
+            tracing::warn!(%error, "the proven addresses could not be saved");
+        }
+    }
+
     fn update(&mut self, bindings: &mut Bindings) {
+        // News may have been dropped when there was much of it; this makes up for it.
+        for (node, up) in self.heard.all() {
+            bindings.heard(node, up);
+        }
         let catalog = self.catalog.borrow_and_update().clone();
         let own = self.own.borrow_and_update().clone();
         let claimants: Vec<Claimant> = catalog.records().map(|r| claimant(r.record())).filter(|c| c.node != self.me).collect();
@@ -157,6 +184,18 @@ impl Task {
     }
 }
 
+/// What was bound where when it was last saved; nothing if that cannot be read, which only means new handshakes.
+fn remembered(store: &Store) -> Vec<(IpAddr, NodeId)> {
+    match store.load(FILE) {
+        Ok(Some(saved)) => serde_json::from_slice(&saved.bytes).unwrap_or_default(),
+        Ok(None) => Vec::new(),
+        Err(error) => {
+            tracing::warn!(%error, "the proven addresses of before cannot be read");
+            Vec::new()
+        }
+    }
+}
+
 fn take(bindings: &mut Bindings, news: News) {
     match news {
         News::Heard(node, up) => bindings.heard(node, up),
@@ -167,7 +206,9 @@ fn take(bindings: &mut Bindings, news: News) {
             match error {
                 // Our own key answered, or another key did: that is a proof too, of somebody unexpected.
                 LinkError::Itself(_, me) => bindings.proved(probe.ip, probe.port, me, now()),
-                LinkError::Stranger(..) | LinkError::Refused(..) => bindings.failed(probe.ip, probe.port, Failure::Stranger, now()),
+                LinkError::Stranger(..) | LinkError::Refused(..) => {
+                    bindings.failed(probe.ip, probe.port, Failure::Stranger, now())
+                }
                 _ => bindings.failed(probe.ip, probe.port, Failure::Silence, now()),
             }
         }

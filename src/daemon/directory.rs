@@ -9,7 +9,7 @@ use meshd_agent::record::{Listener, Presence};
 use meshd_ca::identity::{NodeId, Workload};
 use tokio::sync::watch;
 
-use super::addresses::Book;
+use super::addresses::{Book, News};
 use super::lan::Addresses;
 use crate::proxy;
 
@@ -35,6 +35,10 @@ impl proxy::Directory for Snapshots {
 
     fn expected(&self, node: NodeId, service: SocketAddr) -> Option<Workload> {
         self.catalog.borrow().listener(node, service.ip(), service.port()).map(|l| l.workload.clone())
+    }
+
+    fn suspect(&self, ip: IpAddr) {
+        self.book.tell(News::Suspect(ip));
     }
 
     fn listener(&self, service: SocketAddr) -> Option<Workload> {

@@ -79,7 +79,11 @@ impl Kernel for HostKernel {
         Ok(socket)
     }
 
-    fn connect_service(&self, client: SocketAddr, service: SocketAddr) -> Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>> {
+    fn connect_service(
+        &self,
+        client: SocketAddr,
+        service: SocketAddr,
+    ) -> Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>> {
         Box::pin(socket::connect_as(client, service, Mark::Service))
     }
 

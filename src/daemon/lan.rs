@@ -98,7 +98,8 @@ async fn run(
         }
         None => (None, None),
     };
-    let mut watch = Watch::open().map_err(|error| tracing::warn!(%error, "cannot watch the interfaces; looking now and then")).ok();
+    let mut watch =
+        Watch::open().map_err(|error| tracing::warn!(%error, "cannot watch the interfaces; looking now and then")).ok();
     loop {
         tokio::select! {
             wish = wishes.recv() => match (wish, &mut mdns) {

@@ -29,7 +29,7 @@ pub(crate) fn look(diag: &SockDiag, owners: &Owners, except: &BTreeSet<u16>) -> 
         })
         .collect();
     // Several sockets on one port (SO_REUSEPORT, v4 beside v6): the first owner speaks for the port, in a stable order.
-    found.sort_by(|a, b| (a.port, a.ip, a.workload.to_string()).cmp(&(b.port, b.ip, b.workload.to_string())));
+    found.sort_by_key(|l| (l.port, l.ip, l.workload.to_string()));
     found.dedup_by(|a, b| (a.port, a.ip) == (b.port, b.ip));
     if found.len() > MAX_LISTENERS {
         tracing::warn!(found = found.len(), kept = MAX_LISTENERS, "too many listeners to tell the others about");

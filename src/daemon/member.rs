@@ -25,10 +25,10 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::addresses::{self, Book, News};
 use super::directory::Snapshots;
+use super::keeper::{Keeper, Sequence};
 use super::kernel::{HostKernel, Marked, Owners};
 use super::rules::Rules;
-use super::keeper::{Keeper, Sequence};
-use super::{Daemon, End, Phase, Request, Stop, acquire, knock};
+use super::{Daemon, End, Phase, Request, Stop, acquire, knock, memory};
 use crate::admin::local::No;
 use crate::admin::view;
 use crate::api::Done;
@@ -43,8 +43,8 @@ use crate::identity::provider;
 use crate::identity::svids::{Patience, Svids};
 use crate::identity::tls::{DataTls, NodeTls};
 use crate::identity::verifier::{SvidVerifier, Trust};
-use crate::intercept::socket::{Mark, listen};
 use crate::intercept::sockdiag::SockDiag;
+use crate::intercept::socket::{Mark, listen};
 use crate::membership::Membership;
 use crate::proxy::live::Cut;
 use crate::proxy::{self, Proxy};
@@ -120,6 +120,12 @@ impl Member {
 pub(crate) struct Heard(Mutex<HashMap<NodeId, (bool, Instant)>>);
 
 impl Heard {
+    /// Every node that was ever heard, and whether it is now.
+    pub(crate) fn all(&self) -> Vec<(NodeId, bool)> {
+        let heard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.iter().map(|(node, (up, _))| (*node, *up)).collect()
+    }
+
     fn note(&self, node: NodeId, up: bool) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(node, (up, Instant::now()));
     }
@@ -142,21 +148,37 @@ pub(super) async fn run(
     let crypto = provider::provider(provider::has_aes());
     let node_tls = NodeTls::new(&crypto, &daemon.key).context("cannot make the node's own certificate")?;
     let trust = Arc::new(ArcSwap::from_pointee(Trust { bundle: membership.bundle(), roster: membership.roster() }));
-    let now = { let clock = clock.clone(); Arc::new(move || clock.now()) };
+    let now = {
+        let clock = clock.clone();
+        Arc::new(move || clock.now())
+    };
     let verifier = Arc::new(SvidVerifier::new(trust.clone(), now, crypto));
 
     // The ways to the others.
     let (catalog_writer, catalog) = watch::channel(Arc::new(Catalog::default()));
     let (opened, mut sessions) = mpsc::channel(64);
     let (book, book_side) = addresses::book();
-    let whereabouts = { let (book, catalog) = (book.clone(), catalog.clone()); move |node| whereabouts(&book, &catalog, node) };
+    let whereabouts = {
+        let (book, catalog) = (book.clone(), catalog.clone());
+        move |node| whereabouts(&book, &catalog, node)
+    };
     let links = Arc::new(Links::new(
-        membership.clone(), node_tls.control_client.clone(), Arc::new(Marked), Box::new(whereabouts), opened, config.port,
+        membership.clone(),
+        node_tls.control_client.clone(),
+        Arc::new(Marked),
+        Box::new(whereabouts),
+        opened,
+        config.port,
     ));
     let (mailbox, gossip_inbox) = Mailbox::new();
 
     // Our own names.
-    let authorities = Arc::new(Authorities { membership: membership.clone(), links: links.clone(), clock: clock.clone(), lifetime: config.svid_lifetime });
+    let authorities = Arc::new(Authorities {
+        membership: membership.clone(),
+        links: links.clone(),
+        clock: clock.clone(),
+        lifetime: config.svid_lifetime,
+    });
     let svids = Svids::new(membership.me(), verifier.clone(), Patience::default());
     if let Some(saved) = daemon.store.load(SVIDS)? {
         match svids.import(&saved.bytes) {
@@ -164,7 +186,10 @@ pub(super) async fn run(
             Err(error) => tracing::warn!(%error, "saved SVIDs are not used"),
         }
     }
-    { let (svids, authorities) = (svids.clone(), authorities.clone()); tasks.spawn(async move { match svids.run(&*authorities).await {} }); }
+    {
+        let (svids, authorities) = (svids.clone(), authorities.clone());
+        tasks.spawn(async move { match svids.run(&*authorities).await {} });
+    }
     tasks.spawn(save_svids(daemon.clone(), svids.clone()));
     let looked: Arc<ArcSwap<Vec<Listener>>> = Arc::default();
     let owners = Arc::new(Owners::new(membership.name()));
@@ -172,31 +197,61 @@ pub(super) async fn run(
     // The kernel and the data plane.
     let rules = Arc::new(Rules::install(config, skip_ports(daemon))?);
     let snapshots = Arc::new(Snapshots {
-        book: book.clone(), catalog: catalog.clone(), addresses: daemon.lan.addresses(), listeners: looked.clone(),
+        book: book.clone(),
+        catalog: catalog.clone(),
+        addresses: daemon.lan.addresses(),
+        listeners: looked.clone(),
     });
     let kernel = Arc::new(HostKernel { owners: owners.clone(), diag: SockDiag::open()?, rules: rules.clone() });
-    let proxy = Proxy::new(kernel, snapshots.clone(), svids.clone(), verifier.clone(), settings(config), proxy::live::Limits::default());
+    let proxy =
+        Proxy::new(kernel, snapshots.clone(), svids.clone(), verifier.clone(), settings(config), proxy::live::Limits::default());
 
     let heard = Arc::new(Heard::default());
     let member = Arc::new(Member {
-        membership: membership.clone(), book: book.clone(), rules: rules.clone(), proxy: proxy.clone(), svids: svids.clone(),
-        links: links.clone(), clock: clock.clone(), port: config.port, catalog: catalog.clone(), addresses: daemon.lan.addresses(), heard: heard.clone(),
+        membership: membership.clone(),
+        book: book.clone(),
+        rules: rules.clone(),
+        proxy: proxy.clone(),
+        svids: svids.clone(),
+        links: links.clone(),
+        clock: clock.clone(),
+        port: config.port,
+        catalog: catalog.clone(),
+        addresses: daemon.lan.addresses(),
+        heard: heard.clone(),
     });
 
     // Doors.
     let configs = Configs {
-        data: DataTls { svids: svids.clone(), listeners: { let s = snapshots.clone(); Arc::new(move |at| proxy::Directory::listener(&*s, at)) } },
+        data: DataTls {
+            svids: svids.clone(),
+            listeners: {
+                let s = snapshots.clone();
+                Arc::new(move |at| proxy::Directory::listener(&*s, at))
+            },
+        },
         node: node_tls,
     };
     let arrivals = Arc::new(Arrivals {
-        api: Arc::new(Api { membership: membership.clone(), links: links.clone(), gossip: mailbox.clone(), port: config.port, svid_lifetime: config.svid_lifetime }),
-        proxy: proxy.clone(), membership: membership.clone(), mailbox: mailbox.clone(), joining: Arc::default(),
+        api: Arc::new(Api {
+            membership: membership.clone(),
+            links: links.clone(),
+            gossip: mailbox.clone(),
+            port: config.port,
+            svid_lifetime: config.svid_lifetime,
+        }),
+        proxy: proxy.clone(),
+        membership: membership.clone(),
+        mailbox: mailbox.clone(),
+        joining: Arc::default(),
     });
     let counters = Arc::new(front::Counters::default());
     for ip in [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()] {
         let Some(listener) = door(SocketAddr::new(ip, config.port), "mesh")? else { continue };
         let arrivals = arrivals.clone();
-        tasks.spawn(front::accept(listener, configs.clone(), counters.clone(), move |arrived, from| arrivals.clone().take(arrived, from)));
+        tasks.spawn(front::accept(listener, configs.clone(), counters.clone(), move |arrived, from| {
+            arrivals.clone().take(arrived, from)
+        }));
     }
     for ip in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
         let Some(listener) = door(SocketAddr::new(ip, config.capture_port), "capture")? else { continue };
@@ -205,23 +260,68 @@ pub(super) async fn run(
 
     // Gossip and addresses.
     let seed = u64::from_be_bytes(meshd_ca::keys::random()?);
-    let engine = Gossip::new(GossipConfig::default(), membership.me(), membership.roster(), seed);
+    let engine = Gossip::new(
+        GossipConfig { sequences: memory::sequences(&daemon.store), ..GossipConfig::default() },
+        membership.me(),
+        membership.roster(),
+        seed,
+    );
     let (outrun, outrun_watch) = watch::channel(0);
-    let told = { let (heard, book) = (heard.clone(), book.clone()); Box::new(move |node, up| { heard.note(node, up); book.tell(News::Heard(node, up)); }) };
-    let gossip = gossip::Task { engine, membership: membership.clone(), links: links.clone(), catalog: catalog_writer, heard: told, outrun };
+    let told = {
+        let (heard, book) = (heard.clone(), book.clone());
+        Box::new(move |node, up| {
+            heard.note(node, up);
+            book.tell(News::Heard(node, up));
+        })
+    };
+    let gossip = gossip::Task {
+        engine,
+        membership: membership.clone(),
+        links: links.clone(),
+        catalog: catalog_writer,
+        heard: told,
+        outrun,
+    };
     tasks.spawn(gossip.run(gossip_inbox));
     tasks.spawn(book_side.run(addresses::Task {
-        me: membership.me(), strict: config.mode == Mode::Strict, links: links.clone(), rules: rules.clone(),
-        catalog: catalog.clone(), own: daemon.lan.addresses(), remembered: Vec::new(),
+        me: membership.me(),
+        strict: config.mode == Mode::Strict,
+        links: links.clone(),
+        rules: rules.clone(),
+        catalog: catalog.clone(),
+        own: daemon.lan.addresses(),
+        heard: heard.clone(),
+        store: daemon.store.clone(),
     }));
     tasks.spawn(knock::knock(daemon.clone(), member.clone(), first));
     let (presence, presence_watch) = watch::channel(Presence::Running);
     let keeper = Keeper {
-        key: daemon.key.clone(), owners, diag: SockDiag::open()?, except: except(daemon), addresses: daemon.lan.addresses(),
-        presence: presence_watch, outrun: outrun_watch, mailbox: mailbox.clone(), svids: svids.clone(), looked,
-        sequence: Sequence::load(daemon.store.clone())?, port: config.port, zone: config.zone.clone(), mode: config.mode,
+        key: daemon.key.clone(),
+        owners,
+        diag: SockDiag::open()?,
+        except: except(daemon),
+        addresses: daemon.lan.addresses(),
+        presence: presence_watch,
+        outrun: outrun_watch,
+        mailbox: mailbox.clone(),
+        svids: svids.clone(),
+        looked,
+        sequence: Sequence::load(daemon.store.clone())?,
+        port: config.port,
+        zone: config.zone.clone(),
+        mode: config.mode,
     };
     tasks.spawn(keeper.run());
+
+    let (close, closing) = watch::channel(false);
+    let memory = tokio::spawn(memory::remember(
+        daemon.store.clone(),
+        config.state_dir.clone(),
+        membership.clone(),
+        mailbox.clone(),
+        catalog.clone(),
+        closing,
+    ));
 
     daemon.lan.announce(Some(membership.roster().mesh()));
     daemon.enter(Phase::Member(member.clone()));
@@ -283,6 +383,10 @@ pub(super) async fn run(
     if cut > 0 {
         tracing::warn!(cut, "connections did not end in time and were reset");
     }
+    close.send_replace(true);
+    if tokio::time::timeout(FAREWELL, memory).await.is_err() {
+        tracing::warn!("what is known of the others was not written in time");
+    }
     // Last: while a connection lives, its service answers a borrowed address that only the rules keep on this host.
     rules.remove();
     tasks.shutdown().await;
@@ -321,7 +425,8 @@ fn door(address: SocketAddr, what: &str) -> anyhow::Result<Option<TcpListener>> 
             tracing::info!(%error, %address, "no IPv6 here");
             Ok(None)
         }
-        Err(error) => Err(error).with_context(|| format!("cannot listen on the {what} port {address}; is another program or meshd using it?")),
+        Err(error) => Err(error)
+            .with_context(|| format!("cannot listen on the {what} port {address}; is another program or meshd using it?")),
     }
 }
 
@@ -357,7 +462,9 @@ async fn leave(membership: &Membership, mailbox: &Mailbox) -> Result<(), No> {
     let other_authorities = roster.authorities().filter(|m| m.node() != membership.me()).count();
     if others > 0 && other_authorities == 0 && membership.is_authority().await {
         return Err(no(
-            format!("this host is the only authority of a mesh with {others} other members, whose certificates nobody could renew"),
+            format!(
+                "this host is the only authority of a mesh with {others} other members, whose certificates nobody could renew"
+            ),
             "let the others leave first",
         ));
     }

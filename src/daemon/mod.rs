@@ -12,6 +12,7 @@ mod knock;
 mod lan;
 mod listeners;
 mod member;
+pub(crate) mod memory;
 mod rules;
 
 use std::net::SocketAddr;
@@ -185,8 +186,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     if let Err(error) = crate::intercept::process::raise_file_limit() {
         tracing::warn!(%error, "the limit of open files could not be raised");
     }
-    let socket = Socket::bind(&config.run_dir)
-        .with_context(|| format!("cannot make the socket in {}; set run_dir to a directory that can be written", config.run_dir.display()))?;
+    let socket = Socket::bind(&config.run_dir).with_context(|| {
+        format!("cannot make the socket in {}; set run_dir to a directory that can be written", config.run_dir.display())
+    })?;
     let (requests, mut inbox) = mpsc::channel(16);
     let lan = lan::Lan::start(&config, key.public().node_id());
     let daemon = Arc::new(Daemon {
@@ -229,7 +231,8 @@ fn gone(daemon: &Daemon, why: &str) -> anyhow::Result<()> {
 }
 
 fn open(config: &Config) -> anyhow::Result<(Arc<Store>, Arc<PrivateKey>, Clock)> {
-    let store = Store::open(&config.state_dir).with_context(|| format!("cannot use the state directory {}", config.state_dir.display()))?;
+    let store = Store::open(&config.state_dir)
+        .with_context(|| format!("cannot use the state directory {}", config.state_dir.display()))?;
     let key = membership::node_key(&store).context("cannot read or make the node key")?;
     let floor = match store.load(CLOCK)? {
         Some(saved) => String::from_utf8_lossy(&saved.bytes).trim().parse().unwrap_or(0),
@@ -244,7 +247,8 @@ fn open(config: &Config) -> anyhow::Result<(Arc<Store>, Arc<PrivateKey>, Clock)>
 /// When another process uses the state directory, or the join fails; says which and what to do.
 pub async fn join_offline(config: &Config, token: &str) -> anyhow::Result<Joined> {
     let (store, key, clock) = open(config)?;
-    let token: JoinToken = token.trim().parse().context("cannot read the token: copy the whole word that `meshd token create` printed")?;
+    let token: JoinToken =
+        token.trim().parse().context("cannot read the token: copy the whole word that `meshd token create` printed")?;
     let current = Membership::load(key.clone(), store.clone(), clock.clone())?;
     if let Some(joined) = acquire::already(current.as_ref(), &token)? {
         return Ok(joined);

@@ -183,6 +183,16 @@ impl Host {
         Ok(self.netns.run(action)?)
     }
 
+    /// Another namespace as a host of its own, such as a container of this one: what runs there logs below this host's directory.
+    ///
+    /// # Errors
+    /// [`LabError::Io`] when there is such a directory already.
+    pub fn elsewhere(&self, name: &str, netns: NetNs, ipv4: Ipv4Addr) -> Result<Host, LabError> {
+        let dir = self.dir.join(name);
+        make_directory(&dir)?;
+        Ok(Host { name: name.to_owned(), ipv4, ipv6: Ipv6Addr::UNSPECIFIED, netns, dir })
+    }
+
     fn route(&self) -> Result<(Route, u32), LabError> {
         let mut route = self.netns.run(Route::open)?.map_err(network(format!("talk to {}", self.name)))?;
         let index = route.index(INTERFACE).map_err(network(format!("find the interface of {}", self.name)))?;
@@ -247,7 +257,8 @@ impl Host {
     pub fn spawn(&self, command: &mut Command, log: &str) -> Result<Process, LabError> {
         let what = command.get_program().to_string_lossy().into_owned();
         let path = self.dir.join(format!("{log}.log"));
-        let file = File::options().append(true).create(true).open(&path).map_err(io_error(format!("write {}", path.display())))?;
+        let file =
+            File::options().append(true).create(true).open(&path).map_err(io_error(format!("write {}", path.display())))?;
         let error = file.try_clone().map_err(io_error("share a log file"))?;
         command.stdin(Stdio::null()).stdout(file).stderr(error);
         process::die_with_parent(command);

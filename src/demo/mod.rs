@@ -294,7 +294,8 @@ impl Demo {
         let of = |id: &SpiffeId, host: &Host| id.workload.host().is_some_and(|h| h.as_str() == host.name);
         ensure!(of(&client_id, client) && of(&server_id, server), "{client_id} and {server_id} are not of attic and cellar");
         if self.units.is_some() {
-            let named = client_id.to_string().ends_with("demo-cook.service") && server_id.to_string().ends_with("demo-pantry.service");
+            let named =
+                client_id.to_string().ends_with("demo-cook.service") && server_id.to_string().ends_with("demo-pantry.service");
             ensure!(named, "{client_id} and {server_id} do not name the two units");
         }
         story.typed("attic", "meshd edges");
@@ -345,7 +346,11 @@ impl Demo {
                 use std::os::fd::{AsFd, AsRawFd};
                 format!("/proc/{}/fd/{}", std::process::id(), host.netns().as_fd().as_raw_fd())
             });
-            let user = if unprivileged { format!("--preserve-credentials --user=/proc/{}/ns/user ", std::process::id()) } else { String::new() };
+            let user = if unprivileged {
+                format!("--preserve-credentials --user=/proc/{}/ns/user ", std::process::id())
+            } else {
+                String::new()
+            };
             let dir = host.dir().display();
             let settings = format!("MESHD_RUN_DIR={dir}/run MESHD_STATE_DIR={dir}/state MESHD_CONFIG={dir}/meshd.toml");
             println!("  # {}\n  nsenter {user}--net={net} env {settings} ${{SHELL:-sh}}", host.name);

@@ -9,9 +9,9 @@
 
 pub mod provider;
 pub mod svids;
-pub mod tls;
-pub mod verifier;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+pub mod tls;
+pub mod verifier;

@@ -4,8 +4,8 @@
 
 use std::sync::Arc;
 
-use rustls::crypto::ring::{self, cipher_suite, kx_group};
 use rustls::crypto::CryptoProvider;
+use rustls::crypto::ring::{self, cipher_suite, kx_group};
 use rustls::sign::SigningKey;
 use rustls::{SignatureScheme, SupportedCipherSuite};
 use rustls_pki_types::PrivateKeyDer;

@@ -52,10 +52,7 @@ pub trait Issuance: Send + Sync + 'static {
 
     /// SVIDs for these workloads over these keys, in the same order; none where the authority refuses the name. The keys are
     /// handed in for a proof of possession and stay here.
-    fn issue(
-        &self,
-        wanted: &[(Workload, &PrivateKey)],
-    ) -> impl Future<Output = Result<Vec<Option<Leaf>>, Self::Error>> + Send;
+    fn issue(&self, wanted: &[(Workload, &PrivateKey)]) -> impl Future<Output = Result<Vec<Option<Leaf>>, Self::Error>> + Send;
 }
 
 /// Why a certificate that was issued is not taken, or saved ones cannot be read.
@@ -479,8 +476,8 @@ impl Svids {
         let mut taken = 0;
         for s in saved.into_iter().take(MAX_WORKLOADS) {
             let workload = s.id.workload.clone();
-            let foreign = s.id.trust_domain != trust.bundle.trust_domain
-                || matches!(workload, Workload::Node(node) if node != self.id);
+            let foreign =
+                s.id.trust_domain != trust.bundle.trust_domain || matches!(workload, Workload::Node(node) if node != self.id);
             if foreign || s.not_after <= now {
                 continue;
             }

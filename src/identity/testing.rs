@@ -89,7 +89,12 @@ pub(crate) fn name(s: &str) -> HostName {
 }
 
 /// Svids of a node with the node's own and those of `workloads` issued, and kept up in the background.
-pub(crate) async fn issued(node: NodeId, v: &Arc<SvidVerifier>, issuance: Arc<TestIssuance>, workloads: &[Workload]) -> Arc<Svids> {
+pub(crate) async fn issued(
+    node: NodeId,
+    v: &Arc<SvidVerifier>,
+    issuance: Arc<TestIssuance>,
+    workloads: &[Workload],
+) -> Arc<Svids> {
     let svids = Svids::new(node, v.clone(), Patience::default());
     svids.set_listeners(&workloads.iter().cloned().collect());
     let mut changes = svids.changes();

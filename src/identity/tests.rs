@@ -23,7 +23,10 @@ fn unit(host: &str, unit: &str) -> Workload {
 
 /// Bytes back and forth until both are done or one refuses.
 fn shake(c: &mut ClientConnection, s: &mut ServerConnection) -> Result<(), rustls::Error> {
-    fn pass<A: SideData, B: SideData>(from: &mut ConnectionCommon<A>, to: &mut ConnectionCommon<B>) -> Result<bool, rustls::Error> {
+    fn pass<A: SideData, B: SideData>(
+        from: &mut ConnectionCommon<A>,
+        to: &mut ConnectionCommon<B>,
+    ) -> Result<bool, rustls::Error> {
         let mut bytes = Vec::new();
         while from.wants_write() {
             from.write_tls(&mut bytes).unwrap();
@@ -108,10 +111,9 @@ fn node_keys_are_proven_whatever_the_clock() {
     let crypto = provider::provider(true);
     let keys = [PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap()];
     let [a, b] = [0, 1].map(|i| NodeTls::new(&crypto, &keys[i]).unwrap());
-    for (client, server, alpn) in [
-        (&a.control_client, &b.control_server, tls::ALPN_CONTROL),
-        (&a.join_client, &b.join_server, tls::ALPN_JOIN),
-    ] {
+    for (client, server, alpn) in
+        [(&a.control_client, &b.control_server, tls::ALPN_CONTROL), (&a.join_client, &b.join_server, tls::ALPN_JOIN)]
+    {
         let mut c = ClientConnection::new(client.clone(), NodeTls::server_name()).unwrap();
         let mut s = ServerConnection::new(server.clone()).unwrap();
         assert!(peer_key(&c).is_err());
@@ -260,7 +262,7 @@ async fn saved_ones_come_back_unless_they_are_not_ours() {
     assert!(again.own().is_none());
     assert_eq!(again.import(&saved).unwrap(), 2);
     assert_eq!(again.own().unwrap().leaf(), svids.own().unwrap().leaf());
-    assert_eq!(again.held()[1].renew_at > mesh.clock.now(), true);
+    assert!(again.held()[1].renew_at > mesh.clock.now());
     assert!(again.import(b"garbage").is_err());
 
     let other = Svids::new(mesh.key.public().node_id(), v.clone(), Patience::default());

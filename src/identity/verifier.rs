@@ -98,8 +98,8 @@ impl SvidVerifier {
     /// Why it is not believed.
     pub fn identify(&self, chain: &[CertificateDer<'_>]) -> Result<Peer, VerifyError> {
         let (trust, now) = (self.trust.load_full(), self.now());
-        // The length of each certificate goes in too: two chains never hash alike by being cut differently.
-        let hash = sha256(&chain.iter().map(|c| sha256(&[c])).collect::<Vec<_>>().iter().map(|h| &h[..]).collect::<Vec<_>>());
+        let [leaf] = chain else { return verify::verify_svid(chain, &trust.bundle, &trust.roster, now) };
+        let hash = sha256(&[leaf]);
         {
             let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
             if !seen.under.as_ref().is_some_and(|t| Arc::ptr_eq(t, &trust)) {

@@ -261,11 +261,14 @@ impl OpenEdge {
         &self.edge.meter
     }
 
-    /// The connection ended, at `now`. An edge that is dropped without this counts as a panic.
+    /// The connection ended, at `now`; it was not secured after all if the peer did not accept our certificate. An edge that is dropped without this counts as a panic.
     pub fn settle(mut self, result: &Result<(), Fault>, now: UnixTime) {
         self.settled = true;
         self.edge.seen.store(now.0, Ordering::Relaxed);
         if let Err(fault) = result {
+            if fault.reason() == Reason::Handshake {
+                self.edge.secured.store(false, Ordering::Relaxed);
+            }
             self.edge.fail(fault.reason());
         }
     }

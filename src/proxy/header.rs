@@ -299,7 +299,9 @@ mod tests {
 
     fn addresses() -> impl Strategy<Value = IpAddr> {
         prop_oneof![any::<[u8; 4]>().prop_map(IpAddr::from), any::<[u8; 16]>().prop_map(IpAddr::from)]
-            .prop_filter("one to connect to", |ip| !ip.is_multicast() && !ip.to_canonical().is_unspecified() && *ip == ip.to_canonical())
+            .prop_filter("one to connect to", |ip| {
+                !ip.is_multicast() && !ip.to_canonical().is_unspecified() && *ip == ip.to_canonical()
+            })
     }
 
     proptest! {

@@ -1,6 +1,6 @@
 //! From another member to a service of this host.
 //!
-//! One tunnel is one call of [`carry`], read from top to bottom. Invariant: a service is connected to only for a verified, active
+//! One tunnel is one call of `carry`, read from top to bottom. Invariant: a service is connected to only for a verified, active
 //! member, at the address the member dialled, and never on a port of ours; whoever gets nothing is told why inside the tunnel.
 
 use std::io;
@@ -101,7 +101,7 @@ async fn read_header(stream: &mut TlsStream<TcpStream>) -> Result<Header, Fault>
 /// Where to connect, or why not.
 fn admit(proxy: &Proxy, tunnel: &Tunnel, header: &Header, arrived_at: SocketAddr) -> Result<SocketAddr, Refusal> {
     let ip = arrived_at.ip();
-    if header.address.is_some_and(|a| a != ip) || proxy.kernel.is_loopback(ip) || !proxy.directory.is_own(ip) {
+    if header.address.is_some_and(|a| a != ip) || proxy.kernel.is_loopback(ip) {
         return Err(Refusal::NotServed);
     }
     if proxy.settings.ports.contain(header.port.get()) {

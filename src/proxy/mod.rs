@@ -105,6 +105,9 @@ pub trait Directory: Send + Sync + 'static {
     /// The workload that `node` says it runs at an address and port.
     fn expected(&self, node: NodeId, service: SocketAddr) -> Option<Workload>;
 
+    /// A tunnel to `ip` could not be had: whoever looks after the addresses may want to look there again.
+    fn suspect(&self, _ip: IpAddr) {}
+
     /// The workload of this host that listens at an address and port, not counting what listens on loopback only.
     fn listener(&self, service: SocketAddr) -> Option<Workload>;
 }

@@ -1,8 +1,9 @@
 //! From an application of this host to a service on another member.
 //!
-//! One connection is one call of [`carry`], read from top to bottom. Invariant: toward a member's address there is a tunnel with
+//! One connection is one call of `carry`, read from top to bottom. Invariant: toward a member's address there is a tunnel with
 //! that member or a reset, never plaintext.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use super::header::{Header, Refusal};
 use super::relay::{Plain, Relay, Role};
 use super::{Fault, Member, Proxy, socket};
 use crate::identity::svids::Svid;
-use crate::identity::tls::server_name;
+use crate::identity::tls::{ALPN_DATA, server_name};
 
 /// How often a member that announced a restart is tried.
 const HOLD_STEP: Duration = Duration::from_millis(200);
@@ -90,16 +91,14 @@ async fn carry(proxy: &Proxy, app: TcpStream) -> Result<(), Fault> {
         Ok(secured) => secured,
         Err(fault) => {
             proxy.edges.fail(call.unsecured(proxy), Some(member.node), fault.reason(), proxy.now());
+            if matches!(fault, Fault::Unreachable(_) | Fault::Timeout(_) | Fault::Handshake(_) | Fault::WrongPeer { .. }) {
+                proxy.directory.suspect(destination.ip());
+            }
             return Err(fault);
         }
     };
     let edge = proxy.edges.open(call.secured(svid.id(), peer), member.node, proxy.now());
-    let header = Header {
-        port,
-        address: Some(destination.ip()),
-        client: Some(client),
-        low_port: client.port() < 1024,
-    };
+    let header = Header { port, address: Some(destination.ip()), client: Some(client), low_port: client.port() < 1024 };
     let result = ticket.run(Plain.relay(app, tunnel, Role::Dialler(header), edge.meter())).await;
     if let Err(Fault::Refused(Refusal::Closed)) = result {
         proxy.kernel.refuse(destination);
@@ -128,6 +127,9 @@ async fn connect(proxy: &Proxy, call: &Call) -> Result<Secured, Fault> {
     let handshake = TlsConnector::from(svid.client().clone()).connect(server_name(call.port), tcp);
     let tls = timeout(proxy.settings.handshake, handshake).await;
     let tls = tls.map_err(|_| Fault::Timeout("handshake"))?.map_err(Fault::Handshake)?;
+    if tls.get_ref().1.alpn_protocol() != Some(ALPN_DATA) {
+        return Err(Fault::Handshake(io::Error::other("the peer does not speak meshd/1")));
+    }
     let peer = proxy.verifier.peer(tls.get_ref().1)?;
     if peer.holder != call.member.node {
         return Err(Fault::WrongPeer { expected: call.member.node, found: peer.holder });

@@ -5,6 +5,7 @@
 //!
 //! [`Plain`] is the reference: whatever replaces it for speed must behave the same, byte by byte and end by end.
 
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -41,8 +42,13 @@ pub trait Relay: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`Fault::Refused`] when the peer refused; [`Fault::App`], [`Fault::Tunnel`] or [`Fault::NoVerdict`] when one side broke.
-    fn relay(&self, app: TcpStream, tunnel: Self::Tunnel, role: Role, meter: &Meter)
-    -> impl Future<Output = Result<(), Fault>> + Send;
+    fn relay(
+        &self,
+        app: TcpStream,
+        tunnel: Self::Tunnel,
+        role: Role,
+        meter: &Meter,
+    ) -> impl Future<Output = Result<(), Fault>> + Send;
 }
 
 /// The reference: rustls as it is, `close_notify` ends a direction.
@@ -76,12 +82,7 @@ enum Lead {
 }
 
 /// From the application into the tunnel.
-async fn send(
-    mut app: ReadHalf<'_>,
-    mut tunnel: impl AsyncWrite + Unpin,
-    lead: Lead,
-    count: &AtomicU64,
-) -> Result<(), Fault> {
+async fn send(mut app: ReadHalf<'_>, mut tunnel: impl AsyncWrite + Unpin, lead: Lead, count: &AtomicU64) -> Result<(), Fault> {
     let (lead, now) = match lead {
         Lead::Now(lead) => (lead, true),
         Lead::WithData(lead) => (lead, false),
@@ -93,7 +94,7 @@ async fn send(
         // The kernel tells a reset once only: ignored here, it would read as a clean end below.
         let n = match app.try_read(&mut buffer[before..]) {
             Ok(n) => n,
-            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => 0,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => 0,
             Err(e) => return Err(Fault::App(e)),
         };
         count.fetch_add(n as u64, Ordering::Relaxed);
@@ -129,7 +130,7 @@ async fn receive(
 ) -> Result<(), Fault> {
     let mut buffer = vec![0; SMALL];
     loop {
-        let n = tunnel.read(&mut buffer).await.map_err(Fault::Tunnel)?;
+        let n = tunnel.read(&mut buffer).await.map_err(|e| if verdict { unanswered(e) } else { Fault::Tunnel(e) })?;
         let mut bytes = &buffer[..n];
         if verdict {
             let (first, rest) = bytes.split_first().ok_or(Fault::NoVerdict)?;
@@ -150,9 +151,16 @@ async fn receive(
     }
 }
 
+/// In TLS 1.3 the dialler has finished its handshake before the other side looked at its certificate: an alert in place of the
+/// verdict is that side's no.
+fn unanswered(error: io::Error) -> Fault {
+    let inner = error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>());
+    if matches!(inner, Some(rustls::Error::AlertReceived(_))) { Fault::Handshake(error) } else { Fault::Tunnel(error) }
+}
+
 /// Tells the peer that nothing was delivered and why, and closes the tunnel so that it surely arrives: what the peer already sent
 /// is read and thrown away for a moment, because closing with unread bytes would send a reset that overtakes the word.
-pub async fn refuse(tunnel: &mut (impl AsyncRead + AsyncWrite + Unpin), why: Refusal) -> std::io::Result<()> {
+pub async fn refuse(tunnel: &mut (impl AsyncRead + AsyncWrite + Unpin), why: Refusal) -> io::Result<()> {
     const MOST: usize = 256 * 1024;
     tunnel.write_all(&[Verdict::Refused(why).encode()]).await?;
     tunnel.shutdown().await?;

@@ -118,7 +118,10 @@ fn mariadb_where_the_server_speaks_first() -> Result<()> {
     install.args(["--no-defaults", "--user=root", "--auth-root-authentication-method=normal", "--skip-test-db"]);
     run_on(b, install.arg(format!("--datadir={}", data.display())))?;
     let init = dir.join("init.sql");
-    std::fs::write(&init, "CREATE USER 'cook'@'%' IDENTIFIED BY 'salt'; GRANT ALL ON *.* TO 'cook'@'%'; CREATE DATABASE kitchen;")?;
+    std::fs::write(
+        &init,
+        "CREATE USER 'cook'@'%' IDENTIFIED BY 'salt'; GRANT ALL ON *.* TO 'cook'@'%'; CREATE DATABASE kitchen;",
+    )?;
     let mut server = command("mariadbd");
     server.args(["--no-defaults", "--user=root", "--bind-address=*", "--port=3306", "--skip-name-resolve", "--skip-ssl"]);
     server.args(["--innodb-buffer-pool-size=16M", "--innodb-log-file-size=8M"]);
@@ -217,4 +220,3 @@ fn iperf3_moves_gigabytes() -> Result<()> {
     ensure!(total >= 2 * (megabytes() << 20), "the edges show only {total} bytes");
     Ok(())
 }
-

@@ -10,10 +10,8 @@ use crate::support::scenario::{Scenario, command, scenario};
 use crate::support::traffic::{Server, ask, expect_pattern, send_pattern, sockets};
 use crate::support::{equal, marker, role};
 
-pub(crate) const SCENARIOS: &[Scenario] = &[
-    scenario!("hosts", plain_traffic_is_readable_on_the_link),
-    scenario!("hosts", what_a_host_runs_dies_with_it),
-];
+pub(crate) const SCENARIOS: &[Scenario] =
+    &[scenario!("hosts", plain_traffic_is_readable_on_the_link), scenario!("hosts", what_a_host_runs_dies_with_it)];
 
 fn plain_traffic_is_readable_on_the_link() -> Result<()> {
     let lab = Setup::of(&["a", "b"]).hosts()?;

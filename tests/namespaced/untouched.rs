@@ -89,6 +89,9 @@ fn own_addresses_and_loopback() -> Result<()> {
     // Whoever dials the daemon's own capture port gets nothing out of it, and no loop either.
     let capture = SocketAddr::new([127, 0, 0, 1].into(), meshd::config::CAPTURE_PORT);
     let answer = ask(a, capture, "hello");
-    ensure!(matches!(&answer, Ok(text) if text.is_empty()) || answer.is_err_and(|e| e.kind() != io::ErrorKind::TimedOut), "it talks");
+    ensure!(
+        matches!(&answer, Ok(text) if text.is_empty()) || answer.is_err_and(|e| e.kind() != io::ErrorKind::TimedOut),
+        "it talks"
+    );
     mesh.secured_between("b", "a", 8001)
 }

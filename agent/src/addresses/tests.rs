@@ -433,12 +433,15 @@ const IPS: [&str; 5] = ["10.0.0.1", "10.0.0.2", "fd00::3", "127.0.0.5", "10.0.0.
 const OWN: usize = 4;
 const PORTS: [u16; 2] = [6374, 7000];
 
+/// Port, strict, presence; which addresses, and whether as shared.
+type Said = (u16, bool, Presence, Vec<(usize, bool)>);
+
 #[derive(Debug, Clone)]
 enum Event {
     /// What node `n` publishes now; none = it left.
     Record {
         n: u8,
-        record: Option<(u16, bool, Presence, Vec<(usize, bool)>)>,
+        record: Option<Said>,
     },
     Mode(bool),
     Proved(usize, u16, u8),
@@ -561,9 +564,9 @@ impl Model {
                 // Long silence of whatever `n` has.
                 for _ in 0..6 {
                     self.now += 9_000;
-                    for i in 0..IPS.len() {
+                    for (i, at) in IPS.iter().enumerate() {
                         if let Some((port, _)) = self.claim(i, *n) {
-                            self.b.failed(ip(IPS[i]), port, Failure::Silence, self.now);
+                            self.b.failed(ip(at), port, Failure::Silence, self.now);
                         }
                     }
                 }

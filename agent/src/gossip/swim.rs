@@ -8,7 +8,9 @@ use std::num::{NonZeroU8, NonZeroUsize};
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes};
-use foca::{BroadcastHandler, Foca, Header, Identity, Invalidates, Member, Message, Notification, PeriodicParams, Runtime, State};
+use foca::{
+    BroadcastHandler, Foca, Header, Identity, Invalidates, Member, Message, Notification, PeriodicParams, Runtime, State,
+};
 use meshd_ca::identity::NodeId;
 use rand::rngs::SmallRng;
 use thiserror::Error;
@@ -418,8 +420,11 @@ mod tests {
     use proptest::prelude::*;
 
     fn life() -> impl Strategy<Value = Life> {
-        (any::<[u8; 16]>(), any::<u64>(), any::<u16>())
-            .prop_map(|(n, generation, renewal)| Life { node: NodeId::from_bytes(n), generation, renewal })
+        (any::<[u8; 16]>(), any::<u64>(), any::<u16>()).prop_map(|(n, generation, renewal)| Life {
+            node: NodeId::from_bytes(n),
+            generation,
+            renewal,
+        })
     }
 
     proptest! {

@@ -12,54 +12,71 @@ use meshd_ca::identity::NodeId;
 use meshd_ca::keys::sha256;
 use meshd_ca::roster::Roster;
 
+use super::pull::{MAX_ASKED, Next};
 use super::wire::{BUCKETS, Item, Key, MAX_ITEMS, MAX_PACKET, Message, Table};
 use super::{Gossip, MAX_ANSWERED, Tick};
 use crate::record::{MAX_RECORD, MAX_SEQUENCE, RecordError, SignedRecord, Version};
 
 /// How long a peer has to answer before somebody else is asked.
 const PULL_PATIENCE: Duration = Duration::from_secs(3);
-/// Items asked for at once.
-const MAX_ASKED: usize = 32;
-/// Items waiting to be asked for, per peer.
-const MAX_QUEUED: usize = 8_192;
-/// Peers remembered as having the same item.
-const MAX_SOURCES: usize = 3;
 /// Roster entries remembered as seen. Forgetting one costs a check.
 const MAX_SEEN: usize = 8_192;
 /// Largest roster entry in bytes.
 const MAX_ENTRY: usize = 32 * 1024;
 
-/// What we want of one peer.
-#[derive(Debug, Default)]
-pub(super) struct Pull {
-    queued: BTreeMap<(Table, Key), Version>,
-    asked: BTreeMap<(Table, Key), Version>,
-    round: u64,
-    /// The roster changed on the way: records that were not believed may be now.
-    pub(super) compare_again: bool,
-}
+/// The hashes of the buckets of a table. The hash of a bucket is the sum of those of its items, so that a change costs one hash
+/// whatever the size of the table; 128 bits and one item per member and table leave nothing to search for.
+#[derive(Debug, Clone)]
+pub(super) struct Sums([u128; BUCKETS]);
 
-impl Pull {
-    pub(super) fn len(&self) -> usize {
-        self.queued.len() + self.asked.len()
+impl Default for Sums {
+    fn default() -> Self {
+        Self([0; BUCKETS])
     }
 }
 
-/// Hashes of our tables, computed when asked for.
+impl Sums {
+    pub(super) fn add(&mut self, item: &Item) {
+        let sum = &mut self.0[item.bucket()];
+        *sum = sum.wrapping_add(Self::hash(item));
+    }
+
+    pub(super) fn remove(&mut self, item: &Item) {
+        let sum = &mut self.0[item.bucket()];
+        *sum = sum.wrapping_sub(Self::hash(item));
+    }
+
+    fn hash(item: &Item) -> u128 {
+        let mut bytes = Vec::with_capacity(Item::LEN);
+        item.put(&mut bytes);
+        sha256(&[&bytes]).first_chunk().map_or(0, |b| u128::from_be_bytes(*b))
+    }
+
+    fn root(&self) -> [u8; 32] {
+        let bytes: Vec<u8> = self.0.iter().flat_map(|s| s.to_be_bytes()).collect();
+        sha256(&[&bytes])
+    }
+}
+
+/// The roster as a table, made when it is asked for.
+#[derive(Debug)]
+struct Entries {
+    bytes: BTreeMap<Key, Bytes>,
+    sums: Sums,
+}
+
+/// What is known about our tables besides what is in them.
 #[derive(Debug, Default)]
 pub(super) struct Hashes {
-    roster: Option<[u8; 32]>,
-    records: Option<[u8; 32]>,
-    entries: Option<BTreeMap<Key, Bytes>>,
+    pub(super) records: Sums,
+    roster: Option<Entries>,
+    digest: Option<[u8; 32]>,
     seen: BTreeSet<Key>,
 }
 
 impl Hashes {
     pub(super) fn roster_changed(&mut self) {
-        (self.roster, self.entries) = (None, None);
-    }
-    pub(super) fn records_changed(&mut self) {
-        self.records = None;
+        (self.roster, self.digest) = (None, None);
     }
 
     /// Whether an entry came by lately.
@@ -74,10 +91,13 @@ impl Hashes {
         self.seen.insert(key);
     }
 
-    fn entries(&mut self, roster: &Roster) -> &BTreeMap<Key, Bytes> {
-        self.entries.get_or_insert_with(|| {
+    fn entries(&mut self, roster: &Roster) -> &Entries {
+        self.roster.get_or_insert_with(|| {
             let all = roster.entries().map(|e| Bytes::from(e.to_bytes()));
-            all.map(|bytes| (entry_key(&bytes), bytes)).collect()
+            let bytes: BTreeMap<Key, Bytes> = all.map(|bytes| (entry_key(&bytes), bytes)).collect();
+            let mut sums = Sums::default();
+            bytes.keys().for_each(|k| sums.add(&entry_item(*k)));
+            Entries { bytes, sums }
         })
     }
 }
@@ -89,53 +109,59 @@ pub(super) fn entry_key(bytes: &[u8]) -> Key {
     key
 }
 
+pub(super) fn entry_item(key: Key) -> Item {
+    Item { table: Table::Roster, key, version: Version::default() }
+}
+
 pub(super) fn record_item(r: &SignedRecord) -> Item {
     Item { table: Table::Records, key: *r.record().node.as_bytes(), version: r.version() }
 }
 
+/// The buckets in a mask.
+fn buckets(mask: u64) -> impl Iterator<Item = usize> {
+    (0..BUCKETS).filter(move |b| mask & (1 << b) != 0)
+}
+
 impl Gossip {
-    /// All we have of a table, in the order of keys.
-    fn items(&mut self, table: Table) -> Vec<Item> {
+    /// What we have of a table in one bucket, in the order of keys.
+    fn bucket(&mut self, table: Table, bucket: usize) -> Vec<Item> {
+        const WIDTH: usize = 256 / BUCKETS;
+        let (mut low, mut high) = ([0; 16], [0xff; 16]);
+        low[0] = (bucket * WIDTH) as u8;
+        high[0] = (bucket * WIDTH + WIDTH - 1) as u8;
         match table {
-            Table::Records => self.records.values().map(|r| record_item(r)).collect(),
-            Table::Roster => {
-                let entries = self.hashes.entries(&self.roster);
-                entries.keys().map(|key| Item { table, key: *key, version: Version::default() }).collect()
+            Table::Records => {
+                let range = NodeId::from_bytes(low)..=NodeId::from_bytes(high);
+                self.records.range(range).map(|(_, r)| record_item(r)).collect()
             }
+            Table::Roster => self.hashes.entries(&self.roster).bytes.range(low..=high).map(|(k, _)| entry_item(*k)).collect(),
         }
     }
 
     fn lacks(&mut self, item: &Item) -> bool {
         match item.table {
-            Table::Roster => !self.hashes.entries(&self.roster).contains_key(&item.key),
+            Table::Roster => !self.hashes.entries(&self.roster).bytes.contains_key(&item.key),
             Table::Records => {
                 let node = NodeId::from_bytes(item.key);
-                self.roster.is_active(node)
+                // Cheapest first: most of what is offered is known.
+                self.records.get(&node).is_none_or(|r| r.version() < item.version)
+                    && self.roster.is_active(node)
                     && item.version.sequence <= MAX_SEQUENCE
                     && item.version.sequence >= self.sequences.get(&node).copied().unwrap_or(0)
-                    && self.records.get(&node).is_none_or(|r| r.version() < item.version)
             }
         }
     }
 
     fn roots(&mut self) -> ([u8; 32], [u8; 32]) {
-        let records = self.hashes.records.unwrap_or_else(|| {
-            let mut all = Vec::with_capacity(self.records.len() * Item::LEN);
-            self.records.values().for_each(|r| record_item(r).put(&mut all));
-            sha256(&[&all])
-        });
-        let roster = self.hashes.roster.unwrap_or_else(|| self.roster.digest());
-        (self.hashes.records, self.hashes.roster) = (Some(records), Some(roster));
-        (roster, records)
+        let digest = *self.hashes.digest.get_or_insert_with(|| self.roster.digest());
+        (digest, self.hashes.records.root())
     }
 
-    fn buckets(&mut self, table: Table) -> Vec<u64> {
-        let mut parts = vec![Vec::new(); BUCKETS];
-        for item in self.items(table) {
-            item.put(&mut parts[item.bucket()]);
+    fn sums(&mut self, table: Table) -> &[u128; BUCKETS] {
+        match table {
+            Table::Records => &self.hashes.records.0,
+            Table::Roster => &self.hashes.entries(&self.roster).sums.0,
         }
-        let short = |p: &Vec<u8>| sha256(&[p]).first_chunk().map_or(0, |b| u64::from_be_bytes(*b));
-        parts.iter().map(short).collect()
     }
 
     pub(super) fn send_root(&mut self, peer: NodeId) {
@@ -159,21 +185,21 @@ impl Gossip {
                 let mine = self.roots();
                 for (table, same) in [(Table::Roster, mine.0 == roster), (Table::Records, mine.1 == records)] {
                     if !same {
-                        let hashes = self.buckets(table);
+                        let hashes = self.sums(table).to_vec();
                         self.answer(from, &Message::Buckets { table, hashes });
                     }
                 }
             }
             Message::Buckets { table, hashes } => {
-                let mine = self.buckets(table);
-                let mask = (0..BUCKETS).filter(|i| mine[*i] != hashes[*i]).fold(0u64, |m, i| m | 1 << i);
+                let differ = self.sums(table).iter().zip(&hashes).map(|(a, b)| a != b);
+                let mask = differ.enumerate().fold(0u64, |mask, (i, differs)| mask | u64::from(differs) << i);
                 self.list(from, table, mask);
             }
             Message::List { table, mask, items } => {
                 let theirs: BTreeMap<Key, Version> = items.iter().map(|i| (i.key, i.version)).collect();
                 items.into_iter().for_each(|i| self.want(from, i));
-                let mut offer = self.items(table);
-                offer.retain(|i| mask & (1 << i.bucket()) != 0 && theirs.get(&i.key).is_none_or(|v| *v < i.version));
+                let mut offer: Vec<Item> = buckets(mask).flat_map(|b| self.bucket(table, b)).collect();
+                offer.retain(|i| theirs.get(&i.key).is_none_or(|v| *v < i.version));
                 for part in offer.chunks(MAX_ITEMS) {
                     self.answer(from, &Message::Offer(part.to_vec()));
                 }
@@ -182,11 +208,10 @@ impl Gossip {
             Message::Want(keys) => self.give(from, &keys),
             Message::Bodies { last, bodies } => {
                 for (item, bytes) in bodies {
-                    let asked = self.pulls.get(&from).is_some_and(|p| p.asked.contains_key(&(item.table, item.key)));
-                    self.body(from, &item, bytes, asked);
+                    self.body(from, &item, bytes);
                 }
-                if let (true, Some(pull)) = (last, self.pulls.get_mut(&from)) {
-                    pull.asked.clear();
+                if last {
+                    self.pulls.answered(from);
                 }
             }
             Message::Swim(_) => {} // not handed here
@@ -195,11 +220,10 @@ impl Gossip {
 
     /// Lists our items of the buckets in `mask`, in as many messages as it takes, each with whole buckets.
     fn list(&mut self, to: NodeId, table: Table, mask: u64) {
-        let mut items = self.items(table);
-        items.retain(|i| mask & (1 << i.bucket()) != 0);
         let (mut part, mut covered) = (Vec::new(), 0u64);
-        for bucket in (0..BUCKETS).filter(|b| mask & (1 << b) != 0) {
-            let of_bucket: Vec<Item> = items.iter().filter(|i| i.bucket() == bucket).take(MAX_ITEMS).copied().collect();
+        for bucket in buckets(mask) {
+            let mut of_bucket = self.bucket(table, bucket);
+            of_bucket.truncate(MAX_ITEMS);
             if part.len() + of_bucket.len() > MAX_ITEMS {
                 self.answer(to, &Message::List { table, mask: covered, items: std::mem::take(&mut part) });
                 covered = 0;
@@ -223,8 +247,8 @@ impl Gossip {
                     found.extend(record.map(|r| (record_item(r), r.bytes().clone())));
                 }
                 Table::Roster => {
-                    let entry = self.hashes.entries(&self.roster).get(key).cloned();
-                    found.extend(entry.map(|b| (Item { table: *table, key: *key, version: Version::default() }, b)));
+                    let entry = self.hashes.entries(&self.roster).bytes.get(key).cloned();
+                    found.extend(entry.map(|b| (entry_item(*key), b)));
                 }
             }
         }
@@ -243,7 +267,9 @@ impl Gossip {
     }
 
     /// An item in full.
-    fn body(&mut self, from: NodeId, item: &Item, bytes: &[u8], asked: bool) {
+    fn body(&mut self, from: NodeId, item: &Item, bytes: &[u8]) {
+        let asked = self.pulls.asked(from, item);
+        self.pulls.arrived(item);
         if bytes.len() > if item.table == Table::Roster { MAX_ENTRY } else { MAX_RECORD } {
             return self.strike(from);
         }
@@ -262,67 +288,41 @@ impl Gossip {
 
     /// Notes that `from` has an item, if we lack it.
     pub(super) fn want(&mut self, from: NodeId, item: Item) {
-        let key = (item.table, item.key);
-        if !self.lacks(&item) {
-            return;
-        }
-        let has = |p: &Pull| p.asked.get(&key) == Some(&item.version) || p.queued.get(&key) == Some(&item.version);
-        if self.pulls.iter().filter(|(peer, p)| **peer != from && has(p)).count() >= MAX_SOURCES {
-            return;
-        }
-        let pull = self.pulls.entry(from).or_default();
-        if pull.asked.get(&key) != Some(&item.version) && pull.queued.len() < MAX_QUEUED {
-            pull.queued.insert(key, item.version);
+        if self.lacks(&item) {
+            self.pulls.want(from, item);
         }
     }
 
     /// Asks a peer for what we want of it, unless it owes us an answer.
     pub(super) fn pump(&mut self, peer: NodeId) {
-        let Some(mut pull) = self.pulls.remove(&peer).filter(|_| self.roster.is_active(peer)) else { return };
-        if pull.asked.is_empty() {
-            let queued: Vec<_> = pull.queued.iter().map(|(k, v)| (*k, *v)).collect();
-            for (key, version) in queued {
-                if pull.asked.len() == MAX_ASKED {
-                    break;
-                }
-                if !self.lacks(&Item { table: key.0, key: key.1, version }) {
-                    pull.queued.remove(&key);
-                } else if !self.pulls.values().any(|p| p.asked.get(&key) == Some(&version)) {
-                    pull.queued.remove(&key);
-                    pull.asked.insert(key, version);
-                }
+        let mut pulls = std::mem::take(&mut self.pulls);
+        let next = pulls.next(peer, |item| self.lacks(item));
+        self.pulls = pulls;
+        match next {
+            Next::Ask(keys, request) => {
+                self.send(peer, &Message::Want(keys));
+                self.after(PULL_PATIENCE, Tick::Pull { peer, request });
             }
-            if !pull.asked.is_empty() {
-                self.rounds += 1;
-                pull.round = self.rounds;
-                self.send(peer, &Message::Want(pull.asked.keys().copied().collect()));
-                self.after(PULL_PATIENCE, Tick::Pull { peer, round: pull.round });
-            } else if pull.queued.is_empty() {
-                if pull.compare_again {
-                    self.send_root(peer);
-                }
-                return;
-            }
+            Next::Done { compare_again: true } => self.send_root(peer),
+            Next::Done { .. } | Next::Wait => {}
         }
-        self.pulls.insert(peer, pull);
     }
 
     /// A peer did not answer: whoever else has these items is asked.
-    pub(super) fn pull_timed_out(&mut self, peer: NodeId, round: u64) {
-        let Some(pull) = self.pulls.get_mut(&peer).filter(|p| p.round == round && !p.asked.is_empty()) else { return };
-        pull.asked.clear();
-        self.pump_all();
+    pub(super) fn pull_timed_out(&mut self, peer: NodeId, request: u64) {
+        if self.pulls.timed_out(peer, request) {
+            self.pump_all();
+        }
     }
 
     /// A peer went down: nothing will come of what it was asked for.
     pub(super) fn give_up_on(&mut self, peer: NodeId) {
-        if self.pulls.remove(&peer).is_some() {
+        if self.pulls.forget(peer) {
             self.pump_all();
         }
     }
 
     fn pump_all(&mut self) {
-        let peers: Vec<NodeId> = self.pulls.keys().copied().collect();
-        peers.into_iter().for_each(|p| self.pump(p));
+        self.pulls.peers().into_iter().for_each(|p| self.pump(p));
     }
 }

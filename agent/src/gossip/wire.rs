@@ -34,7 +34,7 @@ impl Item {
     pub(super) const LEN: usize = 33;
 
     pub(super) fn bucket(&self) -> usize {
-        usize::from(self.key[0]) * BUCKETS / 256
+        usize::from(self.key[0]) / (256 / BUCKETS)
     }
 
     pub(super) fn put(&self, out: &mut Vec<u8>) {
@@ -58,7 +58,7 @@ pub(super) enum Message<'a> {
     /// The hash of each table of the sender: where one differs, the receiver answers with [`Message::Buckets`].
     Root { roster: [u8; 32], records: [u8; 32] },
     /// The hashes of a table's buckets: the receiver answers with a [`Message::List`] of those that differ from its own.
-    Buckets { table: Table, hashes: Vec<u64> },
+    Buckets { table: Table, hashes: Vec<u128> },
     /// All items of the sender in the buckets of `mask`: the receiver asks for what is newer and offers what is not there.
     List { table: Table, mask: u64, items: Vec<Item> },
     /// Items the sender has and the receiver seems to lack.
@@ -85,7 +85,7 @@ impl<'a> Message<'a> {
             Self::Buckets { table, hashes } => {
                 out.put_u8(2);
                 out.put_u8(*table as u8);
-                hashes.iter().for_each(|h| out.put_u64(*h));
+                hashes.iter().for_each(|h| out.put_u128(*h));
             }
             Self::List { table, mask, items } => {
                 out.put_u8(3);
@@ -128,7 +128,7 @@ impl<'a> Message<'a> {
             }
             2 => {
                 let table = r.table()?;
-                let hashes = (0..BUCKETS).map(|_| r.u64()).collect::<Option<_>>()?;
+                let hashes = (0..BUCKETS).map(|_| r.array().map(u128::from_be_bytes)).collect::<Option<_>>()?;
                 r.end(Self::Buckets { table, hashes })?
             }
             3 => {
@@ -217,7 +217,7 @@ mod tests {
             let same: Vec<Item> = items.iter().map(|i| Item { table: Table::Records, ..*i }).collect();
             for m in [
                 Message::Root { roster: [1; 32], records: [2; 32] },
-                Message::Buckets { table: Table::Roster, hashes: vec![mask; BUCKETS] },
+                Message::Buckets { table: Table::Roster, hashes: vec![u128::from(mask) << 7; BUCKETS] },
                 Message::List { table: Table::Records, mask, items: same },
                 Message::Offer(items.clone()),
                 Message::Want(items.iter().map(|i| (i.table, i.key)).collect()),

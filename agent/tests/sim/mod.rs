@@ -49,6 +49,8 @@ struct Memory(Arc<Mutex<Known>>);
 struct Known {
     records: HashMap<Bytes, Arc<SignedRecord>>,
     entries: HashMap<Bytes, Arc<Entry>>,
+    /// Records that are published as they are the next time their node starts.
+    own: HashMap<NodeId, Arc<SignedRecord>>,
 }
 
 impl Judge for Memory {
@@ -95,7 +97,7 @@ pub struct Node {
     /// On disk: the sequence of its own record.
     pub sequence: u64,
     /// On disk, if it kept a cache: the records of others.
-    pub cache: Vec<SignedRecord>,
+    pub cache: Vec<Arc<SignedRecord>>,
     /// What its record says besides.
     pub port: u16,
     pub traffic: Traffic,
@@ -203,6 +205,22 @@ impl Fleet {
         fleet
     }
 
+    /// The power is back after a failure everywhere: all `n` nodes start within `spread`, each with the records of all others in
+    /// its cache.
+    pub fn warm(n: usize, seed: u64, spread: Duration) -> Self {
+        let mut fleet = Self::new(n, seed);
+        fleet.admit_all();
+        let all: Vec<Arc<SignedRecord>> =
+            (0..n).map(|i| Arc::new(SignedRecord::sign(&fleet.nodes[i].key, fleet.record_of(i, 1)).unwrap())).collect();
+        for i in 0..n {
+            fleet.run_until(spread * i as u32 / n as u32);
+            fleet.nodes[i].cache = all.iter().filter(|r| r.record().node != fleet.nodes[i].id).cloned().collect();
+            fleet.memory.0.lock().unwrap().own.insert(fleet.nodes[i].id, Arc::clone(&all[i]));
+            fleet.start(i);
+        }
+        fleet
+    }
+
     /// Every node is in every node's roster.
     pub fn admit_all(&mut self) {
         let mut roster = Roster::clone(&self.nodes[0].roster);
@@ -276,7 +294,7 @@ impl Fleet {
         let gossip = self.nodes[i].gossip.take();
         if let (true, Some(g)) = (keep, gossip) {
             let me = self.nodes[i].id;
-            self.nodes[i].cache = g.catalog().records().filter(|r| r.record().node != me).map(|r| SignedRecord::clone(r)).collect();
+            self.nodes[i].cache = g.catalog().records().filter(|r| r.record().node != me).cloned().collect();
         }
         self.sessions.retain(|(a, b)| *a != i && *b != i);
     }
@@ -295,6 +313,11 @@ impl Fleet {
 
     fn publish(&mut self, i: usize) {
         self.nodes[i].sequence += 1;
+        let ready = self.memory.0.lock().unwrap().own.remove(&self.nodes[i].id);
+        if let Some(record) = ready {
+            self.with(i, |g| g.publish(SignedRecord::clone(&record)));
+            return;
+        }
         let record = SignedRecord::sign(&self.nodes[i].key, self.record_of(i, self.nodes[i].sequence)).unwrap();
         self.memory.0.lock().unwrap().records.insert(record.bytes().clone(), Arc::new(record.clone()));
         self.with(i, |g| g.publish(record));
@@ -465,8 +488,11 @@ impl Fleet {
         let running: BTreeSet<NodeId> = self.alive().map(|(i, _)| self.nodes[i].id).collect();
         for (i, g) in self.alive() {
             let wrong: Vec<usize> = g.up().symmetric_difference(&running).map(|n| self.index[n]).filter(|n| *n != i).collect();
-            let old: Vec<usize> =
-                self.alive().map(|(k, _)| k).filter(|k| g.record(self.nodes[*k].id).map(|r| r.version().sequence) != Some(self.nodes[*k].sequence)).collect();
+            let old: Vec<usize> = self
+                .alive()
+                .map(|(k, _)| k)
+                .filter(|k| g.record(self.nodes[*k].id).map(|r| r.version().sequence) != Some(self.nodes[*k].sequence))
+                .collect();
             if !wrong.is_empty() || !old.is_empty() {
                 out.push(format!("{i}: up wrong {wrong:?}, records old {old:?}"));
             }

@@ -144,9 +144,9 @@ impl Node {
         });
         let settings = Settings {
             ports: OwnPorts { mesh: at.port(), capture: 1, admin: 2 },
-            dial: Duration::from_secs(2),
+            dial: Duration::from_secs(20),
             handshake: Duration::from_secs(20),
-            header: Duration::from_millis(500),
+            header: lab.header,
             hold: Duration::from_secs(2),
             ..Settings::default()
         };
@@ -185,11 +185,12 @@ async fn door(listener: TcpListener, data: DataTls, proxy: Arc<Proxy>, failed: A
 pub(super) struct Options {
     pub(super) lifetime: Duration,
     pub(super) limits: Limits,
+    pub(super) header: Duration,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { lifetime: Duration::from_secs(72 * 3600), limits: Limits::default() }
+        Self { lifetime: Duration::from_secs(72 * 3600), limits: Limits::default(), header: Duration::from_secs(20) }
     }
 }
 

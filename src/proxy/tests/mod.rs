@@ -12,15 +12,15 @@ use std::time::Duration;
 use meshd_ca::identity::Workload;
 use meshd_ca::keys::PrivateKey;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::Member;
 use super::edges::Direction;
 use super::header::{Header, Refusal, Verdict};
 use super::live::{Cut, Limits};
-use super::Member;
 use crate::identity::tls::server_name;
 use lab::{A, B, Lab, Node, Options, lab, lab_with, soon};
 
@@ -66,7 +66,9 @@ fn pattern(n: usize, seed: u64) -> Vec<u8> {
 /// A peer that speaks the protocol by hand.
 async fn by_hand(from: &Node, to: &Node, sni: u16) -> TlsStream<TcpStream> {
     let svid = from.svids.own().unwrap();
-    let tcp = TcpStream::connect(to.mesh).await.unwrap();
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(SocketAddr::new(from.ip, 0)).unwrap();
+    let tcp = socket.connect(to.mesh).await.unwrap();
     TlsConnector::from(svid.client().clone()).connect(server_name(sni.try_into().unwrap()), tcp).await.unwrap()
 }
 
@@ -258,10 +260,12 @@ async fn a_fin_without_close_notify_is_a_reset_at_both_ends() {
 
 #[tokio::test]
 async fn garbage_and_silence_on_the_mesh_port_harm_nobody() {
-    let lab = lab().await;
+    let lab = lab_with(Options { header: Duration::from_millis(500), ..Options::default() }).await;
     let (listener, at) = lab.service().await;
     tokio::spawn(echo(listener));
-    for garbage in [b"GET / HTTP/1.1\r\n\r\n".to_vec(), vec![0; 9000], pattern(9000, 3), [&[22, 3, 1, 0x3f, 0xff][..], &[7; 9000]].concat()] {
+    for garbage in
+        [b"GET / HTTP/1.1\r\n\r\n".to_vec(), vec![0; 9000], pattern(9000, 3), [&[22, 3, 1, 0x3f, 0xff][..], &[7; 9000]].concat()]
+    {
         let mut s = TcpStream::connect(lab.b.mesh).await.unwrap();
         let _ = s.write_all(&garbage).await;
         let _ = s.shutdown().await;
@@ -437,8 +441,9 @@ async fn a_banished_peer_is_cut_at_once_and_stays_out() {
     assert!(why.contains(&Some("cut-banished")), "{why:?}");
 
     let mut app = lab.a.dial(at).await;
-    app.write_all(b"again").await.ok();
     reset(&mut app).await;
+    let e = &lab.a.edges()[0];
+    assert!(!e.secured && e.failures.contains_key("handshake"), "{e:?}");
     assert_eq!(lab.b.handshakes_failed.load(Ordering::Relaxed), 1);
     // The other direction: what B still believes to be A's address.
     let mut app = lab.b.dial(SocketAddr::new(A, 80)).await;

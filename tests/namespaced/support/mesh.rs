@@ -112,6 +112,11 @@ impl Mesh {
         self.lab.hosts().iter().find(|h| h.name == name).expect("a host of this name")
     }
 
+    /// The hosts and their switch.
+    pub(crate) fn lab(&self) -> &Lab {
+        &self.lab
+    }
+
     /// Waits until every running member secures its connections to every other.
     pub(crate) fn settled(&self) -> Result<()> {
         let running = || self.members.iter().filter(|m| m.daemon.is_some());

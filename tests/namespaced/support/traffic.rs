@@ -34,7 +34,8 @@ pub(crate) fn connect(host: &Host, to: SocketAddr) -> io::Result<TcpStream> {
 /// Connects from `host`, or gives up after `patience`.
 pub(crate) fn connect_within(host: &Host, to: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
     // The socket belongs to the namespace it is made in; waiting is done outside.
-    let socket = host.within(|| Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))).map_err(io::Error::other)??;
+    let socket =
+        host.within(|| Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))).map_err(io::Error::other)??;
     socket.connect_timeout(&to.into(), patience)?;
     limited(socket.into())
 }
@@ -79,7 +80,11 @@ pub(crate) struct Server {
 
 impl Server {
     /// Listens on all addresses of `host`, both families, and gives each connection to `serve`.
-    pub(crate) fn start(host: &Host, port: u16, serve: impl Fn(TcpStream) -> io::Result<()> + Send + Sync + 'static) -> Result<Server> {
+    pub(crate) fn start(
+        host: &Host,
+        port: u16,
+        serve: impl Fn(TcpStream) -> io::Result<()> + Send + Sync + 'static,
+    ) -> Result<Server> {
         Server::on(host, SocketAddr::new(IpAddr::from([0; 16]), port), serve)
     }
 

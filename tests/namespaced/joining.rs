@@ -1,0 +1,203 @@
+//! How hosts come in, stay out, and leave, by the command line alone.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use meshd::api::{Standing, State};
+
+use crate::support::mesh::Setup;
+use crate::support::scenario::{Scenario, scenario};
+use crate::support::traffic::{Server, ask, sockets};
+use crate::support::{equal, eventually, marker};
+
+pub(crate) const SCENARIOS: &[Scenario] = &[
+    scenario!("joining", a_host_alone_founds_and_others_join_with_tokens),
+    scenario!("joining", without_a_token_a_host_beside_a_mesh_stays_pending),
+    scenario!("joining", wrong_used_revoked_and_ended_tokens_open_nothing),
+    scenario!("joining", a_token_works_before_the_first_start),
+    scenario!("joining", where_multicast_does_not_reach_the_token_leads),
+    scenario!("joining", everyone_comes_back_after_a_restart),
+    scenario!("joining", the_founder_may_be_away),
+    scenario!("joining", who_leaves_is_an_ordinary_host),
+];
+
+fn a_host_alone_founds_and_others_join_with_tokens() -> Result<()> {
+    let mesh = Setup::of(&["a", "b", "c"]).start()?;
+    let statuses: Vec<_> = ["a", "b", "c"].iter().map(|n| mesh.at(n).status()).collect::<Result<_>>()?;
+    ensure!(statuses.iter().all(|s| s.mesh == statuses[0].mesh && s.mesh.is_some()), "not one mesh: {statuses:?}");
+    equal!(statuses.iter().map(|s| s.authority).collect::<Vec<_>>(), vec![true, false, false], "who is the authority");
+    for name in ["a", "b", "c"] {
+        let mut names: Vec<String> = mesh.at(name).nodes()?.iter().map(|n| n.name.to_string()).collect();
+        names.sort();
+        equal!(names, vec!["a".to_owned(), "b".into(), "c".into()], "nodes that {name} knows");
+        let (ok, ..) = mesh.at(name).try_cli(&["status"])?;
+        ensure!(ok, "status of a member is not success");
+    }
+    let token = mesh.at("a").token()?;
+    ensure!(token.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-'), "not one plain word: {token}");
+    Ok(())
+}
+
+fn without_a_token_a_host_beside_a_mesh_stays_pending() -> Result<()> {
+    let mut mesh = Setup::of(&["a", "b"]).hosts()?;
+    mesh.at_mut("a").start()?;
+    mesh.at("a").until(State::Member)?;
+    mesh.at_mut("b").start()?;
+    mesh.at("b").until(State::Pending)?;
+    // Longer than it would look around before founding.
+    std::thread::sleep(Duration::from_secs(6));
+    let status = mesh.at("b").status()?;
+    equal!(status.state, State::Pending, "state");
+    ensure!(status.reason.is_some(), "it does not say why");
+    let (ok, ..) = mesh.at("b").try_cli(&["status"])?;
+    ensure!(!ok, "status of a pending host is success");
+    equal!(mesh.at("a").nodes()?.len(), 1, "nodes");
+    // It talks as ever, both ways.
+    let server = Server::answering(mesh.host("b"), 8000, "got ")?;
+    let word = marker("pending");
+    mesh.readable(&word, || Ok(ask(mesh.host("a"), sockets(mesh.host("b"), 8000)[0], &word)?))?;
+    drop(server);
+    let token = mesh.at("a").token()?;
+    mesh.at("b").cli(&["join", &token])?;
+    mesh.at("b").until(State::Member)?;
+    mesh.settled()?;
+    mesh.secured_between("a", "b", 8001)
+}
+
+fn wrong_used_revoked_and_ended_tokens_open_nothing() -> Result<()> {
+    let mut mesh = Setup::of(&["a", "b", "c"]).hosts()?;
+    mesh.at_mut("a").start()?;
+    mesh.at("a").until(State::Member)?;
+    for name in ["b", "c"] {
+        mesh.at_mut(name).start()?;
+        mesh.at(name).until(State::Pending)?;
+    }
+    let refused = |token: &str, what: &str| -> Result<()> {
+        let (ok, out, err) = mesh.at("c").try_cli(&["join", token])?;
+        ensure!(!ok, "{what} token was accepted: {out}{err}");
+        ensure!(!err.trim().is_empty(), "nothing is said about {what} token");
+        ensure!(mesh.at("c").status()?.state != State::Member, "{what} token made a member");
+        Ok(())
+    };
+    let used = mesh.at("a").token()?;
+    mesh.at("b").cli(&["join", &used])?;
+    mesh.at("b").until(State::Member)?;
+    refused(&used, "a used")?;
+    // The same host may repeat itself: an answer may get lost.
+    mesh.at("b").cli(&["join", &used])?;
+
+    let ended = mesh.at("a").token_of(&["--lifetime", "1s"])?;
+    std::thread::sleep(Duration::from_millis(2500));
+    refused(&ended, "an ended")?;
+
+    let revoked = mesh.at("a").token()?;
+    let tokens: Vec<meshd::api::TokenInfo> = mesh.at("a").json(&["token", "list"])?;
+    for token in &tokens {
+        mesh.at("a").cli(&["token", "revoke", &token.id])?;
+    }
+    refused(&revoked, "a revoked")?;
+
+    let good = mesh.at("a").token()?;
+    let mut wrong = good.clone().into_bytes();
+    let middle = wrong.len() / 2;
+    wrong[middle] = if wrong[middle] == b'a' { b'b' } else { b'a' };
+    refused(&String::from_utf8(wrong)?, "a mistyped")?;
+    refused("nonsense", "a nonsensical")?;
+    equal!(mesh.at("a").nodes()?.len(), 2, "nodes");
+    let (plain, ..) = mesh.at("b").try_cli(&["token", "create"])?;
+    ensure!(!plain, "a host that is no authority makes tokens");
+
+    mesh.at("c").cli(&["join", &good])?;
+    mesh.at("c").until(State::Member)
+}
+
+fn a_token_works_before_the_first_start() -> Result<()> {
+    let mut mesh = Setup::of(&["a", "b"]).hosts()?;
+    mesh.at_mut("a").start()?;
+    mesh.at("a").until(State::Member)?;
+    let token = mesh.at("a").token()?;
+    let file = mesh.at("b").dir().join("token");
+    std::fs::write(&file, format!("{token}\n"))?;
+    mesh.at("b").cli(&["join", "--token-file", &file.display().to_string()])?;
+    mesh.at_mut("b").start()?;
+    mesh.at("b").until(State::Member)?;
+    mesh.settled()?;
+    mesh.secured_between("b", "a", 8000)
+}
+
+fn where_multicast_does_not_reach_the_token_leads() -> Result<()> {
+    let mesh = Setup::of(&["a", "b", "c"]).configured("mdns = false").start()?;
+    mesh.secured_between("b", "c", 8000)?;
+    mesh.secured_between("c", "a", 8001)
+}
+
+fn everyone_comes_back_after_a_restart() -> Result<()> {
+    let mut mesh = Setup::of(&["a", "b", "c"]).configured("drain = \"0s\"").start()?;
+    let before: Vec<_> = ["a", "b", "c"].iter().map(|n| Ok(mesh.at(n).status()?.node)).collect::<Result<_>>()?;
+    // One after the other, then all at once without a word.
+    for name in ["a", "b", "c"] {
+        mesh.at_mut(name).stop()?;
+        mesh.at_mut(name).start()?;
+        mesh.at(name).until(State::Member)?;
+    }
+    mesh.settled()?;
+    mesh.secured_between("a", "c", 8000)?;
+    for name in ["a", "b", "c"] {
+        mesh.at_mut(name).kill();
+    }
+    for name in ["c", "b", "a"] {
+        mesh.at_mut(name).start()?;
+    }
+    for name in ["a", "b", "c"] {
+        mesh.at(name).until(State::Member)?;
+    }
+    mesh.settled()?;
+    mesh.secured_between("a", "b", 8001)?;
+    mesh.secured_between("b", "c", 8002)?;
+    let after: Vec<_> = ["a", "b", "c"].iter().map(|n| Ok(mesh.at(n).status()?.node)).collect::<Result<_>>()?;
+    equal!(after, before, "node ids after the restarts");
+    Ok(())
+}
+
+fn the_founder_may_be_away() -> Result<()> {
+    let mut mesh = Setup::of(&["a", "b", "c"]).configured("drain = \"0s\"").start()?;
+    mesh.at_mut("a").stop()?;
+    mesh.secured_between("b", "c", 8000)?;
+    mesh.at_mut("b").stop()?;
+    mesh.at_mut("b").start()?;
+    mesh.at("b").until(State::Member)?;
+    mesh.at("b").until_captures(mesh.host("c"))?;
+    mesh.at("c").until_captures(mesh.host("b"))?;
+    mesh.secured_between("c", "b", 8001).context("after a member restarted without any authority in reach")?;
+    mesh.at_mut("a").start()?;
+    mesh.at("a").until(State::Member)?;
+    mesh.settled()?;
+    mesh.secured_between("a", "b", 8002)
+}
+
+fn who_leaves_is_an_ordinary_host() -> Result<()> {
+    let mesh = Setup::of(&["a", "b", "c"]).start()?;
+    mesh.at("c").cli(&["leave"])?;
+    mesh.at("c").until(State::Left)?;
+    for name in ["a", "b"] {
+        eventually(Duration::from_secs(10), "everyone knows who left", || {
+            let nodes = mesh.at(name).nodes()?;
+            let c = nodes.iter().find(|n| n.name.as_str() == "c");
+            ensure!(c.is_none_or(|c| c.standing == Standing::Left && c.captured.is_empty()), "{name} shows {c:?}");
+            Ok(())
+        })?;
+    }
+    let server = Server::answering(mesh.host("c"), 8000, "got ")?;
+    for address in sockets(mesh.host("c"), 8000) {
+        let word = marker("left");
+        mesh.readable(&word, || Ok(ask(mesh.host("a"), address, &word)?))?;
+    }
+    drop(server);
+    mesh.secured_between("a", "b", 8001)?;
+    // It may come back with a new token.
+    let token = mesh.at("a").token()?;
+    mesh.at("c").cli(&["join", &token])?;
+    mesh.at("c").until(State::Member)?;
+    mesh.settled()?;
+    mesh.secured_between("c", "a", 8002)
+}
