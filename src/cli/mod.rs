@@ -2,7 +2,7 @@
 //!
 //! Owns the words of the commands, what they print and their exit codes ([`Exit`]). Decides nothing about the mesh: it reads the
 //! configuration, asks the daemon over the local API or calls the daemon's own entry points, and shows the answer. Whatever comes from
-//! elsewhere is printed through [`screen`], which lets no control character through.
+//! elsewhere is printed through `screen`, which lets no control character through.
 
 mod check;
 mod cleanup;
