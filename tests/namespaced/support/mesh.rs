@@ -243,11 +243,6 @@ impl Member {
         }
     }
 
-    /// The process id of the daemon.
-    pub(crate) fn pid(&self) -> Option<u32> {
-        self.daemon.as_ref().map(Process::pid)
-    }
-
     /// What the daemon logged.
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.dir().join("meshd.log")).unwrap_or_default()
