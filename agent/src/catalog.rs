@@ -73,3 +73,66 @@ impl Catalog {
         listeners.iter().find(|l| on(l, Some(ip))).or_else(|| listeners.iter().find(|l| on(l, None)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use meshd_ca::keys::PrivateKey;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::record::tests::{mesh, record};
+    use crate::record::{Address, NodeRecord};
+
+    fn signed(key: &PrivateKey, r: NodeRecord) -> Arc<SignedRecord> {
+        Arc::new(SignedRecord::sign(key, r).unwrap())
+    }
+
+    #[test]
+    fn lookups() {
+        let (keys, roster) = mesh(3);
+        let shared = Address { ip: "10.0.0.100".parse().unwrap(), shared: true };
+        let mut records: Vec<NodeRecord> = (0..3).map(|i| record(&keys[i], i, 1)).collect();
+        records[1].addresses.extend([shared, shared]);
+        records[2].addresses.push(shared);
+        let own: IpAddr = "10.0.0.1".parse().unwrap();
+        let exact = Listener { ip: Some(own), ..records[1].listeners[0].clone() };
+        records[1].listeners.push(exact);
+        let (one, two) = (records[1].node, records[2].node);
+        let catalog = Catalog::new(records.into_iter().zip(&keys).map(|(r, k)| signed(k, r)), &roster);
+        assert_eq!(catalog.len(), 3);
+        let mut both = [one, two];
+        both.sort();
+        assert_eq!(catalog.at(shared.ip), both);
+        assert_eq!(catalog.at(own), [one]);
+        assert!(catalog.at("10.9.9.9".parse().unwrap()).is_empty());
+        assert_eq!(catalog.listener(one, own, 80).unwrap().ip, Some(own));
+        assert_eq!(catalog.listener(one, shared.ip, 80).unwrap().ip, None);
+        assert!(catalog.listener(one, own, 81).is_none());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        #[test]
+        fn order_and_repetition_do_not_matter(picks in proptest::collection::vec((0usize..3, 1u64..4, any::<bool>()), 1..30), seed: u64) {
+            let (keys, mut roster) = mesh(3);
+            // Ports make records with equal sequences differ.
+            let records: Vec<_> = picks.iter().map(|(i, sequence, odd)| {
+                let mut r = record(&keys[*i], *i, *sequence);
+                r.port = 1 + u16::from(*odd);
+                signed(&keys[*i], r)
+            }).collect();
+            let left = keys[2].public().node_id();
+            roster.leave(&keys[2]).unwrap();
+            let mut other = records.clone();
+            other.extend(records.iter().rev().cloned());
+            let middle = seed as usize % other.len();
+            other.rotate_left(middle);
+            let (a, b) = (Catalog::new(records.clone(), &roster), Catalog::new(other, &roster));
+            prop_assert!(a.records().eq(b.records()));
+            prop_assert!(a.record(left).is_none() && a.len() <= 2);
+            for r in a.records() {
+                prop_assert!(records.iter().filter(|o| o.record().node == r.record().node).all(|o| o.version() <= r.version()));
+            }
+        }
+    }
+}

@@ -13,6 +13,7 @@
 //! constants. Liveness ([`Output::Up`], [`Output::Down`]) is hearsay among members: a malicious one can make another look down
 //! until that one hears of it and says otherwise. Treat it as a hint, never as proof.
 
+mod hear;
 mod pull;
 mod swim;
 mod sync;
@@ -32,7 +33,7 @@ use thiserror::Error;
 use crate::catalog::Catalog;
 use crate::record::{MAX_SEQUENCE, RecordError, SignedRecord};
 use pull::Pulls;
-use swim::{Life, News, Note, Packet, Swim};
+use swim::{Life, News, Note, Swim};
 use wire::{Item, Message};
 
 pub use wire::MAX_PACKET;
@@ -49,6 +50,8 @@ const MAX_PACKETS: u32 = 2_000;
 const MAX_STRIKES: u32 = 16;
 /// Bytes given to one peer for its asking, per tick.
 const MAX_ANSWERED: usize = 8 << 20;
+/// Times one peer may say that we are down, per tick. Each time we begin another life and everybody hears of it.
+const MAX_DOUBTS: u32 = 16;
 /// New records of one node accepted per tick. Honest nodes make one per [`PUBLISH_EVERY`].
 const MAX_CHANGES: u32 = 20;
 /// Peers a change is pushed to by its author, and by an author that is about to go.
@@ -98,6 +101,7 @@ impl Judge for Strict {}
 
 /// What is to be done.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(clippy::large_enum_variant)] // the large ones are rare, and drained at once
 pub enum Output {
     /// Send a packet to a member, whole or not at all. At most [`MAX_PACKET`] bytes. It may be lost.
     Send {
@@ -128,10 +132,10 @@ pub enum Output {
 
 /// Something to be called back with, see [`Output::After`].
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Timer(Tick);
+pub struct Timer(Due);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Tick {
+enum Due {
     Swim(foca::Timer<Life>),
     Tick,
     Sync,
@@ -159,6 +163,7 @@ struct Quota {
     packets: u32,
     strikes: u32,
     answered: usize,
+    doubts: u32,
     changes: u32,
 }
 
@@ -223,15 +228,15 @@ impl Gossip {
             changed: BTreeSet::new(),
             outputs: Vec::new(),
         };
-        gossip.after_about(TICK, Tick::Tick);
-        gossip.after_about(SYNC_EVERY, Tick::Sync);
+        gossip.after_about(TICK, Due::Tick);
+        gossip.after_about(SYNC_EVERY, Due::Sync);
         gossip
     }
 
     /// Takes records from a cache. They are believed (a [`SignedRecord`] is verified), and nobody is told.
-    pub fn restore(&mut self, records: impl IntoIterator<Item = Arc<SignedRecord>>) {
+    pub fn restore(&mut self, records: impl IntoIterator<Item = impl Into<Arc<SignedRecord>>>) {
         for r in records {
-            self.accept(r, false);
+            self.accept(r.into(), false);
         }
         self.collect();
     }
@@ -348,24 +353,24 @@ impl Gossip {
             return;
         }
         match timer.0 {
-            Tick::Swim(t) => self.swim.timer(t),
-            Tick::Tick => {
+            Due::Swim(t) => self.swim.timer(t),
+            Due::Tick => {
                 self.quotas.clear();
                 self.settled = true;
                 self.look_for_someone();
-                self.after_about(TICK, Tick::Tick);
+                self.after_about(TICK, Due::Tick);
             }
-            Tick::Sync => {
+            Due::Sync => {
                 if let Some(peer) = self.some_up(1).pop() {
                     self.send_root(peer);
                 }
-                self.after_about(SYNC_EVERY, Tick::Sync);
+                self.after_about(SYNC_EVERY, Due::Sync);
             }
-            Tick::Publish => {
+            Due::Publish => {
                 self.resting = false;
                 self.flush(PUSH);
             }
-            Tick::Pull { peer, request } => self.pull_timed_out(peer, request),
+            Due::Pull { peer, request } => self.pull_timed_out(peer, request),
         }
         self.collect();
     }
@@ -426,14 +431,14 @@ impl Gossip {
 }
 
 impl Gossip {
-    fn after(&mut self, delay: Duration, tick: Tick) {
-        self.outputs.push(Output::After { delay, timer: Timer(tick) });
+    fn after(&mut self, delay: Duration, due: Due) {
+        self.outputs.push(Output::After { delay, timer: Timer(due) });
     }
 
     /// After a time a quarter shorter to a quarter longer, so that nodes do not march in step.
-    fn after_about(&mut self, delay: Duration, tick: Tick) {
+    fn after_about(&mut self, delay: Duration, due: Due) {
         let delay = delay * self.rng.random_range(750..1250) / 1000;
-        self.after(delay, tick);
+        self.after(delay, due);
     }
 
     fn send(&mut self, to: NodeId, message: &Message<'_>) {
@@ -495,7 +500,7 @@ impl Gossip {
         self.swim.spread(&News::Record(item));
         self.push(&item, &bytes, pushes);
         self.resting = true;
-        self.after(PUBLISH_EVERY, Tick::Publish);
+        self.after(PUBLISH_EVERY, Due::Publish);
     }
 
     /// Puts a record in the place of an older one.
@@ -514,141 +519,6 @@ impl Gossip {
         for peer in self.some_up(to) {
             self.send(peer, &Message::Bodies { last: false, bodies: vec![(*item, bytes)] });
         }
-    }
-
-    /// Takes a SWIM packet apart and hands the engine what is left of it. None where it is malformed.
-    fn swim_packet(&mut self, from: NodeId, data: &[u8]) -> Option<()> {
-        let mut packet = Packet::parse(data)?;
-        let header = &packet.header;
-        if header.src.node != from || header.dst.node != self.me || header.src.generation > MAX_SEQUENCE {
-            return None;
-        }
-        for news in std::mem::take(&mut packet.news) {
-            match news {
-                News::Entry(bytes) => self.hear_entry(from, bytes),
-                News::Record(item) => self.want(from, item),
-            }
-        }
-        // What we have just learned may have been that they are no member any more.
-        let known = |node: NodeId| self.roster.is_active(node);
-        if known(from) && packet.third().is_none_or(known) {
-            self.swim.receive(&packet.header);
-            let members: Vec<_> = packet.members.into_iter().filter_map(|m| self.believable(m)).collect();
-            self.swim.apply(members);
-        }
-        Some(())
-    }
-
-    /// Passes a word about a member's life on to the engine if the member itself has signed a record for that generation.
-    fn believable(&mut self, member: foca::Member<Life>) -> Option<foca::Member<Life>> {
-        use foca::Identity;
-        // Most of what is said was said before.
-        if self.heard.get(&member.id().node) == Some(&member) {
-            return None;
-        }
-        let (life, mine) = (*member.id(), self.swim.life());
-        let proved = life.generation <= self.sequences.get(&life.node).copied().unwrap_or(0);
-        if life.node == self.me {
-            // Somebody made up a later life of ours: begin one that is later still.
-            if proved && life.win_addr_conflict(&mine) {
-                match life.renew() {
-                    Some(next) => self.swim.live(next),
-                    None => self.rebirth(),
-                }
-            }
-            return (life == mine).then_some(member);
-        }
-        if !self.roster.is_active(life.node) {
-            return None;
-        }
-        if !proved {
-            self.held.insert(life.node, member);
-            return None;
-        }
-        self.heard.insert(life.node, member.clone());
-        Some(member)
-    }
-
-    /// Nothing but a new record of ours proves that we live.
-    fn rebirth(&mut self) {
-        self.reborn = true;
-        let sequence = self.sequences.get(&self.me).copied().unwrap_or(0);
-        self.outrun(sequence);
-    }
-
-    /// Takes a verified record if it is the newest of its node. `pass_on`: it is news to others too.
-    fn accept(&mut self, record: Arc<SignedRecord>, pass_on: bool) {
-        let (node, version) = (record.record().node, record.version());
-        if !self.roster.is_active(node) {
-            return;
-        }
-        let known = self.records.get(&node).map(|r| r.version());
-        if node == self.me {
-            // Signed by an earlier life of ours that we do not remember, or by a second one beside us.
-            if known.is_none_or(|own| version.sequence >= own.sequence && version != own) {
-                let seen = self.sequences.entry(node).or_default();
-                *seen = version.sequence.max(*seen);
-                let seen = *seen;
-                self.reborn = true;
-                self.outrun(seen);
-            }
-            return;
-        }
-        let seen = self.sequences.get(&node).copied().unwrap_or(0);
-        if known.is_some_and(|k| k >= version) || version.sequence < seen {
-            return;
-        }
-        let quota = self.quotas.entry(node).or_default();
-        quota.changes += 1;
-        if quota.changes > MAX_CHANGES {
-            return; // what it says last is found when hashes are compared
-        }
-        let item = sync::record_item(&record);
-        self.keep(record);
-        if pass_on {
-            self.swim.spread(&News::Record(item));
-        }
-        if let Some(member) = self.held.remove(&node) {
-            if member.id().generation <= version.sequence {
-                self.swim.apply([member]);
-            } else {
-                self.held.insert(node, member);
-            }
-        }
-    }
-
-    /// Takes a roster entry that travels around, unless it came by lately.
-    fn hear_entry(&mut self, from: NodeId, bytes: &[u8]) {
-        let key = sync::entry_key(bytes);
-        if !self.hashes.seen(&key) && self.merge(from, bytes) {
-            self.hashes.see(key);
-        }
-    }
-
-    /// Takes a roster entry from a peer if it is valid and changes anything. Whether it was valid.
-    fn merge(&mut self, from: NodeId, bytes: &[u8]) -> bool {
-        let Ok(entry) = self.judge.entry(bytes) else {
-            self.strike(from);
-            return false;
-        };
-        let mut roster = Roster::clone(&self.roster);
-        match roster.merge(Entry::clone(&entry)) {
-            Ok(true) => {
-                self.swim.spread(&News::Entry(bytes));
-                self.set_roster(Arc::new(roster));
-                self.outputs.push(Output::Roster(Entry::clone(&entry)));
-                self.pulls.compare_again(from);
-            }
-            // Known, overruled, or kept until its signer is known as an authority.
-            Ok(false) => self.roster = Arc::new(roster),
-            // The roster of the peer may be ahead of ours.
-            Err(RosterError::Unproven | RosterError::Full) => return false,
-            Err(_) => {
-                self.strike(from);
-                return false;
-            }
-        }
-        true
     }
 
     /// Turns what the engine wants into outputs.
@@ -673,7 +543,7 @@ impl Gossip {
             }
         }
         for (delay, timer) in wishes.timers {
-            self.after(delay, Tick::Swim(timer));
+            self.after(delay, Due::Swim(timer));
         }
         for (to, packet) in wishes.sends {
             self.send_packet(to, packet);

@@ -224,3 +224,129 @@ fn version(record: &NodeRecord, bytes: &[u8]) -> Version {
     tag.copy_from_slice(&sha256(&[bytes])[..8]);
     Version { sequence: record.sequence, tag: u64::from_be_bytes(tag) }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::net::Ipv4Addr;
+    use std::time::Duration;
+
+    use meshd_ca::identity::{HostName, MeshId, TrustDomain};
+    use meshd_ca::issue::Issuer;
+    use meshd_ca::time::UnixTime;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A mesh of `n` keys, the first of which founded it and admitted the others as `host-<i>`.
+    pub(crate) fn mesh(n: usize) -> (Vec<PrivateKey>, Roster) {
+        let keys: Vec<PrivateKey> = (0..n).map(|_| PrivateKey::generate().unwrap()).collect();
+        let mesh = MeshId::from_bytes([7; 10]);
+        let domain = TrustDomain::of(mesh);
+        let founder = keys[0].public().node_id();
+        let root = Issuer::create(&domain, founder, UnixTime(1_700_000_000), Duration::from_secs(86_400 * 3650)).unwrap();
+        let name = |i: usize| HostName::nearest(&format!("host-{i}"));
+        let mut roster = Roster::found(mesh, domain, &keys[0], name(0), root.root_der().to_vec()).unwrap();
+        for (i, key) in keys.iter().enumerate().skip(1) {
+            roster.admit(&keys[0], key.public(), &name(i)).unwrap();
+        }
+        (keys, roster)
+    }
+
+    /// A record of a node named `host-<i>`.
+    pub(crate) fn record(key: &PrivateKey, i: usize, sequence: u64) -> NodeRecord {
+        let host = HostName::nearest(&format!("host-{i}"));
+        NodeRecord {
+            node: key.public().node_id(),
+            sequence,
+            port: 6374,
+            addresses: vec![Address { ip: Ipv4Addr::new(10, 0, 0, i as u8).into(), shared: false }],
+            zone: Some("shed".into()),
+            mode: Mode::Strict,
+            presence: Presence::Running,
+            listeners: vec![Listener { port: 80, ip: None, workload: Workload::Unit(host, "web.service".into()) }],
+            version: "0.1.0".into(),
+        }
+    }
+
+    #[test]
+    fn what_was_signed_is_what_is_read() {
+        let (keys, roster) = mesh(2);
+        let signed = SignedRecord::sign(&keys[1], record(&keys[1], 1, 5)).unwrap();
+        let read = SignedRecord::parse(signed.bytes(), &roster).unwrap();
+        assert_eq!(read, signed);
+        assert_eq!(read.record(), &record(&keys[1], 1, 5));
+        assert_eq!(read.version().sequence, 5);
+    }
+
+    #[test]
+    fn each_check_refuses_alone() {
+        let (keys, mut roster) = mesh(3);
+        let one = keys[1].public().node_id();
+        let raw = |key: &PrivateKey, r: &NodeRecord| {
+            let s = Signed::new(key, CONTEXT, serde_json::to_vec(r).unwrap()).unwrap();
+            [&s.signature.as_bytes()[..], &s.payload].concat()
+        };
+        let good = record(&keys[1], 1, 1);
+        let parse = |bytes: &[u8], roster: &Roster| SignedRecord::parse(bytes, roster).map(drop);
+        assert_eq!(parse(&raw(&keys[1], &good), &roster), Ok(()));
+        assert_eq!(parse(&raw(&keys[2], &good), &roster), Err(RecordError::Signature(KeyError::Signature)));
+        let stranger = PrivateKey::generate().unwrap();
+        let node = stranger.public().node_id();
+        assert_eq!(parse(&raw(&stranger, &NodeRecord { node, ..good.clone() }), &roster), Err(RecordError::Stranger(node)));
+        let with = |change: &dyn Fn(&mut NodeRecord)| {
+            let mut r = good.clone();
+            change(&mut r);
+            parse(&raw(&keys[1], &r), &roster)
+        };
+        let listener = good.listeners[0].clone();
+        assert_eq!(with(&|r| r.sequence = MAX_SEQUENCE), Ok(()));
+        assert_eq!(with(&|r| r.sequence = MAX_SEQUENCE + 1), Err(RecordError::Malformed));
+        assert_eq!(with(&|r| r.port = 0), Err(RecordError::Malformed));
+        assert_eq!(with(&|r| r.version = "x".repeat(MAX_TEXT + 1)), Err(RecordError::Malformed));
+        assert_eq!(with(&|r| r.zone = Some("a\u{1b}[0m".into())), Err(RecordError::Malformed));
+        assert_eq!(with(&|r| r.listeners = vec![listener.clone(); MAX_LISTENERS + 1]), Err(RecordError::TooLarge));
+        assert_eq!(with(&|r| r.addresses = vec![r.addresses[0]; MAX_ADDRESSES + 1]), Err(RecordError::TooLarge));
+        for theirs in [
+            Workload::Host("host-2".parse().unwrap()),
+            Workload::Node(keys[2].public().node_id()),
+            Workload::Service("db".into()),
+            Workload::ServiceAccount("default".into(), "web".into()),
+        ] {
+            assert_eq!(with(&|r| r.listeners[0].workload = theirs.clone()), Err(RecordError::Workload(one)));
+        }
+        assert_eq!(parse(&vec![0; MAX_RECORD + 1], &roster), Err(RecordError::TooLarge));
+        assert_eq!(parse(&[0; 63], &roster), Err(RecordError::Malformed));
+        // Another kind of document by the same key is not a record.
+        let other = Signed::new(&keys[1], "roster", serde_json::to_vec(&good).unwrap()).unwrap();
+        let other = [&other.signature.as_bytes()[..], &other.payload].concat();
+        assert!(matches!(parse(&other, &roster), Err(RecordError::Signature(_))));
+        roster.banish(&keys[0], one).unwrap();
+        assert_eq!(parse(&raw(&keys[1], &good), &roster), Err(RecordError::Stranger(one)));
+    }
+
+    #[test]
+    fn what_others_would_refuse_is_not_signed() {
+        let (keys, _) = mesh(1);
+        assert!(matches!(SignedRecord::sign(&keys[0], record(&keys[0], 0, u64::MAX)), Err(RecordError::Malformed)));
+        let big = Listener { port: 1, ip: None, workload: Workload::User("host-0".parse().unwrap(), "u".repeat(200)) };
+        let big = NodeRecord { listeners: vec![big; 500], ..record(&keys[0], 0, 1) };
+        assert_eq!(SignedRecord::sign(&keys[0], big).unwrap_err(), RecordError::TooLarge);
+        let other = PrivateKey::generate().unwrap();
+        assert!(matches!(SignedRecord::sign(&other, record(&keys[0], 0, 1)), Err(RecordError::Stranger(_))));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn damage_is_noticed_and_does_not_panic(at in 0usize..400, bit in 0u8..8, cut in 0usize..400) {
+            let (keys, roster) = mesh(1);
+            let signed = SignedRecord::sign(&keys[0], record(&keys[0], 0, 3)).unwrap();
+            let mut bytes = signed.bytes().to_vec();
+            let at = at % bytes.len();
+            bytes[at] ^= 1 << bit;
+            prop_assert!(SignedRecord::parse(&bytes, &roster).is_err());
+            bytes.truncate(cut % bytes.len());
+            prop_assert!(SignedRecord::parse(&bytes, &roster).is_err());
+        }
+    }
+}

@@ -26,10 +26,9 @@ fn joins_one_by_one() {
         f.start(0);
         for i in 1..200 {
             f.join(i);
-            f.run(s(1));
+            f.run(s(1) / 2);
         }
-        let took = f.until(s(30), STEP, Fleet::converged);
-        eprintln!("joins one by one: {took:?}");
+        f.until(s(30), STEP, Fleet::converged);
     });
 }
 
@@ -41,8 +40,7 @@ fn joins_at_once() {
         for i in 1..200 {
             f.join(i);
         }
-        let took = f.until(s(60), STEP, Fleet::converged);
-        eprintln!("joins at once: {took:?}");
+        f.until(s(60), STEP, Fleet::converged);
     });
     for_seeds(10, |seed| {
         let mut f = Fleet::new(20, seed);
@@ -50,8 +48,7 @@ fn joins_at_once() {
         for i in 1..20 {
             f.join(i);
         }
-        let took = f.until(s(60), STEP, Fleet::converged);
-        eprintln!("joins at once, 20: {took:?}");
+        f.until(s(60), STEP, Fleet::converged);
     });
 }
 
@@ -68,8 +65,7 @@ fn thirty_percent_restart() {
             f.run(pause);
             f.start(i);
         }
-        let took = f.until(s(60), STEP, Fleet::converged);
-        eprintln!("restart {n} {cache}: {took:?}");
+        f.until(s(60), STEP, Fleet::converged);
     };
     for_seeds(1, |seed| test(200, seed, false));
     for_seeds(1, |seed| test(200, seed, true));
@@ -89,8 +85,7 @@ fn a_partition_heals() {
         }
         assert!(f.alive().all(|(i, g)| g.up().iter().all(|u| f.side[i] == f.side[f.number(*u)])), "both sides noticed");
         f.heal();
-        let took = f.until(s(120), STEP, Fleet::converged);
-        eprintln!("partition {n}: {took:?}");
+        f.until(s(120), STEP, Fleet::converged);
     };
     for_seeds(1, |seed| test(200, seed));
     for_seeds(10, |seed| test(20, seed));
@@ -105,20 +100,19 @@ fn a_death_is_noticed_by_all_in_time() {
         f.until(s(60), STEP, Fleet::converged);
         let dead = f.rng.random_range(0..n);
         f.crash(dead, false);
-        let took = f.until(Gossip::down_within(n), STEP, |f| {
+        f.until(Gossip::down_within(n), STEP, |f| {
             let id = f.nodes[dead].id;
             f.alive().all(|(_, g)| !g.up().contains(&id))
         });
-        eprintln!("down {n}: {took:?} of {:?}", Gossip::down_within(n));
     };
-    for_seeds(3, |seed| test(200, seed));
+    for_seeds(2, |seed| test(200, seed));
     for_seeds(20, |seed| test(20, seed));
     for_seeds(20, |seed| test(3, seed));
 }
 
 #[test]
 fn nobody_is_given_up_in_a_quiet_lossy_network() {
-    // 3 % of all packets lost, for half an hour. Stated rate: at most one false alarm per 100 node-hours, as seen by one node.
+    // 3 % of all packets lost, 40 nodes, half an hour: nobody may be thought down by anybody in these 60 node-hours.
     for_seeds(3, |seed| {
         let n = 40;
         let mut f = Fleet::running(n, seed, s(5));
@@ -127,9 +121,8 @@ fn nobody_is_given_up_in_a_quiet_lossy_network() {
         f.nodes.iter_mut().for_each(|n| n.downs.clear());
         f.run(s(1800));
         let downs: usize = f.nodes.iter().map(|n| n.downs.len()).sum();
-        eprintln!("false downs: {downs}");
-        assert!(downs == 0, "{downs} times somebody was thought down");
-        assert!(f.until(s(60), STEP, Fleet::converged) < s(30));
+        assert_eq!(downs, 0, "times somebody was thought down");
+        f.until(s(30), STEP, Fleet::converged);
     });
 }
 
@@ -140,8 +133,7 @@ fn a_goodbye_is_noticed_at_once() {
         f.until(s(60), STEP, Fleet::converged);
         f.change(7);
         f.stop(7);
-        let took = f.until(s(5), STEP, |f| f.liveness_agrees() && f.known_everywhere(7));
-        eprintln!("goodbye: {took:?}");
+        f.until(s(5), STEP, |f| f.liveness_agrees() && f.known_everywhere(7));
     });
 }
 
@@ -160,8 +152,7 @@ fn a_node_that_lost_its_state_speaks_above_its_earlier_word() {
         f.nodes[5].sequence = 0;
         f.nodes[5].port = 4_000;
         f.start(5);
-        let took = f.until(s(60), STEP, Fleet::converged);
-        eprintln!("lost state: {took:?}");
+        f.until(s(60), STEP, Fleet::converged);
         assert!(f.nodes[5].sequence > before);
         let id = f.nodes[5].id;
         assert!(f.alive().all(|(_, g)| g.catalog().record(id).unwrap().listeners[1].port == 4_000));
@@ -182,8 +173,7 @@ fn changes_in_quick_succession_are_told_as_one() {
         f.until(s(10), STEP, |f| f.known_everywhere(1));
         // Three publications (at once, after a second, after two), each pushed to three and told about with the probes.
         let sent: u64 = f.nodes.iter().map(|n| n.traffic.sent).sum();
-        eprintln!("coalesced: {sent}");
-        assert!(sent < 1_500, "{sent} packets for 200 changes");
+        assert!(sent < 600, "{sent} packets for 200 changes");
     });
 }
 
@@ -208,13 +198,12 @@ fn a_banishment_spreads_in_a_partition_and_wins_after_it() {
                 !g.roster().is_active(id) && g.record(id).is_none() && !g.up().contains(&id) && g.catalog().record(id).is_none()
             })
         };
-        let took = f.until(s(5), STEP, |f| gone(f, 0..10));
+        f.until(s(5), STEP, |f| gone(f, 0..10));
         assert!(f.nodes[12].gossip.as_ref().unwrap().up().contains(&id), "the other side does not know yet");
         f.change(victim);
         f.run(s(2));
         f.heal();
-        let healed = f.until(s(60), STEP, |f| gone(f, 0..n));
-        eprintln!("banish: {took:?} {healed:?}");
+        f.until(s(60), STEP, |f| gone(f, 0..n));
         // It goes on talking, and nobody lets it back in; also not after restarts, with its record still in caches.
         for round in 0..3 {
             f.change(victim);
@@ -241,8 +230,7 @@ fn who_left_may_come_back() {
         f.until(s(5), STEP, Fleet::converged);
         f.run(s(5));
         f.join(4);
-        let took = f.until(s(30), STEP, Fleet::converged);
-        eprintln!("came back: {took:?}");
+        f.until(s(30), STEP, Fleet::converged);
         assert!(f.nodes[0].gossip.as_ref().unwrap().up().contains(&id));
     });
 }
@@ -258,8 +246,8 @@ fn two_records_with_one_sequence_settle_on_the_same_everywhere() {
         record.listeners[0].port = 2222;
         let two = SignedRecord::sign(&f.nodes[6].key, record).unwrap();
         f.crash(6, false);
-        f.with(1, |g| g.restore([one.into()]));
-        f.with(2, |g| g.restore([two.into()]));
+        f.with(1, |g| g.restore([one]));
+        f.with(2, |g| g.restore([two]));
         f.run(s(150));
         let id = f.nodes[6].id;
         let words: std::collections::BTreeSet<_> = f.alive().map(|(_, g)| g.record(id).map(|r| r.bytes().clone())).collect();

@@ -154,6 +154,11 @@ pub fn verify_svid(chain: &[CertificateDer<'_>], bundle: &Bundle, roster: &Roste
     Ok(Peer { id, holder, not_after })
 }
 
+/// The serial number of a certificate as hexadecimal with colons; none where the bytes are no certificate.
+pub fn serial(der: &[u8]) -> Option<String> {
+    Some(X509Certificate::from_der(der).ok()?.1.raw_serial_as_string())
+}
+
 /// The key in a node certificate. Whether the roster or a token knows the key is for the caller to ask; that the peer has the
 /// private half, TLS proves.
 ///

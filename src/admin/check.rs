@@ -35,6 +35,7 @@ pub(crate) async fn findings(daemon: &Daemon) -> Vec<Finding> {
         Some(format!("{} in {}", member.membership.name(), roster.trust_domain())),
     ));
     found.push(capture(&member));
+    found.extend(plaintext(&member));
     found.push(bundle(&member));
     found.extend(svids(&member));
     found.push(authority(&member));
@@ -86,6 +87,23 @@ fn capture(member: &Member) -> Finding {
                 .into(),
         ),
     )
+}
+
+/// What strict mode resets and audit mode lets pass: connections of members that are not secured.
+fn plaintext(member: &Member) -> Option<Finding> {
+    let count = member.rules.counters()?.plaintext;
+    (count > 0).then(|| {
+        finding(
+            "kernel",
+            "members do not connect in plaintext",
+            Level::Warn,
+            code::CAPTURE,
+            Some(format!("{count} connections in plaintext came from addresses of members since meshd started")),
+            Some(
+                "is meshd running there, and does it capture? Containers and connections older than meshd are not covered".into(),
+            ),
+        )
+    })
 }
 
 fn bundle(member: &Member) -> Finding {

@@ -176,7 +176,7 @@ pub(crate) fn identities(member: &Member) -> Vec<Identity> {
         .map(|Held { leaf, renew_at }| Identity {
             workload: leaf.id.workload.clone(),
             id: leaf.id,
-            serial: None,
+            serial: meshd_ca::verify::serial(&leaf.der),
             not_before: leaf.not_before.0,
             not_after: leaf.not_after.0,
             expires_seconds: difference(leaf.not_after),

@@ -1,8 +1,8 @@
 //! The mesh port: the only port a member opens.
 //!
 //! Owns the way from a TCP connection to a finished TLS handshake of one of three kinds, told apart by ALPN: application data,
-//! control, join. Bounds what strangers may cost: handshakes in progress in all and for each source address, and the time each
-//! may take. What a connection may do afterwards is decided by who gets it.
+//! control, join. Bounds what strangers may cost: handshakes in progress and connections waiting for theirs, for each source
+//! address and in all, and the time each may take. What a connection may do afterwards is decided by who gets it.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use rustls::server::Acceptor;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -19,10 +20,11 @@ use crate::identity::tls::{ALPN_CONTROL, ALPN_DATA, ALPN_JOIN, DataTls, NodeTls,
 
 /// How long a handshake may take from the accepted connection to the client's Finished.
 pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Handshakes in progress at once, in all: each holds about 30 KiB.
-pub(crate) const MAX_HANDSHAKES: usize = 1024;
-/// Handshakes in progress at once from one source address.
-pub(crate) const MAX_HANDSHAKES_PER_SOURCE: usize = 256;
+/// Handshakes in progress at once from one source address, each of about 30 KiB: as many as keep every core busy.
+pub(crate) const MAX_HANDSHAKES_PER_SOURCE: usize = 64;
+/// Connections that wait for their handshake, each of about a kilobyte: from one source, and in all.
+pub(crate) const MAX_WAITING_PER_SOURCE: usize = 4096;
+pub(crate) const MAX_WAITING: usize = 8192;
 
 /// What arrived on the mesh port, its handshake done.
 pub(crate) enum Arrived {
@@ -70,14 +72,17 @@ where
             }
         };
         counters.accepted.fetch_add(1, Relaxed);
-        let Some(place) = crowd.enter(from.ip()) else {
+        let Some(waiting) = crowd.enter(from.ip()) else {
             counters.crowded.fetch_add(1, Relaxed);
             continue;
         };
         let (configs, counters, serve) = (configs.clone(), counters.clone(), serve.clone());
         tokio::spawn(async move {
-            let done = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(tcp, &configs)).await;
-            drop(place);
+            let done = match waiting.place().await {
+                Some(_place) => tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(tcp, &configs)).await,
+                None => return,
+            };
+            drop(waiting);
             match done {
                 Ok(Ok(arrived)) => serve(arrived, from).await,
                 Ok(Err(error)) => {
@@ -115,34 +120,48 @@ async fn handshake(tcp: TcpStream, configs: &Configs) -> std::io::Result<Arrived
     })
 }
 
-/// Who is in the middle of a handshake.
+/// Who is in the middle of a handshake, and who waits for a place: a burst of one member waits for itself, not for others.
 #[derive(Default, Clone)]
-struct Crowd(Arc<Mutex<HashMap<IpAddr, usize>>>);
+struct Crowd(Arc<Mutex<HashMap<IpAddr, Source>>>);
 
-struct Place(Crowd, IpAddr);
+struct Source {
+    places: Arc<Semaphore>,
+    connections: usize,
+}
+
+/// A connection that is counted until its handshake is over.
+struct Waiting(Crowd, IpAddr, Arc<Semaphore>);
 
 impl Crowd {
-    fn enter(&self, from: IpAddr) -> Option<Place> {
-        let mut by_source = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if by_source.values().sum::<usize>() >= MAX_HANDSHAKES {
+    fn enter(&self, from: IpAddr) -> Option<Waiting> {
+        let mut sources = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if sources.values().map(|s| s.connections).sum::<usize>() >= MAX_WAITING {
             return None;
         }
-        let mine = by_source.entry(from).or_default();
-        if *mine >= MAX_HANDSHAKES_PER_SOURCE {
+        let source = sources
+            .entry(from)
+            .or_insert_with(|| Source { places: Arc::new(Semaphore::new(MAX_HANDSHAKES_PER_SOURCE)), connections: 0 });
+        if source.connections >= MAX_WAITING_PER_SOURCE {
             return None;
         }
-        *mine += 1;
-        Some(Place(self.clone(), from))
+        source.connections += 1;
+        Some(Waiting(self.clone(), from, source.places.clone()))
     }
 }
 
-impl Drop for Place {
+impl Waiting {
+    async fn place(&self) -> Option<SemaphorePermit<'_>> {
+        self.2.acquire().await.ok()
+    }
+}
+
+impl Drop for Waiting {
     fn drop(&mut self) {
-        let mut by_source = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(n) = by_source.get_mut(&self.1) {
-            *n -= 1;
-            if *n == 0 {
-                by_source.remove(&self.1);
+        let mut sources = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(source) = sources.get_mut(&self.1) {
+            source.connections -= 1;
+            if source.connections == 0 {
+                sources.remove(&self.1);
             }
         }
     }
@@ -152,15 +171,23 @@ impl Drop for Place {
 mod tests {
     use super::*;
 
-    #[test]
-    fn one_source_cannot_take_every_place() {
+    #[tokio::test]
+    async fn one_source_cannot_take_every_place() {
         let crowd = Crowd::default();
         let a: IpAddr = "192.0.2.1".parse().unwrap();
-        let places: Vec<_> = (0..MAX_HANDSHAKES_PER_SOURCE).map(|_| crowd.enter(a).unwrap()).collect();
-        assert!(crowd.enter(a).is_none());
-        assert!(crowd.enter("192.0.2.2".parse().unwrap()).is_some());
+        let waiting: Vec<_> = (0..MAX_WAITING_PER_SOURCE).map(|_| crowd.enter(a).unwrap()).collect();
+        assert!(crowd.enter(a).is_none(), "one source waits without bound");
+        let mut places = Vec::new();
+        for w in &waiting[..MAX_HANDSHAKES_PER_SOURCE] {
+            places.push(w.place().await.unwrap());
+        }
+        let more = tokio::time::timeout(Duration::from_millis(20), waiting[MAX_HANDSHAKES_PER_SOURCE].place()).await.is_err();
+        assert!(more, "more handshakes than one source may have at once");
+        let other = crowd.enter("192.0.2.2".parse().unwrap()).unwrap();
+        let place = other.place().await.is_some();
+        assert!(place, "another source waits for the first");
         drop(places);
-        assert!(crowd.enter(a).is_some());
-        assert!(crowd.0.lock().unwrap().len() <= 1);
+        drop((waiting, other));
+        assert!(crowd.0.lock().unwrap().is_empty(), "somebody who is gone is remembered");
     }
 }

@@ -164,6 +164,13 @@ impl Links {
         }
     }
 
+    /// Tells a member that this node has left; it passes that on.
+    pub(crate) async fn farewell(&self, to: NodeId, entry: Entry) {
+        let body = serde_json::to_vec(&Hello { entry, port: self.port }).unwrap_or_default();
+        // Its answer is a refusal: we are no member any more.
+        let _ = self.post(to, "/v1/hello", body).await;
+    }
+
     /// Whether there is a link to a member, or an address to open one to.
     pub(crate) fn knows(&self, node: NodeId) -> bool {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&node);

@@ -145,15 +145,16 @@ impl Api {
             return Err(No(StatusCode::FORBIDDEN, "that is the entry of another node".into()));
         }
         let changed = self.membership.merge(hello.entry.clone()).await.map_err(|e| No(StatusCode::FORBIDDEN, e.to_string()))?;
+        if changed {
+            self.gossip.entry(hello.entry);
+        }
+        // A hello may also be a farewell: the entry by which the caller leaves.
         let roster = self.membership.roster();
         if !roster.is_active(node) {
             return Err(No(StatusCode::FORBIDDEN, "not an active member of this mesh".into()));
         }
         from.set_port(hello.port);
         self.links.called(node, from);
-        if changed {
-            self.gossip.entry(hello.entry);
-        }
         let mine = roster.entry(self.membership.me()).cloned().ok_or_else(busy)?;
         to_json(&Hello { entry: mine, port: self.port })
     }

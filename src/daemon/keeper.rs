@@ -39,6 +39,8 @@ pub(crate) struct Keeper {
     pub(crate) except: BTreeSet<u16>,
     pub(crate) addresses: watch::Receiver<Addresses>,
     pub(crate) presence: watch::Receiver<Presence>,
+    /// The presence that was published last.
+    pub(crate) told: watch::Sender<Option<Presence>>,
     /// A sequence that somebody has seen of us and that the next record must be above.
     pub(crate) outrun: watch::Receiver<u64>,
     pub(crate) mailbox: Mailbox,
@@ -77,7 +79,10 @@ impl Keeper {
                 continue;
             }
             match self.publish(draft).await {
-                Ok(record) => published = Some(record),
+                Ok(record) => {
+                    self.told.send_replace(Some(record.presence));
+                    published = Some(record);
+                }
                 Err(error) => tracing::error!(%error, "this node's record could not be published"),
             }
         }

@@ -295,6 +295,7 @@ pub(super) async fn run(
     }));
     tasks.spawn(knock::knock(daemon.clone(), member.clone(), first));
     let (presence, presence_watch) = watch::channel(Presence::Running);
+    let (told, mut told_watch) = watch::channel(None);
     let keeper = Keeper {
         key: daemon.key.clone(),
         owners,
@@ -302,6 +303,7 @@ pub(super) async fn run(
         except: except(daemon),
         addresses: daemon.lan.addresses(),
         presence: presence_watch,
+        told,
         outrun: outrun_watch,
         mailbox: mailbox.clone(),
         svids: svids.clone(),
@@ -357,7 +359,7 @@ pub(super) async fn run(
                     },
                     Err(error) => { let _ = reply.send(Err(No::new(StatusCode::CONFLICT, "cannot join", error, ""))); }
                 },
-                Some(Request::Leave(reply)) => match leave(&membership, &mailbox).await {
+                Some(Request::Leave(reply)) => match leave(&membership, &links).await {
                     Ok(()) => { let _ = reply.send(Ok(Done {})); break End::Left; }
                     Err(no) => { let _ = reply.send(Err(no)); }
                 },
@@ -375,7 +377,11 @@ pub(super) async fn run(
     tracing::info!("stopping: telling the others, then letting connections end");
     daemon.lan.announce(None);
     presence.send_replace(Presence::Stopped);
-    let _ = tokio::time::timeout(FAREWELL, mailbox.leave()).await;
+    let farewell = async {
+        let _ = told_watch.wait_for(|t| *t == Some(Presence::Stopped)).await;
+        mailbox.leave().await;
+    };
+    let _ = tokio::time::timeout(FAREWELL, farewell).await;
     if config.mode != Mode::Strict {
         rules.peers(BTreeSet::new());
     }
@@ -387,6 +393,7 @@ pub(super) async fn run(
     if tokio::time::timeout(FAREWELL, memory).await.is_err() {
         tracing::warn!("what is known of the others was not written in time");
     }
+    write_svids(daemon, &svids).await;
     // Last: while a connection lives, its service answers a borrowed address that only the rules keep on this host.
     rules.remove();
     tasks.shutdown().await;
@@ -455,7 +462,7 @@ fn cut_inactive(roster: &Roster, proxy: &Proxy, links: &Links) {
     }
 }
 
-async fn leave(membership: &Membership, mailbox: &Mailbox) -> Result<(), No> {
+async fn leave(membership: &Membership, links: &Arc<Links>) -> Result<(), No> {
     let no = |why: String, remedy: &str| No::new(StatusCode::CONFLICT, "cannot leave", why, remedy);
     let roster = membership.roster();
     let others = roster.active().filter(|m| m.node() != membership.me()).count();
@@ -469,7 +476,13 @@ async fn leave(membership: &Membership, mailbox: &Mailbox) -> Result<(), No> {
         ));
     }
     let entry = membership.leave().await.map_err(|e| no(e.to_string(), ""))?;
-    mailbox.entry(entry);
+    // Directly to everybody in reach: gossip does not take the word of a node that is no member.
+    let mut told = JoinSet::new();
+    for other in roster.active().map(meshd_ca::roster::Member::node).filter(|n| *n != membership.me()) {
+        let (links, entry) = (links.clone(), entry.clone());
+        told.spawn(async move { links.farewell(other, entry).await });
+    }
+    let _ = tokio::time::timeout(FAREWELL, async { while told.join_next().await.is_some() {} }).await;
     Ok(())
 }
 
@@ -505,11 +518,15 @@ async fn save_svids(daemon: Arc<Daemon>, svids: Arc<Svids>) {
     while changes.changed().await.is_ok() {
         tokio::time::sleep(SETTLE).await;
         changes.borrow_and_update();
-        let (store, bytes) = (daemon.store.clone(), svids.export());
-        match tokio::task::spawn_blocking(move || store.save(SVIDS, &bytes)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "the SVIDs could not be saved; a restart asks for new ones"),
-            Err(error) => tracing::warn!(%error, "the SVIDs could not be saved"),
-        }
+        write_svids(&daemon, &svids).await;
+    }
+}
+
+async fn write_svids(daemon: &Daemon, svids: &Svids) {
+    let (store, bytes) = (daemon.store.clone(), svids.export());
+    match tokio::task::spawn_blocking(move || store.save(SVIDS, &bytes)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "the SVIDs could not be saved; a restart asks for new ones"),
+        Err(error) => tracing::warn!(%error, "the SVIDs could not be saved"),
     }
 }

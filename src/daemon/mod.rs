@@ -1,6 +1,6 @@
 //! The daemon: wiring and the order of life.
 //!
-//! Owns the process from the first look at the state directory to the last byte of the last connection. A node is in one [`Phase`] at a
+//! Owns the process from the first look at the state directory to the last byte of the last connection. A node is in one `Phase` at a
 //! time; what changes the phase goes through one loop in [`run`], so no two changes ever race. Everything a phase started ends with it.
 
 mod acquire;

@@ -1,5 +1,6 @@
 //! A service sees its true client although we stand in between.
 
+use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -8,10 +9,12 @@ use meshd::intercept::sniff::Sniffer;
 use meshd::intercept::socket::{self, Mark};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use crate::owners::Process;
 use crate::world::{MOMENT, Outcome, PATIENCE, Test, World, accept, at};
 
 pub(crate) const TESTS: &[Test] = &[
     Test { name: "a_service_sees_its_clients_address", needs: &[], run: borrowed },
+    Test { name: "a_killed_proxy_leaks_nothing_that_was_under_way", needs: &[], run: killed },
     Test { name: "reserved_ports_stay_reserved", needs: &[], run: reserved },
     Test { name: "connections_end_as_they_should", needs: &[], run: ends },
 ];
@@ -43,16 +46,48 @@ fn borrowed() -> Outcome {
                 Ok::<_, Box<dyn std::error::Error>>(())
             })?;
         }
+        assert_eq!(capture.counters()?.leaks_prevented, 0, "toward {own}");
     }
     // The peer's own host must hear nothing of it.
     let mut heard = false;
     sniffer.drain(MOMENT, |frame| heard |= frame.bytes.windows(text.len()).any(|window| window == text))?;
     assert!(!heard, "the delivery was on the link");
-    assert_eq!(capture.counters()?.leaks_prevented, 0);
     // A service that listens on loopback only stays out of reach.
     let _hidden = a.listen("127.0.0.1".parse()?, 81);
     let reached = a.run(|| runtime.block_on(socket::connect_as(at(b.v4, 0), at(a.v4, 81), Mark::Service)));
     assert_eq!(reached.unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+    Ok(())
+}
+
+/// When the process dies its rules go, but also its connections: what a service was just saying to a member must not
+/// take the wire in between.
+fn killed() -> Outcome {
+    const TEXT: &[u8] = b"a service talks and talks";
+    let world = World::new();
+    let (a, b) = (&world.a, &world.b);
+    for (own, peer) in [(a.v4, b.v4), (a.v6, b.v6)] {
+        for port in 8000..8005 {
+            let server = a.listen(own, port);
+            let mut sniffer = b.run(Sniffer::open)?;
+            let words = ["deliver", &at(own, port).to_string(), &at(peer, 0).to_string()];
+            let mut proxy = Process::start(a, None, &words)?;
+            let (mut served, seen) = accept(&server, PATIENCE).ok_or("not delivered")?;
+            assert_eq!(seen.ip(), peer);
+            let service = std::thread::spawn(move || {
+                let block = TEXT.repeat(1000);
+                while served.write_all(&block).is_ok() {}
+            });
+            std::thread::sleep(MOMENT);
+            proxy.child.kill()?;
+            proxy.child.wait()?;
+            service.join().map_err(|_| "the service died")?;
+            let mut heard = 0;
+            sniffer.drain(MOMENT, |frame| heard += u32::from(frame.bytes.windows(TEXT.len()).any(|window| window == TEXT)))?;
+            assert_eq!(heard, 0, "frames in plaintext");
+        }
+    }
+    a.run(meshd::intercept::nft::cleanup)?;
+    a.assert_clean();
     Ok(())
 }
 

@@ -3,6 +3,9 @@
 //! Runs as root, or unprivileged in a user namespace. A test that needs more (real root, control groups, the `nft` program)
 //! is skipped loudly where that is missing, and counted; with `MESHD_REQUIRE_ALL=1` it fails instead.
 
+// Helpers of tests are tests, but clippy's exception sees functions with #[test] only.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod capture;
 mod delivery;
 mod links;

@@ -89,11 +89,10 @@ fn printed() -> Outcome {
         "type ipv6_addr . inet_service size 4096 flags timeout elements = { fd77::2 . 81",
         "set skip { type inet_service elements = { 22, 6374 } }",
         "type nat hook output priority -110",
-        "meta mark & 0xff000000 == 0x6d000000 return",
         "fib daddr type local return",
         "ip daddr @peers4 counter name \"captured\" redirect to :6375",
         "ip6 daddr @peers6 counter name \"captured\" redirect to :6375",
-        "meta mark & 0xff000000 == 0x6f000000 fib daddr type != local counter name \"leaks\" drop",
+        "fib daddr type != local counter name \"leaks\" drop",
         "ip daddr . th dport @refused4 counter name \"refused\" reject with tcp reset",
         "ip6 saddr @peers6 counter name \"plaintext\" reject with tcp reset",
     ] {

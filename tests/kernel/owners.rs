@@ -9,7 +9,8 @@ use std::process::{Child, ChildStdin, Command, ExitCode, Stdio};
 use meshd::intercept::cgroup::{self, Cgroups, OwnCgroup};
 use meshd::intercept::process::die_with_parent;
 use meshd::intercept::sockdiag::SockDiag;
-use meshd::intercept::{Attribution, Owner, RuleConfig};
+use meshd::intercept::socket::{self, Mark};
+use meshd::intercept::{Attribution, Capture, Owner, RuleConfig};
 
 use crate::world::{CHILD, Host, Need, Outcome, PATIENCE, Test, World, accept, at};
 
@@ -35,7 +36,7 @@ pub(crate) fn cannot_make_groups() -> Option<String> {
 }
 
 /// A control group that is removed at the end; the ones above it too if they were made for it.
-struct Group {
+pub(crate) struct Group {
     path: PathBuf,
     made: Vec<PathBuf>,
 }
@@ -69,19 +70,21 @@ impl Drop for Group {
 }
 
 /// A process of its own in a group.
-struct Process {
-    child: Child,
+pub(crate) struct Process {
+    pub(crate) child: Child,
     input: Option<ChildStdin>,
     said: String,
 }
 
 impl Process {
-    fn start(host: &Host, group: &Group, words: &[&str]) -> std::io::Result<Process> {
+    pub(crate) fn start(host: &Host, group: Option<&Group>, words: &[&str]) -> std::io::Result<Process> {
         let mut command = Command::new(std::env::current_exe()?);
         die_with_parent(command.arg(CHILD).args(words).stdin(Stdio::piped()).stdout(Stdio::piped()));
         let mut child = host.run(|| command.spawn())?;
         let mut process = Process { input: child.stdin.take(), said: String::new(), child };
-        fs::write(group.path.join("cgroup.procs"), process.child.id().to_string())?;
+        if let Some(group) = group {
+            fs::write(group.path.join("cgroup.procs"), process.child.id().to_string())?;
+        }
         if let Some(input) = &mut process.input {
             input.write_all(b"go\n")?;
         }
@@ -125,12 +128,27 @@ pub(crate) fn child(words: &[String]) -> ExitCode {
             println!("{}", listener.local_addr().expect("bound"));
             held.1 = Some(listener);
         }
+        [role, own, peer] if role == "deliver" => return deliver(to(own), to(peer)),
         [role] if role == "own" => println!("{:?}", Cgroups::open().expect("groups").own()),
         _ => return ExitCode::FAILURE,
     }
     let _ = input.read_line(&mut line);
     drop(held);
     ExitCode::SUCCESS
+}
+
+/// A proxy in small: rules, and a connection to a service on behalf of a peer. Reads what the service says until it is killed.
+fn deliver(own: SocketAddr, peer: SocketAddr) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let capture = Capture::install(&RuleConfig::default()).expect("to install");
+    capture.set_peers(&std::collections::BTreeSet::from([peer.ip()])).expect("to set peers");
+    runtime.block_on(async {
+        let mut stream = socket::connect_as(peer, own, Mark::Service).await.expect("to connect");
+        println!("{}", stream.local_addr().expect("connected"));
+        let mut buffer = vec![0; 65_536];
+        while tokio::io::AsyncReadExt::read(&mut stream, &mut buffer).await.is_ok_and(|len| len > 0) {}
+    });
+    ExitCode::FAILURE
 }
 
 struct Scene {
@@ -163,13 +181,13 @@ impl Scene {
         let diag = a.run(SockDiag::open)?;
         let proxy = a.listen("127.0.0.1".parse()?, 6375);
 
-        let client = Process::start(a, group, &["connect", &at(b.v4, 80).to_string()])?;
+        let client = Process::start(a, Some(group), &["connect", &at(b.v4, 80).to_string()])?;
         let (_taken, peer) = accept(&proxy, PATIENCE).ok_or("not captured")?;
         assert_eq!(client.address()?, peer);
         let found = diag.find(peer, at(b.v4, 80))?.ok_or("the client was not found")?;
         let owner = self.attribution.owner(&found);
 
-        let listener = Process::start(a, group, &["listen", "10.77.0.1:0"])?;
+        let listener = Process::start(a, Some(group), &["listen", "10.77.0.1:0"])?;
         let listening = listener.address()?;
         let found = diag.listeners()?.into_iter().find(|l| l.local == listening).ok_or("the listener was not found")?;
         assert_eq!(self.attribution.owner(&found), owner, "client and listener of one group");
@@ -228,9 +246,9 @@ fn own() -> Outcome {
     let (a, b) = (&scene.world.a, &scene.world.b);
     let group = scene.group("BASE/meshd.service")?;
     let own = OwnCgroup { level: 2, id: cgroup::id_of(&group.path)? };
-    let one = Process::start(a, &group, &["own"])?;
+    let one = Process::start(a, Some(&group), &["own"])?;
     assert_eq!(one.said.trim(), format!("{:?}", Some(own)));
-    let two = Process::start(a, &group, &["own"])?;
+    let two = Process::start(a, Some(&group), &["own"])?;
     assert_eq!(two.said.trim(), "None", "somebody else is in it");
     drop((one, two));
 
@@ -240,9 +258,9 @@ fn own() -> Outcome {
     for (to, loopback) in [(b.v4, "127.0.0.1".parse()?), (b.v6, "::1".parse()?)] {
         let proxy = a.listen(loopback, 6375);
         let server = b.listen(to, 80);
-        let _ours = Process::start(a, &group, &["connect", &at(to, 80).to_string()])?;
+        let _ours = Process::start(a, Some(&group), &["connect", &at(to, 80).to_string()])?;
         assert!(accept(&server, PATIENCE).is_some(), "our own group was captured");
-        let _theirs = Process::start(a, &other, &["connect", &at(to, 80).to_string()])?;
+        let _theirs = Process::start(a, Some(&other), &["connect", &at(to, 80).to_string()])?;
         assert!(accept(&proxy, PATIENCE).is_some(), "another group was not captured");
     }
     Ok(())

@@ -93,10 +93,20 @@ impl World {
             host.run(|| {
                 let mut route = Route::open().unwrap();
                 let wire = route.index("wire").unwrap();
+                route.set_up(wire).unwrap();
+            });
+        }
+        for host in [&a, &b] {
+            host.run(|| {
+                let mut route = Route::open().unwrap();
+                let wire = route.index("wire").unwrap();
+                // IPv6 sets an interface up anew when its carrier comes, and takes its addresses away for a moment.
+                while !route.links().unwrap().iter().any(|link| link.index == wire && link.is_running()) {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
                 route.add_address(wire, host.v4, 24).unwrap();
                 route.add_address(wire, host.other, 24).unwrap();
                 route.add_address(wire, host.v6, 64).unwrap();
-                route.set_up(wire).unwrap();
             });
         }
         World { a, b }

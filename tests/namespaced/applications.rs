@@ -44,7 +44,8 @@ fn directory(host: &Host, name: &str) -> Result<PathBuf> {
 fn until_listens(host: &Host, port: u16, process: &mut Process) -> Result<()> {
     let done = eventually(START, "the server listens", || {
         ensure!(process.running(), "it ended");
-        Ok(drop(crate::support::traffic::connect(host, (host.ipv4, port).into())?))
+        crate::support::traffic::connect(host, (host.ipv4, port).into())?;
+        Ok(())
     });
     done.with_context(|| process.log())
 }

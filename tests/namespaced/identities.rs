@@ -1,6 +1,5 @@
 //! Who is who on one host: units have their own SVIDs, and a user cannot imitate one.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -25,7 +24,7 @@ fn unit(topic: &str, name: &str) -> String {
     format!("meshd-test-{}-{topic}-{name}.service", std::process::id())
 }
 
-fn hear(host: &Host, cgroup: &PathBuf, to: std::net::SocketAddr) -> Result<()> {
+fn hear(host: &Host, cgroup: &std::path::Path, to: std::net::SocketAddr) -> Result<()> {
     run_on(host, &mut inside(cgroup, &role::listener(to))).map(drop)
 }
 

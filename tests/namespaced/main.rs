@@ -4,6 +4,9 @@
 //! root, or unprivileged in a user namespace. What a scenario needs and this machine lacks (a program, real root, cgroups that can
 //! be made) makes it a skip that says so; with `MESHD_REQUIRE_ALL=1` it is a failure.
 
+// Helpers of tests are tests, but clippy's exception sees functions with #[test] only.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod applications;
 mod hosts;
 mod identities;

@@ -213,7 +213,7 @@ mod tests {
                     2 => drop(p.next(node(n), |item| item.key[0] % 3 != 0)),
                     3 => p.answered(node(n)),
                     4 => p.arrived(&item(i)),
-                    _ => drop(p.forget(node(n))),
+                    _ => _ = p.forget(node(n)),
                 }
                 prop_assert!(p.len() <= 20 * MAX_SOURCES);
                 for (item, w) in &p.wants {
@@ -222,7 +222,7 @@ mod tests {
                     prop_assert!(w.sources.iter().all(|s| p.peers[s].asked.contains(item) || p.peers[s].queued.contains(item)));
                 }
             }
-            (0..5).for_each(|n| drop(p.forget(node(n))));
+            (0..5).for_each(|n| _ = p.forget(node(n)));
             prop_assert_eq!((p.wants.len(), p.peers.len()), (0, 0));
         }
     }

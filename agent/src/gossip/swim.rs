@@ -119,6 +119,12 @@ impl<'a> Packet<'a> {
         Some(Self { header, members, news })
     }
 
+    /// How often the packet says that a node is down.
+    pub(super) fn doubts(&self, node: NodeId) -> u32 {
+        let down = self.members.iter().filter(|m| m.id().node == node && m.state() == State::Down).count();
+        u32::from(self.header.message == Message::TurnUndead).saturating_add(u32::try_from(down).unwrap_or(u32::MAX))
+    }
+
     /// The node a probe is made for or asked for by way of a third.
     pub(super) fn third(&self) -> Option<NodeId> {
         match &self.header.message {

@@ -14,7 +14,7 @@ use meshd_ca::roster::Roster;
 
 use super::pull::{MAX_ASKED, Next};
 use super::wire::{BUCKETS, Item, Key, MAX_ITEMS, MAX_PACKET, Message, Table};
-use super::{Gossip, MAX_ANSWERED, Tick};
+use super::{Due, Gossip, MAX_ANSWERED};
 use crate::record::{MAX_RECORD, MAX_SEQUENCE, RecordError, SignedRecord, Version};
 
 /// How long a peer has to answer before somebody else is asked.
@@ -301,7 +301,7 @@ impl Gossip {
         match next {
             Next::Ask(keys, request) => {
                 self.send(peer, &Message::Want(keys));
-                self.after(PULL_PATIENCE, Tick::Pull { peer, request });
+                self.after(PULL_PATIENCE, Due::Pull { peer, request });
             }
             Next::Done { compare_again: true } => self.send_root(peer),
             Next::Done { .. } | Next::Wait => {}

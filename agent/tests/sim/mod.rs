@@ -23,7 +23,7 @@ use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
 /// The seeds to run: `count` fixed ones, or the one in `FLEET_SEED`.
-pub fn seeds(count: u64) -> Vec<u64> {
+pub(crate) fn seeds(count: u64) -> Vec<u64> {
     match std::env::var("FLEET_SEED") {
         Ok(s) => vec![s.parse().expect("FLEET_SEED is a number")],
         Err(_) => (1..=count).collect(),
@@ -31,7 +31,7 @@ pub fn seeds(count: u64) -> Vec<u64> {
 }
 
 /// Runs a test once per seed and says which seed failed.
-pub fn for_seeds(count: u64, test: impl Fn(u64)) {
+pub(crate) fn for_seeds(count: u64, test: impl Fn(u64)) {
     for seed in seeds(count) {
         if let Err(e) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| test(seed))) {
             eprintln!("failed with seed {seed}: run again with FLEET_SEED={seed}");
@@ -78,34 +78,34 @@ impl Judge for Memory {
 
 /// What a node has sent and received.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Traffic {
-    pub sent: u64,
-    pub sent_bytes: u64,
-    pub received: u64,
-    pub received_bytes: u64,
+pub(crate) struct Traffic {
+    pub(crate) sent: u64,
+    pub(crate) sent_bytes: u64,
+    pub(crate) received: u64,
+    pub(crate) received_bytes: u64,
 }
 
 /// A host: what is on its disk, and the daemon if it runs.
-pub struct Node {
-    pub id: NodeId,
-    pub key: PrivateKey,
-    pub name: HostName,
+pub(crate) struct Node {
+    pub(crate) id: NodeId,
+    pub(crate) key: PrivateKey,
+    pub(crate) name: HostName,
     /// None while it is down.
-    pub gossip: Option<Gossip>,
+    pub(crate) gossip: Option<Gossip>,
     /// On disk.
-    pub roster: Arc<Roster>,
+    pub(crate) roster: Arc<Roster>,
     /// On disk: the sequence of its own record.
-    pub sequence: u64,
+    pub(crate) sequence: u64,
     /// On disk, if it kept a cache: the records of others.
-    pub cache: Vec<Arc<SignedRecord>>,
+    pub(crate) cache: Vec<Arc<SignedRecord>>,
     /// What its record says besides.
-    pub port: u16,
-    pub traffic: Traffic,
+    pub(crate) port: u16,
+    pub(crate) traffic: Traffic,
     life: u32,
     /// When it last noticed whom as down.
-    pub downs: Vec<(Duration, NodeId)>,
+    pub(crate) downs: Vec<(Duration, NodeId)>,
     /// Records it was asked to sign anew.
-    pub outruns: u32,
+    pub(crate) outruns: u32,
 }
 
 enum Event {
@@ -116,23 +116,23 @@ enum Event {
 
 /// How links behave.
 #[derive(Debug, Clone, Copy)]
-pub struct Net {
+pub(crate) struct Net {
     /// Shortest and longest delay of a packet.
-    pub latency: (Duration, Duration),
+    pub(crate) latency: (Duration, Duration),
     /// How many of 1,000 packets are lost.
-    pub loss: u32,
+    pub(crate) loss: u32,
 }
 
 /// The fleet. Node 0 founds the mesh and is its only authority.
-pub struct Fleet {
-    pub now: Duration,
-    pub nodes: Vec<Node>,
-    pub net: Net,
-    pub rng: SmallRng,
+pub(crate) struct Fleet {
+    pub(crate) now: Duration,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) net: Net,
+    pub(crate) rng: SmallRng,
     /// Nodes with different numbers do not reach each other.
-    pub side: Vec<u8>,
+    pub(crate) side: Vec<u8>,
     /// Nodes whose gossip is not driven: the test speaks for them with [`Fleet::inject`]. What is sent to them is kept.
-    pub puppets: BTreeMap<usize, Vec<(usize, Bytes)>>,
+    pub(crate) puppets: BTreeMap<usize, Vec<(usize, Bytes)>>,
     index: HashMap<NodeId, usize>,
     queue: BinaryHeap<Reverse<(Duration, u64, usize)>>,
     events: HashMap<usize, Event>,
@@ -141,12 +141,12 @@ pub struct Fleet {
     sessions: HashSet<(usize, usize)>,
     memory: Memory,
     /// Highest packet seen, for bounds.
-    pub largest: usize,
+    pub(crate) largest: usize,
 }
 
 impl Fleet {
     /// Keys for `n` nodes; the roster has node 0 only, nobody runs.
-    pub fn new(n: usize, seed: u64) -> Self {
+    pub(crate) fn new(n: usize, seed: u64) -> Self {
         // Keys cannot be made from a seed. In the order of their ids, all that depends on an order is the same in every run.
         let mut keys: Vec<PrivateKey> = (0..n).map(|_| PrivateKey::generate().unwrap()).collect();
         keys.sort_by_key(|k| k.public().node_id());
@@ -194,7 +194,7 @@ impl Fleet {
     }
 
     /// All `n` nodes are members, know it, and start within `spread`.
-    pub fn running(n: usize, seed: u64, spread: Duration) -> Self {
+    pub(crate) fn running(n: usize, seed: u64, spread: Duration) -> Self {
         let mut fleet = Self::new(n, seed);
         fleet.admit_all();
         for i in 0..n {
@@ -207,7 +207,7 @@ impl Fleet {
 
     /// The power is back after a failure everywhere: all `n` nodes start within `spread`, each with the records of all others in
     /// its cache.
-    pub fn warm(n: usize, seed: u64, spread: Duration) -> Self {
+    pub(crate) fn warm(n: usize, seed: u64, spread: Duration) -> Self {
         let mut fleet = Self::new(n, seed);
         fleet.admit_all();
         let all: Vec<Arc<SignedRecord>> =
@@ -222,7 +222,7 @@ impl Fleet {
     }
 
     /// Every node is in every node's roster.
-    pub fn admit_all(&mut self) {
+    pub(crate) fn admit_all(&mut self) {
         let mut roster = Roster::clone(&self.nodes[0].roster);
         for i in 1..self.nodes.len() {
             roster.admit(&self.nodes[0].key, self.nodes[i].key.public(), &self.nodes[i].name).unwrap();
@@ -232,7 +232,7 @@ impl Fleet {
     }
 
     /// Node 0 admits a node, as at the end of a join: both have the roster, node 0 tells the others, the node starts.
-    pub fn join(&mut self, i: usize) {
+    pub(crate) fn join(&mut self, i: usize) {
         let mut roster = Roster::clone(&self.nodes[0].roster);
         roster.admit(&self.nodes[0].key, self.nodes[i].key.public(), &self.nodes[i].name).unwrap();
         let entry = roster.entry(self.nodes[i].id).unwrap().clone();
@@ -244,7 +244,7 @@ impl Fleet {
         self.greet(i, 0);
     }
 
-    pub fn record_of(&self, i: usize, sequence: u64) -> NodeRecord {
+    pub(crate) fn record_of(&self, i: usize, sequence: u64) -> NodeRecord {
         let n = &self.nodes[i];
         let unit = |name: &str| Workload::Unit(n.name.clone(), name.into());
         NodeRecord {
@@ -264,7 +264,7 @@ impl Fleet {
     }
 
     /// Starts the daemon of a node with what is on its disk.
-    pub fn start(&mut self, i: usize) {
+    pub(crate) fn start(&mut self, i: usize) {
         let seed = self.rng.random();
         let config = GossipConfig { judge: Box::new(self.memory.clone()), ..GossipConfig::default() };
         let n = &mut self.nodes[i];
@@ -282,7 +282,7 @@ impl Fleet {
     }
 
     /// Opens a session from `i` to `to`, if that is possible.
-    pub fn greet(&mut self, i: usize, to: usize) {
+    pub(crate) fn greet(&mut self, i: usize, to: usize) {
         if i != to && self.reaches(i, to) && self.sessions.insert((i.min(to), i.max(to))) {
             let id = self.nodes[to].id;
             self.with(i, |g| g.announce(id));
@@ -290,7 +290,7 @@ impl Fleet {
     }
 
     /// The power is cut. `keep` the cache, or lose it.
-    pub fn crash(&mut self, i: usize, keep: bool) {
+    pub(crate) fn crash(&mut self, i: usize, keep: bool) {
         let gossip = self.nodes[i].gossip.take();
         if let (true, Some(g)) = (keep, gossip) {
             let me = self.nodes[i].id;
@@ -300,13 +300,13 @@ impl Fleet {
     }
 
     /// Says goodbye and ends.
-    pub fn stop(&mut self, i: usize) {
+    pub(crate) fn stop(&mut self, i: usize) {
         self.with(i, Gossip::leave);
         self.crash(i, true);
     }
 
     /// A node's record changes: it listens on another port.
-    pub fn change(&mut self, i: usize) {
+    pub(crate) fn change(&mut self, i: usize) {
         self.nodes[i].port = self.nodes[i].port.wrapping_add(1).max(1024);
         self.publish(i);
     }
@@ -324,13 +324,13 @@ impl Fleet {
     }
 
     /// Parts the network: nodes for which `side` says different numbers do not reach each other; sessions between them end.
-    pub fn part(&mut self, side: impl Fn(usize) -> u8) {
+    pub(crate) fn part(&mut self, side: impl Fn(usize) -> u8) {
         self.side = (0..self.nodes.len()).map(side).collect();
         let s = &self.side;
         self.sessions.retain(|(a, b)| s[*a] == s[*b]);
     }
 
-    pub fn heal(&mut self) {
+    pub(crate) fn heal(&mut self) {
         self.part(|_| 0);
     }
 
@@ -340,7 +340,7 @@ impl Fleet {
     }
 
     /// Calls into the gossip of a node and does what it wants done.
-    pub fn with<T>(&mut self, i: usize, call: impl FnOnce(&mut Gossip) -> T) -> Option<T> {
+    pub(crate) fn with<T>(&mut self, i: usize, call: impl FnOnce(&mut Gossip) -> T) -> Option<T> {
         let gossip = self.nodes[i].gossip.as_mut()?;
         let result = call(gossip);
         let outputs = gossip.drain();
@@ -407,11 +407,11 @@ impl Fleet {
     }
 
     /// Lets time pass.
-    pub fn run(&mut self, time: Duration) {
+    pub(crate) fn run(&mut self, time: Duration) {
         self.run_until(self.now + time);
     }
 
-    pub fn run_until(&mut self, end: Duration) {
+    pub(crate) fn run_until(&mut self, end: Duration) {
         while self.queue.peek().is_some_and(|Reverse((at, ..))| *at <= end) {
             let Some(Reverse((at, _, ticket))) = self.queue.pop() else { break };
             self.now = at;
@@ -444,13 +444,13 @@ impl Fleet {
     }
 
     /// A packet that a puppet sends, at once. Whether it was taken.
-    pub fn inject(&mut self, from: usize, to: usize, packet: &[u8]) -> bool {
+    pub(crate) fn inject(&mut self, from: usize, to: usize, packet: &[u8]) -> bool {
         let id = self.nodes[from].id;
         self.with(to, |g| g.receive(id, packet)).is_some_and(|r| r.is_ok())
     }
 
     /// Runs until `done`, looking every `step`, and says how long that took.
-    pub fn until(&mut self, limit: Duration, step: Duration, mut done: impl FnMut(&Self) -> bool) -> Duration {
+    pub(crate) fn until(&mut self, limit: Duration, step: Duration, mut done: impl FnMut(&Self) -> bool) -> Duration {
         let start = self.now;
         while !done(self) {
             let waited = self.now - start;
@@ -460,12 +460,12 @@ impl Fleet {
         self.now - start
     }
 
-    pub fn alive(&self) -> impl Iterator<Item = (usize, &Gossip)> {
+    pub(crate) fn alive(&self) -> impl Iterator<Item = (usize, &Gossip)> {
         self.nodes.iter().enumerate().filter_map(|(i, n)| n.gossip.as_ref().map(|g| (i, g)))
     }
 
     /// Everybody who runs has the newest record of everybody who runs and is a member.
-    pub fn records_agree(&self) -> bool {
+    pub(crate) fn records_agree(&self) -> bool {
         let members: Vec<&Node> =
             self.nodes.iter().filter(|n| n.gossip.as_ref().is_some_and(|g| g.roster().is_active(n.id))).collect();
         members.iter().all(|a| {
@@ -475,7 +475,7 @@ impl Fleet {
     }
 
     /// Everybody who runs hears exactly those who run.
-    pub fn liveness_agrees(&self) -> bool {
+    pub(crate) fn liveness_agrees(&self) -> bool {
         let running: BTreeSet<NodeId> = self.alive().map(|(i, _)| self.nodes[i].id).collect();
         self.alive().all(|(i, g)| {
             g.up().len() == running.len() - 1 && g.up().iter().all(|n| running.contains(n) && *n != self.nodes[i].id)
@@ -501,39 +501,39 @@ impl Fleet {
         format!("rosters agree: {}\n{}", self.rosters_agree(), out.join("\n"))
     }
 
-    pub fn rosters_agree(&self) -> bool {
+    pub(crate) fn rosters_agree(&self) -> bool {
         let mut digests = self.alive().map(|(_, g)| g.roster().digest());
         let first = digests.next();
         digests.all(|d| Some(d) == first)
     }
 
     /// Everybody agrees about everything.
-    pub fn converged(&self) -> bool {
+    pub(crate) fn converged(&self) -> bool {
         self.liveness_agrees() && self.records_agree() && self.rosters_agree()
     }
 
     /// Whether everybody who runs has this node's newest record.
-    pub fn known_everywhere(&self, i: usize) -> bool {
+    pub(crate) fn known_everywhere(&self, i: usize) -> bool {
         let n = &self.nodes[i];
         self.alive().all(|(_, g)| g.record(n.id).is_some_and(|r| r.version().sequence == n.sequence))
     }
 
     /// Which node an id is of.
-    pub fn number(&self, id: NodeId) -> usize {
+    pub(crate) fn number(&self, id: NodeId) -> usize {
         self.index[&id]
     }
 
     /// Starts counting traffic afresh.
-    pub fn reset_traffic(&mut self) {
+    pub(crate) fn reset_traffic(&mut self) {
         self.nodes.iter_mut().for_each(|n| n.traffic = Traffic::default());
     }
 
-    pub fn sessions(&self) -> usize {
+    pub(crate) fn sessions(&self) -> usize {
         self.sessions.len()
     }
 }
 
 /// The address of a node.
-pub fn ip(i: usize) -> IpAddr {
+pub(crate) fn ip(i: usize) -> IpAddr {
     IpAddr::V4(Ipv4Addr::from(0x0a00_0001 + i as u32))
 }
