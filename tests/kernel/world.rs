@@ -129,6 +129,10 @@ impl World {
                 route.add_address(wire, host.v4, 24).unwrap();
                 route.add_address(wire, host.other, 24).unwrap();
                 route.add_address(wire, host.v6, 64).unwrap();
+                // Until then the kernel does not take it for an address of its own, and rules that ask get a no.
+                while route.addresses().unwrap().iter().any(|a| a.index == wire && a.is_tentative()) {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
             });
         }
         World { a, b }
