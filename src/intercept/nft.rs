@@ -30,6 +30,8 @@ pub const MAX_PEERS: usize = 65_536;
 const BATCH_BYTES: usize = 128 << 10;
 /// How often installing is repeated when the table appears or disappears meanwhile.
 const INSTALL_TRIES: usize = 3;
+/// How long a set of some thousand addresses takes to grow.
+const RESIZE: Duration = Duration::from_millis(10);
 /// How often reading is repeated when something changes meanwhile.
 const DUMP_TRIES: usize = 5;
 /// Bound on the chains and rules of our table.
@@ -379,14 +381,25 @@ impl Installed {
     fn verify(&mut self) -> Result<Condition, InterceptError> {
         let generation = self.socket.generation()?;
         if self.generation != Some(generation) {
-            let same = self.socket.snapshot()? == self.snapshot && self.sets_are_ours()?;
-            if !same {
+            if self.socket.snapshot()? != self.snapshot || !self.sets_settle()? {
                 return Ok(Condition::TableChanged);
             }
             self.generation = Some(generation);
         }
         let routed = Route::open()?.has_policy_route()?;
         Ok(if Some(routed) == self.routed { Condition::Intact } else { Condition::RouteMissing })
+    }
+
+    /// The kernel grows a large set in the background, and a dump meanwhile may leave elements out (rhashtable_walk_start): what
+    /// differs is looked at again before it counts as changed.
+    fn sets_settle(&mut self) -> Result<bool, NetlinkError> {
+        for _ in 0..DUMP_TRIES {
+            if self.sets_are_ours()? {
+                return Ok(true);
+            }
+            std::thread::sleep(RESIZE);
+        }
+        self.sets_are_ours()
     }
 
     fn sets_are_ours(&mut self) -> Result<bool, NetlinkError> {
