@@ -339,9 +339,7 @@ fn garbage_is_refused_and_its_sender_silenced_for_a_while() {
         let m = f.nodes[M].id;
         assert_eq!(f.with(0, |g| g.receive(m, &vec![0; MAX_PACKET + 1])), Some(Err(Refused::Malformed)));
         assert_eq!(f.with(0, |g| g.receive(m, &[])), Some(Err(Refused::Malformed)));
-        (0..30).for_each(|_| {
-            f.inject(M, 0, &[99]);
-        });
+        (0..30).for_each(|_| _ = f.inject(M, 0, &[99]));
         assert_eq!(f.with(0, |g| g.receive(m, &offer(&[]))), Some(Err(Refused::Muted(m))));
         f.run(s(15));
         for _ in 0..3_000 {

@@ -17,7 +17,7 @@ use crate::intercept::{Attribution, Owner};
 use crate::proxy::Kernel;
 
 /// How long the kernel itself refuses a port that was just found closed: long enough for the second look of a health check.
-const REFUSE_FOR: Duration = Duration::from_secs(1);
+const REFUSE_FOR: Duration = Duration::from_secs(2);
 
 /// Opens control connections: marked, so that they are never captured.
 pub(crate) struct Marked;

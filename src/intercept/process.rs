@@ -58,7 +58,7 @@ pub fn raise_file_limit() -> io::Result<u64> {
     if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    // 32 bits wide on 32-bit systems.
+    // 32 bits wide on some 32-bit targets.
     #[allow(clippy::useless_conversion)]
     Ok(u64::from(limit.rlim_cur))
 }

@@ -11,7 +11,7 @@ use meshd::intercept::sockdiag::SockDiag;
 use meshd::intercept::socket::{self, Mark};
 use meshd::intercept::{Capture, Enforcement, InterceptError, Ownership, RuleConfig};
 
-use crate::world::{MOMENT, Outcome, PATIENCE, Test, World, accept, assert_refused, at, ip, talk};
+use crate::world::{MOMENT, Outcome, PATIENCE, Test, World, accept, assert_refused, at, crash, ip, talk};
 
 pub(crate) const TESTS: &[Test] = &[
     Test { name: "install_replace_remove_leaves_nothing", needs: &[], run: install_replace_remove },
@@ -54,7 +54,7 @@ fn install_replace_remove() -> Outcome {
     // A crash: the socket is closed, nothing else happens. The table goes, rule and route are left to `cleanup`.
     let crashed = world.a.install(&RuleConfig::default());
     crashed.set_peers(&BTreeSet::from(world.b.addresses()))?;
-    drop(crashed);
+    crash(crashed);
     let server = world.b.listen(world.b.v4, 80);
     let _open = world.a.connect(at(world.b.v4, 80))?;
     assert!(accept(&server, PATIENCE).is_some());
@@ -245,7 +245,7 @@ fn owner() -> Outcome {
     // Another namespace is another matter.
     let elsewhere = world.b.install(&RuleConfig::default());
     world.b.run(|| elsewhere.remove())?;
-    drop(first);
+    crash(first);
     let second = world.a.install(&RuleConfig::default());
     assert_eq!(world.a.verify(&second), Condition::Intact);
     world.a.run(|| second.remove())?;
@@ -266,7 +266,7 @@ fn persistent() -> Outcome {
     }
     capture.set_peers(&BTreeSet::from(b.addresses()))?;
     let server = b.listen(b.v4, 80);
-    drop(capture);
+    crash(capture);
     assert_refused(a.connect(at(b.v4, 80)), "nothing goes out in plaintext");
     assert!(accept(&server, Duration::ZERO).is_none());
     // The next one takes over, whether it wants to persist or not.
@@ -275,12 +275,12 @@ fn persistent() -> Outcome {
         assert_eq!(next.ownership(), ownership);
         assert_eq!(a.verify(&next), Condition::Intact);
         next.set_peers(&BTreeSet::from([b.v4]))?;
-        drop(next);
+        crash(next);
     }
     let _client = a.connect(at(b.v4, 80))?;
     assert!(accept(&server, PATIENCE).is_some(), "the last one did not persist");
     // And what persists can be cleaned away.
-    drop(a.install(&config));
+    crash(a.install(&config));
     assert!(a.run(nft::cleanup)?);
     a.assert_clean();
     Ok(())

@@ -7,7 +7,7 @@ use meshd::intercept::netns::NetNs;
 use meshd::intercept::rtnetlink::{Route, Watch};
 use meshd::intercept::sniff::Sniffer;
 
-use crate::world::{MOMENT, Outcome, PATIENCE, Test, World, accept, at, ip, talk};
+use crate::world::{MOMENT, Outcome, PATIENCE, Test, World, accept, at, ip, output, talk};
 
 pub(crate) const TESTS: &[Test] = &[
     Test { name: "a_thread_comes_back_from_a_namespace", needs: &[], run: back },
@@ -32,7 +32,7 @@ fn back() -> Outcome {
     assert!(hook.is_err());
     assert_eq!(NetNs::current()?.inode(), home.inode());
     // A child started inside lives inside; a thread too.
-    let child = other.run(|| std::process::Command::new("readlink").arg("/proc/self/ns/net").output())??;
+    let child = other.run(|| output(std::process::Command::new("readlink").arg("/proc/self/ns/net")))??;
     assert_eq!(String::from_utf8(child.stdout)?.trim(), format!("net:[{}]", other.inode()));
     let thread = other.run(|| std::thread::spawn(|| NetNs::current().unwrap().inode()))?;
     assert_eq!(thread.join().unwrap(), other.inode());

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use meshd::intercept::message::{self, Builder};
 use meshd::intercept::netlink::{Family, NetlinkError, Socket};
@@ -12,7 +12,7 @@ use meshd::intercept::rtnetlink::Route;
 use meshd::intercept::socket::{self, Mark};
 use meshd::intercept::{Enforcement, Ownership, RuleConfig};
 
-use crate::world::{Host, MOMENT, Need, Outcome, PATIENCE, Test, World, accept, assert_refused, at, ip, talk};
+use crate::world::{Host, MOMENT, Need, Outcome, PATIENCE, Test, World, accept, assert_refused, at, ip, output, talk};
 
 pub(crate) const TESTS: &[Test] = &[
     Test { name: "somebody_elses_flush_leaves_our_table", needs: &[], run: flushed },
@@ -69,7 +69,7 @@ fn flushed() -> Outcome {
 }
 
 fn nft(host: &Host, rules: &str) -> Result<String, Box<dyn std::error::Error>> {
-    let output = host.run(|| Command::new("nft").arg(rules).output())?;
+    let output = host.run(|| output(Command::new("nft").arg(rules)))?;
     match output.status.success() {
         true => Ok(String::from_utf8(output.stdout)?),
         false => Err(format!("nft {rules}: {}", String::from_utf8_lossy(&output.stderr)).into()),
@@ -185,7 +185,7 @@ fn unprivileged() -> Outcome {
     }
     let mut command = Command::new(&program);
     command.args(["--test-threads", "2"]).env_remove("MESHD_REQUIRE_ALL").uid(NOBODY).gid(NOBODY).current_dir("/");
-    let output = command.stdin(Stdio::null()).output()?;
+    let output = output(&mut command)?;
     let said = String::from_utf8_lossy(&output.stdout);
     let complained = String::from_utf8_lossy(&output.stderr);
     if complained.contains("cannot become root in a new user namespace") {

@@ -12,7 +12,7 @@ use meshd::intercept::sockdiag::SockDiag;
 use meshd::intercept::socket::{self, Mark};
 use meshd::intercept::{Attribution, Capture, Owner, RuleConfig};
 
-use crate::world::{CHILD, Host, Need, Outcome, PATIENCE, Test, World, accept, at};
+use crate::world::{CHILD, Host, Need, Outcome, PATIENCE, Test, World, accept, at, spawn};
 
 pub(crate) const TESTS: &[Test] = &[
     Test { name: "live_sockets_are_attributed", needs: &[Need::Cgroups], run: attributed },
@@ -80,7 +80,7 @@ impl Process {
     pub(crate) fn start(host: &Host, group: Option<&Group>, words: &[&str]) -> std::io::Result<Process> {
         let mut command = Command::new(std::env::current_exe()?);
         die_with_parent(command.arg(CHILD).args(words).stdin(Stdio::piped()).stdout(Stdio::piped()));
-        let mut child = host.run(|| command.spawn())?;
+        let mut child = host.run(|| spawn(&mut command))?;
         let mut process = Process { input: child.stdin.take(), said: String::new(), child };
         if let Some(group) = group {
             fs::write(group.path.join("cgroup.procs"), process.child.id().to_string())?;
@@ -191,6 +191,7 @@ impl Scene {
         let listening = listener.address()?;
         let found = diag.listeners()?.into_iter().find(|l| l.local == listening).ok_or("the listener was not found")?;
         assert_eq!(self.attribution.owner(&found), owner, "client and listener of one group");
+        a.run(|| capture.remove())?;
         Ok(owner)
     }
 }

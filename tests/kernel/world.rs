@@ -3,7 +3,8 @@
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
-use std::process::Command;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use libtest_mimic::Failed;
@@ -39,7 +40,7 @@ pub(crate) fn missing(needs: &[Need], privileged: bool) -> Option<String> {
         Need::Root | Need::Cgroups if !privileged => Some("needs real root".into()),
         Need::Root => None,
         Need::Cgroups => super::owners::cannot_make_groups(),
-        Need::Nft => Command::new("nft").arg("--version").output().err().map(|_| "needs the program nft (nftables)".into()),
+        Need::Nft => output(Command::new("nft").arg("--version")).err().map(|_| "needs the program nft (nftables)".into()),
     })
 }
 
@@ -55,6 +56,27 @@ pub(crate) fn in_own_thread(run: fn() -> Outcome) -> Result<(), Failed> {
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 /// Long enough for a packet, short enough to wait for nothing.
 pub(crate) const MOMENT: Duration = Duration::from_millis(400);
+
+/// Held while a child is made. Between fork and exec a child has copies of all our sockets, and a table lives as long as any
+/// copy of the socket that owns it.
+static FORKING: Mutex<()> = Mutex::new(());
+
+/// Starts a child. Nothing else may start one.
+pub(crate) fn spawn(command: &mut Command) -> io::Result<Child> {
+    let _forking = FORKING.lock().unwrap_or_else(PoisonError::into_inner);
+    command.spawn()
+}
+
+/// Runs a program to its end.
+pub(crate) fn output(command: &mut Command) -> io::Result<Output> {
+    spawn(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()))?.wait_with_output()
+}
+
+/// What the death of the process does to the rules: their socket is closed.
+pub(crate) fn crash(capture: Capture) {
+    let _forking = FORKING.lock().unwrap_or_else(PoisonError::into_inner);
+    drop(capture);
+}
 
 pub(crate) fn ip(text: &str) -> IpAddr {
     text.parse().expect("an address")
@@ -107,6 +129,10 @@ impl World {
                 route.add_address(wire, host.v4, 24).unwrap();
                 route.add_address(wire, host.other, 24).unwrap();
                 route.add_address(wire, host.v6, 64).unwrap();
+                // Until then the kernel does not take it for an address of its own, and rules that ask get a no.
+                while route.addresses().unwrap().iter().any(|a| a.index == wire && a.is_tentative()) {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
             });
         }
         World { a, b }

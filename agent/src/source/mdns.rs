@@ -182,7 +182,9 @@ impl Mdns {
     pub fn use_interfaces(&mut self, names: BTreeSet<String>) -> Result<(), MdnsError> {
         locked(&self.shared).interfaces = names;
         // An empty selection changes nothing by itself but has the predicate asked again.
-        Ok(self.daemon.disable_interface(Vec::<IfKind>::new())?)
+        self.daemon.disable_interface(Vec::<IfKind>::new())?;
+        // The library asks ever more rarely, and on an interface that came back not at once: begin the search anew, see `Sightings::next`.
+        Ok(self.daemon.stop_browse(SERVICE)?)
     }
 
     /// How many records the library holds now; compare with [`MAX_CACHED`]. None when the responder has ended.
