@@ -211,8 +211,9 @@ fn iperf3_moves_gigabytes() -> Result<()> {
         let (sent, received) = (sent.context("no bytes sent")?, received.context("no bytes received")?);
         let wanted = megabytes() << 20;
         ensure!(sent >= wanted && received <= sent, "{wanted} wanted, {sent} sent, {received} received");
-        // The receiver stops counting when the sender says it is done, with what is on the way not counted.
-        ensure!(received > sent / 100 * 95, "{sent} sent, only {received} received");
+        // The receiver stops counting when the sender says that it is done: what is in the buffers of four connections then is
+        // not counted. That every byte arrives is for `every_byte_arrives_in_order` to show.
+        ensure!(received > sent / 2, "{sent} sent, only {received} received");
         moved += received;
         server.wait(Duration::from_secs(10))?.context("the server does not end")?;
         let speed = seen["end"]["sum_received"]["bits_per_second"].as_f64().unwrap_or_default() / 1e9;
