@@ -37,7 +37,8 @@ pub enum Enforcement {
 pub enum Ownership {
     /// Nothing protects it: anybody with privilege may change it and it outlives us.
     Open,
-    /// It is ours and goes with us: the host works without meshd (Linux 5.12).
+    /// It is ours and goes with us: the host works without meshd (Linux 5.12). When the process is killed, a frame that a service was just
+    /// sending to a member may take the wire in plaintext.
     Owned,
     /// It is ours and stays when we die, until the next meshd takes it over: nothing goes out in plaintext (Linux 6.9).
     Persistent,

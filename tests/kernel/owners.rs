@@ -156,13 +156,20 @@ struct Scene {
     cgroups: Cgroups,
     attribution: Attribution,
     base: String,
+    proxy: TcpListener,
+    _capture: Capture,
 }
 
 impl Scene {
     fn new(name: &str) -> Result<Scene, Box<dyn std::error::Error>> {
         let cgroups = Cgroups::open()?;
+        let world = World::new();
+        let capture = world.a.install(&RuleConfig::default());
+        capture.set_peers(&std::collections::BTreeSet::from([world.b.v4]))?;
         Ok(Scene {
-            world: World::new(),
+            proxy: world.a.listen("127.0.0.1".parse()?, 6375),
+            _capture: capture,
+            world,
             cgroups,
             attribution: Attribution::open(),
             base: format!("meshd{name}{}.slice", std::process::id()),
@@ -176,13 +183,10 @@ impl Scene {
     /// A client that is captured, and a listener, both in a group: whose are they?
     fn owner_in(&self, group: &Group) -> Result<Owner, Box<dyn std::error::Error>> {
         let (a, b) = (&self.world.a, &self.world.b);
-        let capture = a.install(&RuleConfig::default());
-        capture.set_peers(&std::collections::BTreeSet::from([b.v4]))?;
         let diag = a.run(SockDiag::open)?;
-        let proxy = a.listen("127.0.0.1".parse()?, 6375);
 
         let client = Process::start(a, Some(group), &["connect", &at(b.v4, 80).to_string()])?;
-        let (_taken, peer) = accept(&proxy, PATIENCE).ok_or("not captured")?;
+        let (_taken, peer) = accept(&self.proxy, PATIENCE).ok_or("not captured")?;
         assert_eq!(client.address()?, peer);
         let found = diag.find(peer, at(b.v4, 80))?.ok_or("the client was not found")?;
         let owner = self.attribution.owner(&found);
@@ -191,7 +195,6 @@ impl Scene {
         let listening = listener.address()?;
         let found = diag.listeners()?.into_iter().find(|l| l.local == listening).ok_or("the listener was not found")?;
         assert_eq!(self.attribution.owner(&found), owner, "client and listener of one group");
-        a.run(|| capture.remove())?;
         Ok(owner)
     }
 }
@@ -244,7 +247,8 @@ fn imitated() -> Outcome {
 
 fn own() -> Outcome {
     let scene = Scene::new("own")?;
-    let (a, b) = (&scene.world.a, &scene.world.b);
+    let world = World::new();
+    let (a, b) = (&world.a, &world.b);
     let group = scene.group("BASE/meshd.service")?;
     let own = OwnCgroup { level: 2, id: cgroup::id_of(&group.path)? };
     let one = Process::start(a, Some(&group), &["own"])?;
