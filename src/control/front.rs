@@ -110,7 +110,7 @@ async fn handshake(tcp: TcpStream, configs: &Configs) -> std::io::Result<Arrived
     };
     Ok(match offers {
         Some(ALPN_DATA) => {
-            let chosen = configs.data.choose(arrived_at, name.as_deref()).map_err(std::io::Error::other)?;
+            let chosen = configs.data.choose(arrived_at, name.as_deref()).await.map_err(std::io::Error::other)?;
             let stream = hello.into_stream(chosen.config).await?;
             Arrived::Data(Tunnel { stream, port: chosen.port, shown: chosen.shown })
         }

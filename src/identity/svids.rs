@@ -38,6 +38,8 @@ const BATCH: usize = 64;
 const ISSUE: Duration = Duration::from_secs(15);
 /// The first pause after a failed request; each further one is twice as long.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
+/// Requests for the node's own SVID that may fail before connections stop waiting for it.
+const HOPELESS: u32 = 2;
 /// The longest pause while there is no SVID to show.
 const RETRY_WITHOUT: Duration = Duration::from_secs(30);
 /// The longest pause while the old one still serves.
@@ -126,13 +128,15 @@ impl fmt::Debug for Svid {
 pub struct Patience {
     /// How long a connection waits for the SVID of a client that was never seen before.
     pub client: Duration,
+    /// How long a connection, in or out, waits for the node's own SVID: others dial as soon as they know the node.
+    pub own: Duration,
     /// After how long without a connection a client's SVID is no longer renewed.
     pub forget: Duration,
 }
 
 impl Default for Patience {
     fn default() -> Self {
-        Self { client: Duration::from_millis(500), forget: Duration::from_secs(3600) }
+        Self { client: Duration::from_millis(500), own: Duration::from_secs(5), forget: Duration::from_secs(3600) }
     }
 }
 
@@ -260,18 +264,22 @@ impl Svids {
         self.own.valid(self.verifier.now())
     }
 
-    /// The SVID to show for a listener, or the node's own where the listener's workload is unknown or has none yet.
-    pub fn for_listener(&self, workload: Option<&Workload>) -> Option<Arc<Svid>> {
-        let Some(workload) = workload else { return self.own() };
+    /// The SVID to show for a listener, or the node's own where the listener's workload is unknown or has none yet. A node that
+    /// has just joined and has no SVID at all waits a moment for its own.
+    pub async fn for_listener(&self, workload: Option<&Workload>) -> Option<Arc<Svid>> {
+        let Some(workload) = workload else { return self.own_in_time().await };
         let slot = self.slots.load().get(workload).cloned();
-        slot.and_then(|s| s.valid(self.verifier.now())).or_else(|| self.stand_in())
+        match slot.and_then(|s| s.valid(self.verifier.now())) {
+            Some(svid) => Some(svid),
+            None => self.stand_in().await,
+        }
     }
 
     /// The SVID to dial with for a workload. The first connection of a workload waits a moment for it to be issued; where that
     /// takes too long or failed before, the node's own stands in, which is counted.
     pub async fn for_client(&self, workload: &Workload) -> Option<Arc<Svid>> {
         let mut issued = self.issued.subscribe();
-        let Some(slot) = self.client_slot(workload) else { return self.stand_in() };
+        let Some(slot) = self.client_slot(workload) else { return self.stand_in().await };
         let deadline = Instant::now() + self.patience.client;
         loop {
             issued.borrow_and_update();
@@ -280,14 +288,32 @@ impl Svids {
             }
             let hopeless = slot.plan().failures > 0;
             if hopeless || !matches!(timeout_at(deadline, issued.changed()).await, Ok(Ok(()))) {
-                return self.stand_in();
+                return self.stand_in().await;
             }
         }
     }
 
-    fn stand_in(&self) -> Option<Arc<Svid>> {
+    async fn stand_in(&self) -> Option<Arc<Svid>> {
         self.fallbacks.fetch_add(1, Ordering::Relaxed);
-        self.own()
+        self.own_in_time().await
+    }
+
+    async fn own_in_time(&self) -> Option<Arc<Svid>> {
+        if let Some(own) = self.own() {
+            return Some(own);
+        }
+        let mut issued = self.issued.subscribe();
+        let deadline = Instant::now() + self.patience.own;
+        loop {
+            issued.borrow_and_update();
+            if let Some(own) = self.own() {
+                return Some(own);
+            }
+            let hopeless = self.own.plan().failures > HOPELESS;
+            if hopeless || !matches!(timeout_at(deadline, issued.changed()).await, Ok(Ok(()))) {
+                return None;
+            }
+        }
     }
 
     /// The slot of a client, made if it is new and there is room.

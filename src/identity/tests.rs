@@ -60,7 +60,7 @@ async fn svids_are_shown_by_port_believed_and_never_resumed() {
     let at = "10.0.0.2:6374".parse().unwrap();
     for (port, shown) in [(80, unit("b", "nginx.service")), (81, Workload::Node(b))] {
         let name = server_name(port.try_into().unwrap());
-        let chosen = data.choose(at, Some(&name.to_str())).unwrap();
+        let chosen = data.choose(at, Some(&name.to_str())).await.unwrap();
         assert_eq!((chosen.port.unwrap().get(), &chosen.shown.id().workload), (port, &shown));
         for _ in 0..2 {
             let mut c = ClientConnection::new(svid.client().clone(), name.clone()).unwrap();
@@ -74,7 +74,7 @@ async fn svids_are_shown_by_port_believed_and_never_resumed() {
             assert_eq!(suite, rustls::CipherSuite::TLS13_CHACHA20_POLY1305_SHA256);
         }
     }
-    assert_eq!(data.choose(at, Some("example.org")).unwrap().port, None);
+    assert_eq!(data.choose(at, Some("example.org")).await.unwrap().port, None);
 }
 
 #[tokio::test]
@@ -188,7 +188,7 @@ async fn lifetimes_of_seconds_never_leave_a_gap() {
         tokio::time::sleep(Duration::from_millis(50)).await;
         let own = svids.own().expect("always one that is good");
         assert!(v.identify(&[CertificateDer::from(own.leaf().der.clone())]).is_ok());
-        assert_eq!(svids.for_listener(Some(&unit("a", "x"))).unwrap().id().workload, unit("a", "x"));
+        assert_eq!(svids.for_listener(Some(&unit("a", "x"))).await.unwrap().id().workload, unit("a", "x"));
     }
     let n = issuance.issued.load(Ordering::Relaxed);
     assert!((40..=200).contains(&n), "two workloads, 30 s, about a second each: {n}");
@@ -215,7 +215,7 @@ async fn the_node_stands_in_and_idle_clients_are_forgotten() {
     issuance.down.store(false, Ordering::Relaxed);
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(svids.for_client(&unit("a", "late")).await.unwrap().id().workload, unit("a", "late"));
-    assert_eq!(svids.for_listener(Some(&unit("a", "unheard"))).unwrap().id().workload, Workload::Node(a));
+    assert_eq!(svids.for_listener(Some(&unit("a", "unheard"))).await.unwrap().id().workload, Workload::Node(a));
 
     svids.set_listeners(&[unit("a", "web")].into());
     tokio::time::sleep(Duration::from_secs(6)).await;
@@ -226,6 +226,43 @@ async fn the_node_stands_in_and_idle_clients_are_forgotten() {
     svids.set_listeners(&[].into());
     tokio::time::sleep(2 * HOUR).await;
     assert_eq!(svids.held().len(), 1);
+}
+
+/// Others dial a new member as soon as they know it, which is before its first SVID is there.
+#[tokio::test(start_paused = true)]
+async fn who_comes_before_the_first_svid_waits_for_it_but_not_in_vain() {
+    let mut mesh = Mesh::found();
+    let key = PrivateKey::generate().unwrap();
+    mesh.admit(&key, "a");
+    let a = key.public().node_id();
+    let (_, v) = mesh.verifier(true);
+    let issuance = Arc::new(mesh.issuance(a, HOUR));
+    issuance.down.store(true, Ordering::Relaxed);
+    let svids = Svids::new(a, v.clone(), Patience::default());
+    let (working, asking) = (svids.clone(), issuance.clone());
+    tokio::spawn(async move { working.run(&*asking).await });
+    let data = DataTls { svids: svids.clone(), listeners: Arc::new(|_| None) };
+    let up = async {
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        issuance.down.store(false, Ordering::Relaxed);
+    };
+    let at = "10.0.0.2:6374".parse().unwrap();
+    let late = unit("a", "curl");
+    let (shown, dials, ()) = tokio::join!(data.choose(at, Some("p80.meshd")), svids.for_client(&late), up);
+    assert_eq!(shown.unwrap().shown.id().workload, Workload::Node(a));
+    assert_eq!(dials.unwrap().id().workload, Workload::Node(a));
+
+    let nobody = Arc::new(mesh.issuance(a, HOUR));
+    nobody.down.store(true, Ordering::Relaxed);
+    let svids = Svids::new(a, v, Patience::default());
+    let (working, began) = (svids.clone(), tokio::time::Instant::now());
+    tokio::spawn(async move { working.run(&*nobody).await });
+    assert!(svids.for_listener(None).await.is_none());
+    assert!(began.elapsed() <= Duration::from_secs(5));
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let began = tokio::time::Instant::now();
+    assert!(svids.for_client(&late).await.is_none() && svids.for_listener(None).await.is_none());
+    assert!(began.elapsed() < Duration::from_secs(1), "everybody waits although it was tried often enough");
 }
 
 #[tokio::test(start_paused = true)]

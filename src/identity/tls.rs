@@ -221,12 +221,12 @@ impl DataTls {
     /// node's own where nobody does or its SVID is not there yet.
     ///
     /// # Errors
-    /// [`TlsError::NoSvid`] when the node has none at all.
-    pub fn choose(&self, arrived_at: SocketAddr, name: Option<&str>) -> Result<Chosen, TlsError> {
+    /// [`TlsError::NoSvid`] when the node has none at all, after a moment's patience.
+    pub async fn choose(&self, arrived_at: SocketAddr, name: Option<&str>) -> Result<Chosen, TlsError> {
         let port = name.and_then(port_of);
         let at = port.map(|p| SocketAddr::new(arrived_at.ip().to_canonical(), p.get()));
         let workload = at.and_then(|at| (self.listeners)(at));
-        let shown = self.svids.for_listener(workload.as_ref()).ok_or(TlsError::NoSvid)?;
+        let shown = self.svids.for_listener(workload.as_ref()).await.ok_or(TlsError::NoSvid)?;
         Ok(Chosen { config: shown.server().clone(), port, shown })
     }
 }

@@ -1,7 +1,7 @@
 //! The capture table in the kernel: install, replace, keep up to date, watch over, remove.
 //!
-//! Owns: the table `inet meshd` and the policy route of one network namespace, through one netlink socket. Does not own: what is in the
-//! rules ([`super::rules`]) and which addresses are members. Invariants: the table changes in whole transactions only; where the
+//! Owns: the tables `inet meshd` and `inet meshd_replies` and the policy route of one network namespace, through one netlink socket.
+//! Does not own: what is in the rules ([`super::rules`]) and which addresses are members. Invariants: the table changes in whole transactions only; where the
 //! kernel can (5.12), it belongs to our socket, so that nobody else changes it, it goes when this process dies, and a second
 //! meshd in the same namespace is told so.
 
@@ -14,7 +14,7 @@ use super::expr::{Expressions, Version};
 use super::message::{self, Builder, attributes};
 use super::netlink::{Family, NetlinkError, Socket};
 use super::rtnetlink::Route;
-use super::rules::{self, Batch, HEAD, Hook, Kind, Ownership, RuleConfig, SUBSYSTEM, TABLE, can_be_captured};
+use super::rules::{self, Batch, HEAD, Hook, Kind, Ownership, REPLIES, RuleConfig, SUBSYSTEM, TABLE, can_be_captured};
 use super::{MARK_MASK, MARK_ROUTE};
 
 const GET_TABLE: u16 = 1;
@@ -96,8 +96,8 @@ pub enum Condition {
 
 /// The installed rules of one network namespace.
 ///
-/// Dropping it closes the socket that owns the table, as the death of the process does: an owned table is gone, a persistent one
-/// stays. The policy route stays; without marks it does nothing. End proxied connections before [`Capture::remove`]: what
+/// Dropping it closes the socket that owns the tables, as the death of the process does: an owned table is gone, a persistent one
+/// stays. The policy route and the way of replies stay; without connections of ours they do nothing. End proxied connections before [`Capture::remove`]: what
 /// a service still has to say to a borrowed source would take the wire otherwise.
 #[derive(Debug)]
 pub struct Capture(Mutex<Installed>);
@@ -214,7 +214,7 @@ impl Capture {
     /// [`InterceptError`]
     pub fn remove(self) -> Result<(), InterceptError> {
         let mut installed = self.0.into_inner().unwrap_or_else(PoisonError::into_inner);
-        installed.socket.delete_table()?;
+        installed.socket.delete_tables()?;
         // The kernel closes the socket's leftovers with it; the route goes last, so that no reply loses its way.
         Route::open()?.delete_policy_route()?;
         Ok(())
@@ -231,7 +231,7 @@ impl Capture {
 /// # Errors
 /// [`InterceptError::Occupied`] while a meshd is running here.
 pub fn cleanup() -> Result<bool, InterceptError> {
-    let table = Socket::open(Family::Netfilter)?.delete_table()?;
+    let table = Socket::open(Family::Netfilter)?.delete_tables()?;
     let mut route = Route::open()?;
     let routed = route.has_policy_route()?;
     route.delete_policy_route()?;
@@ -303,32 +303,36 @@ impl Installed {
     fn install(&mut self, config: &RuleConfig, peers: &BTreeSet<IpAddr>) -> Result<(), InterceptError> {
         let ours = self.snapshot.table.is_some();
         let counts = if ours { self.counts().unwrap_or_default() } else { [0; 4] };
-        let levels = [Ownership::Persistent, Ownership::Owned, Ownership::Open];
-        let mut levels = levels.into_iter().filter(|level| *level <= config.ownership);
-        let mut level = Ownership::Open;
+        let mut plans = PLANS.into_iter().filter(|(level, _)| *level <= config.ownership);
+        let (mut level, mut replies) = (Ownership::Open, TABLE);
         let mut tries = 0;
         let (first, rest) = first_transaction(peers);
         let result = loop {
             if tries == 0 {
-                level = levels.next().unwrap_or(Ownership::Open);
+                (level, replies) = plans.next().unwrap_or((Ownership::Open, TABLE));
             }
             let mut batch = Batch::new();
-            if self.socket.table()?.is_some() {
-                batch.delete_table(TABLE);
+            for table in [TABLE, REPLIES] {
+                if self.socket.table(table)?.is_some() {
+                    batch.delete_table(table);
+                }
             }
-            let creation = batch.next();
             batch.create_table(TABLE, level.flags());
-            rules::fill(&mut batch, config, counts);
+            if replies != TABLE {
+                batch.create_table(replies, Ownership::Persistent.flags());
+            }
+            let created = batch.next();
+            rules::fill(&mut batch, config, counts, replies);
             batch.add_peers(&first);
             match self.socket.execute(batch.finish()) {
                 Err(NetlinkError::Refused { errno: libc::EOPNOTSUPP | libc::EINVAL, index, .. })
-                    if index == creation && level != Ownership::Open =>
+                    if index < created && level != Ownership::Open =>
                 {
                     tries = 0;
                 }
-                // Somebody created or removed the table since it was looked for.
+                // Somebody created or removed a table since it was looked for.
                 Err(NetlinkError::Refused { errno: libc::ENOENT | libc::EEXIST, index, .. })
-                    if index <= creation && tries < INSTALL_TRIES =>
+                    if index < created && tries < INSTALL_TRIES =>
                 {
                     tries += 1;
                 }
@@ -370,7 +374,7 @@ impl Installed {
     fn counts(&mut self) -> Result<[u64; 4], NetlinkError> {
         let mut counts = [0; 4];
         self.socket.dump_all(GET_OBJECT, |m| _ = m.str(1, TABLE), &mut |payload| {
-            let Some(name) = named_in_our_table(payload, 2) else { return };
+            let Some(name) = named_in(payload, TABLE, 2) else { return };
             let Some(at) = rules::COUNTERS.iter().position(|counter| *counter == name) else { return };
             let data = body(payload).find(|a| a.kind == 4);
             counts[at] = data.and_then(|data| data.nested().find(|a| a.kind == 2)).and_then(|a| a.be64()).unwrap_or(0);
@@ -416,6 +420,10 @@ impl Installed {
     }
 }
 
+/// What protects the table and which one the way of replies is in, best first: one that outlives us, unless the whole table does.
+const PLANS: [(Ownership, &str); 4] =
+    [(Ownership::Persistent, TABLE), (Ownership::Owned, REPLIES), (Ownership::Owned, TABLE), (Ownership::Open, TABLE)];
+
 /// Addresses of one transaction; one takes at most 28 bytes.
 const PEERS_PER_BATCH: usize = BATCH_BYTES / 32;
 
@@ -436,22 +444,23 @@ fn policy_route() -> Result<(bool, bool), InterceptError> {
     Ok(route.has_policy_route()?)
 }
 
-/// What identifies one installation of the table: numbers the kernel never uses twice, and the expressions.
+/// What identifies one installation of the tables: numbers the kernel never uses twice, and the expressions.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Snapshot {
     /// Handle and flags.
     table: Option<(u64, u32)>,
+    replies: Option<(u64, u32)>,
     chains: Vec<Vec<u8>>,
     rules: Vec<Vec<u8>>,
 }
 
-/// Reading the table; all of it works without owning it.
+/// Reading the tables; all of it works without owning them.
 impl Socket {
-    /// Handle and flags of our table.
-    fn table(&mut self) -> Result<Option<(u64, u32)>, NetlinkError> {
+    /// Handle and flags of a table of ours.
+    fn table(&mut self, name: &str) -> Result<Option<(u64, u32)>, NetlinkError> {
         let mut request = Builder::new();
         request.message(SUBSYSTEM | GET_TABLE, 0, &HEAD, |m| {
-            m.str(1, TABLE);
+            m.str(1, name);
         });
         match self.ask(request) {
             Ok((_, payload)) => {
@@ -464,14 +473,18 @@ impl Socket {
         }
     }
 
-    /// Deletes our table; `false` when there was none.
-    fn delete_table(&mut self) -> Result<bool, NetlinkError> {
-        let mut batch = Batch::new();
-        batch.delete_table(TABLE);
-        match self.execute(batch.finish()) {
-            Err(NetlinkError::Refused { errno: libc::ENOENT, .. }) => Ok(false),
-            other => other.map(|()| true),
+    /// Deletes our tables, what captures first; `false` when there was none.
+    fn delete_tables(&mut self) -> Result<bool, NetlinkError> {
+        let mut any = false;
+        for table in [TABLE, REPLIES] {
+            let mut batch = Batch::new();
+            batch.delete_table(table);
+            match self.execute(batch.finish()) {
+                Err(NetlinkError::Refused { errno: libc::ENOENT, .. }) => {}
+                other => any |= other.map(|()| true)?,
+            }
         }
+        Ok(any)
     }
 
     fn generation(&mut self) -> Result<u32, NetlinkError> {
@@ -482,18 +495,20 @@ impl Socket {
     }
 
     fn snapshot(&mut self) -> Result<Snapshot, NetlinkError> {
-        let mut snapshot = Snapshot { table: self.table()?, ..Snapshot::default() };
-        if snapshot.table.is_some() {
-            snapshot.chains = self.dump_table(GET_CHAIN)?;
-            snapshot.rules = self.dump_table(GET_RULE)?;
+        let mut snapshot = Snapshot { table: self.table(TABLE)?, replies: self.table(REPLIES)?, ..Snapshot::default() };
+        for (name, there) in [(TABLE, snapshot.table), (REPLIES, snapshot.replies)] {
+            if there.is_some() {
+                snapshot.chains.extend(self.dump_table(name, GET_CHAIN)?);
+                snapshot.rules.extend(self.dump_table(name, GET_RULE)?);
+            }
         }
         Ok(snapshot)
     }
 
-    fn dump_table(&mut self, kind: u16) -> Result<Vec<Vec<u8>>, NetlinkError> {
+    fn dump_table(&mut self, table: &str, kind: u16) -> Result<Vec<Vec<u8>>, NetlinkError> {
         let mut found = Vec::new();
-        self.dump_all(kind, |m| _ = m.str(1, TABLE), &mut |payload| {
-            if named_in_our_table(payload, 1).is_some() && found.len() < MAX_RULES {
+        self.dump_all(kind, |m| _ = m.str(1, table), &mut |payload| {
+            if named_in(payload, table, 1).is_some() && found.len() < MAX_RULES {
                 found.push(payload.get(HEAD.len()..).unwrap_or_default().to_vec());
             }
         })?;
@@ -548,9 +563,9 @@ fn body(payload: &[u8]) -> impl Iterator<Item = message::Attribute<'_>> {
     attributes(payload.get(HEAD.len()..).unwrap_or_default())
 }
 
-/// The text of attribute `name` if the object belongs to our table (old kernels do not filter dumps).
-fn named_in_our_table(payload: &[u8], name: u16) -> Option<&str> {
+/// The text of attribute `name` if the object belongs to this table of ours (old kernels do not filter dumps).
+fn named_in<'a>(payload: &'a [u8], table: &str, name: u16) -> Option<&'a str> {
     let is_inet = payload.first() == Some(&HEAD[0]);
-    let ours = body(payload).find(|a| a.kind == 1)?.str()? == TABLE;
+    let ours = body(payload).find(|a| a.kind == 1)?.str()? == table;
     if is_inet && ours { body(payload).find(|a| a.kind == name)?.str() } else { None }
 }

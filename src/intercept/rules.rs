@@ -15,6 +15,9 @@ use super::{MARK_MASK, MARK_MESH, MARK_ROUTE, MARK_SERVICE};
 
 /// Name of the table, family `inet`.
 pub const TABLE: &str = "meshd";
+/// Name of the table that holds nothing but the way of a service's replies, family `inet`. It stays when we die, so that what a
+/// service was just saying never takes the wire, while the rules that capture go and the host works without us.
+pub const REPLIES: &str = "meshd_replies";
 /// Entries of the refused sets; more are not rejected in the kernel but by us.
 const MAX_REFUSED: u32 = 4096;
 /// Elements of one message: the list is one attribute, which ends at 64 KiB; an element takes at most 44 bytes.
@@ -37,8 +40,9 @@ pub enum Enforcement {
 pub enum Ownership {
     /// Nothing protects it: anybody with privilege may change it and it outlives us.
     Open,
-    /// It is ours and goes with us: the host works without meshd (Linux 5.12). When the process is killed, a frame that a service was just
-    /// sending to a member may take the wire in plaintext.
+    /// It is ours and goes with us: the host works without meshd (Linux 5.12). Where the kernel can (6.9), the way of replies stays
+    /// behind in a table of its own ([`REPLIES`]); older ones may let a frame out in plaintext that a service was just sending to a
+    /// member when the process was killed.
     Owned,
     /// It is ours and stays when we die, until the next meshd takes it over: nothing goes out in plaintext (Linux 6.9).
     Persistent,
@@ -324,8 +328,9 @@ pub(super) fn set_kinds() -> [SetKind; 5] {
     [peers(Version::V4), peers(Version::V6), refused(Version::V4), refused(Version::V6), skip]
 }
 
-/// Everything inside the table: sets, counters (starting from `counts`), chains, rules. The peers are added by the caller.
-pub(super) fn fill(batch: &mut Batch, config: &RuleConfig, counts: [u64; 4]) {
+/// Everything inside the table: sets, counters (starting from `counts`), chains, rules. The peers are added by the caller. The way of
+/// replies goes into the table `replies`.
+pub(super) fn fill(batch: &mut Batch, config: &RuleConfig, counts: [u64; 4], replies: &str) {
     for set in set_kinds() {
         batch.create_set(TABLE, &set);
     }
@@ -334,7 +339,7 @@ pub(super) fn fill(batch: &mut Batch, config: &RuleConfig, counts: [u64; 4]) {
     }
     batch.add_elements(SKIP, skipped(config).into_iter().map(|port| port.to_be_bytes().to_vec()), None);
     guard(batch);
-    routing(batch);
+    routing(batch, replies);
     capture(batch, config);
     match config.enforcement {
         Enforcement::Permissive => {}
@@ -376,16 +381,16 @@ fn guard(batch: &mut Batch) {
 
 /// A service's replies to a borrowed source come back to us. Two marks: with the routing mark on our own socket, a service that
 /// docker publishes by NAT would be sent to loopback instead of its container.
-fn routing(batch: &mut Batch) {
+fn routing(batch: &mut Batch, table: &str) {
     let output = "out_route";
-    batch.create_chain(TABLE, output, Kind::Route, Hook::Output, MANGLE);
-    batch.create_rule(TABLE, output, |r| {
+    batch.create_chain(table, output, Kind::Route, Hook::Output, MANGLE);
+    batch.create_rule(table, output, |r| {
         r.is_tcp(true).mark_is(MARK_MASK, MARK_SERVICE).merge_connection_mark(MARK_MASK, MARK_ROUTE).verdict(Verdict::Return);
     });
     let prerouting = "pre_route";
-    batch.create_chain(TABLE, prerouting, Kind::Filter, Hook::Prerouting, MANGLE);
+    batch.create_chain(table, prerouting, Kind::Filter, Hook::Prerouting, MANGLE);
     for chain in [output, prerouting] {
-        batch.create_rule(TABLE, chain, |r| {
+        batch.create_rule(table, chain, |r| {
             r.is_tcp(true).is_reply().connection_mark_is(MARK_MASK, MARK_ROUTE).merge_mark(MARK_MASK, MARK_ROUTE);
         });
     }

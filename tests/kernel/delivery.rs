@@ -88,6 +88,20 @@ fn killed() -> Outcome {
     }
     a.run(meshd::intercept::nft::cleanup)?;
     a.assert_clean();
+
+    // Rules that go before the connections do let it out: why they go last, and proof that this test would hear it.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let capture = a.install(&RuleConfig::default());
+    let server = a.listen(a.v4, 8000);
+    let mine = a.run(|| runtime.block_on(socket::connect_as(at(b.v4, 0), at(a.v4, 8000), Mark::Service)))?;
+    let (mut served, _) = accept(&server, PATIENCE).ok_or("not delivered")?;
+    let mut sniffer = b.run(Sniffer::open)?;
+    a.run(|| capture.remove())?;
+    served.write_all(TEXT)?;
+    let mut heard = false;
+    sniffer.drain(MOMENT, |frame| heard |= frame.bytes.windows(TEXT.len()).any(|window| window == TEXT))?;
+    assert!(heard, "without rules it goes out");
+    drop(mine);
     Ok(())
 }
 

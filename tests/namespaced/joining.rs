@@ -1,5 +1,6 @@
 //! How hosts come in, stay out, and leave, by the command line alone.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -16,6 +17,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario!("joining", wrong_used_revoked_and_ended_tokens_open_nothing),
     scenario!("joining", a_token_works_before_the_first_start),
     scenario!("joining", where_multicast_does_not_reach_the_token_leads),
+    scenario!("joining", traffic_goes_on_while_a_host_joins),
     scenario!("joining", everyone_comes_back_after_a_restart),
     scenario!("joining", the_founder_may_be_away),
     scenario!("joining", who_leaves_is_an_ordinary_host),
@@ -129,6 +131,57 @@ fn where_multicast_does_not_reach_the_token_leads() -> Result<()> {
     let mesh = Setup::of(&["a", "b", "c"]).configured("mdns = false").start()?;
     mesh.secured_between("b", "c", 8000)?;
     mesh.secured_between("c", "a", 8001)
+}
+
+/// Connections in both directions, from before the first daemon knows the second until all are secured: none may fail.
+fn traffic_goes_on_while_a_host_joins() -> Result<()> {
+    for _ in 0..3 {
+        let mut mesh = Setup::of(&["a", "b"]).hosts()?;
+        mesh.at_mut("a").start()?;
+        mesh.at("a").until(State::Member)?;
+        mesh.at_mut("b").start()?;
+        mesh.at("b").until(State::Pending)?;
+        let (_in_a, _in_b) = (Server::answering(mesh.host("a"), 8000, "a ")?, Server::answering(mesh.host("b"), 8000, "b ")?);
+        let token = mesh.at("a").token()?;
+        let done = AtomicBool::new(false);
+        let (asked, joined) = std::thread::scope(|scope| {
+            let traffic: Vec<_> = [("a", "b"), ("b", "a")]
+                .into_iter()
+                .flat_map(|(from, to)| sockets(mesh.host(to), 8000).map(|at| (from, at)))
+                .map(|(from, at)| {
+                    let (mesh, done) = (&mesh, &done);
+                    scope.spawn(move || -> Result<u32> {
+                        let mut asked = 0;
+                        while !done.load(Ordering::Relaxed) {
+                            let answer =
+                                ask(mesh.host(from), at, "x").with_context(|| format!("{from} to {at}, number {asked}"))?;
+                            ensure!(answer.ends_with(" x"), "{from} got {answer:?} from {at}");
+                            asked += 1;
+                            std::thread::sleep(Duration::from_millis(1));
+                        }
+                        Ok(asked)
+                    })
+                })
+                .collect();
+            let join = || -> Result<()> {
+                mesh.at("b").cli(&["join", &token])?;
+                mesh.at("b").until(State::Member)?;
+                mesh.settled()?;
+                eventually(Duration::from_secs(10), "an edge", || {
+                    ensure!(mesh.at("a").edges()?.iter().any(|e| e.secured && e.port == 8000), "not secured yet");
+                    Ok(())
+                })
+            };
+            let joined = join();
+            done.store(true, Ordering::Relaxed);
+            let asked: Result<Vec<u32>> =
+                traffic.into_iter().map(|t| t.join().map_err(|_| anyhow::anyhow!("a client died"))?).collect();
+            (asked, joined)
+        });
+        joined?;
+        ensure!(asked?.iter().all(|n| *n > 0), "a direction was never asked");
+    }
+    Ok(())
 }
 
 fn everyone_comes_back_after_a_restart() -> Result<()> {

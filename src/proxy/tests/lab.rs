@@ -170,7 +170,7 @@ async fn door(listener: TcpListener, data: DataTls, proxy: Arc<Proxy>, failed: A
             let shake = async {
                 let hello = LazyConfigAcceptor::new(Acceptor::default(), tcp).await?;
                 let name = hello.client_hello().server_name().map(str::to_owned);
-                let chosen = data.choose(arrived_at, name.as_deref()).unwrap();
+                let chosen = data.choose(arrived_at, name.as_deref()).await.unwrap();
                 let stream = hello.into_stream(chosen.config).await?;
                 io::Result::Ok(Tunnel { stream, port: chosen.port, shown: chosen.shown })
             };
