@@ -78,7 +78,7 @@ async fn deliver(
         Err(fault) => Err(fault),
     };
     match service {
-        Ok(service) => Plain.relay(service, tunnel.stream.into(), Role::Dialled, edge.meter()).await,
+        Ok(mut service) => Plain.relay(&mut service, tunnel.stream.into(), Role::Dialled, edge.meter()).await,
         Err(fault) => {
             match fault {
                 Fault::Refused(why) => refuse(&mut tunnel.stream, why).await,

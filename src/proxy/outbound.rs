@@ -67,7 +67,7 @@ struct Call {
 
 /// # Errors
 /// Why the application got a reset.
-async fn carry(proxy: &Proxy, app: TcpStream) -> Result<(), Fault> {
+async fn carry(proxy: &Proxy, mut app: TcpStream) -> Result<(), Fault> {
     socket::application(&app, proxy.settings.keepalive).map_err(Fault::App)?;
     let client = canonical(app.peer_addr().map_err(Fault::App)?);
     let destination = canonical(proxy.kernel.original_dst(&app).map_err(|e| Fault::NotCaptured(e.to_string()))?);
@@ -99,8 +99,9 @@ async fn carry(proxy: &Proxy, app: TcpStream) -> Result<(), Fault> {
     };
     let edge = proxy.edges.open(call.secured(svid.id(), peer), member.node, proxy.now());
     let header = Header { port, address: Some(destination.ip()), client: Some(client), low_port: client.port() < 1024 };
-    let result = ticket.run(Plain.relay(app, tunnel, Role::Dialler(header), edge.meter())).await;
+    let result = ticket.run(Plain.relay(&mut app, tunnel, Role::Dialler(header), edge.meter())).await;
     if let Err(Fault::Refused(Refusal::Closed)) = result {
+        // Before the application sees its reset: its next attempt is refused by the kernel.
         proxy.kernel.refuse(destination);
     }
     edge.settle(&result, proxy.now());

@@ -38,13 +38,14 @@ pub trait Relay: Send + Sync + 'static {
     type Tunnel: Send;
 
     /// Relays until both directions have ended. `app` is a socket that resets when dropped ([`socket::application`]); so it stays
-    /// unless all went well. The bytes are counted in `meter` as they pass.
+    /// unless all went well. It is lent, so that the caller decides what happens before the application sees its end. The bytes
+    /// are counted in `meter` as they pass.
     ///
     /// # Errors
     /// [`Fault::Refused`] when the peer refused; [`Fault::App`], [`Fault::Tunnel`] or [`Fault::NoVerdict`] when one side broke.
     fn relay(
         &self,
-        app: TcpStream,
+        app: &mut TcpStream,
         tunnel: Self::Tunnel,
         role: Role,
         meter: &Meter,
@@ -58,7 +59,7 @@ pub struct Plain;
 impl Relay for Plain {
     type Tunnel = TlsStream<TcpStream>;
 
-    async fn relay(&self, mut app: TcpStream, tunnel: Self::Tunnel, role: Role, meter: &Meter) -> Result<(), Fault> {
+    async fn relay(&self, app: &mut TcpStream, tunnel: Self::Tunnel, role: Role, meter: &Meter) -> Result<(), Fault> {
         let (from_app, to_app) = app.split();
         let (from_peer, to_peer) = tokio::io::split(tunnel);
         match role {
@@ -71,7 +72,7 @@ impl Relay for Plain {
                 receive(from_peer, to_app, false, &meter.received),
             )?,
         };
-        socket::ended(&app).map_err(Fault::App)
+        socket::ended(app).map_err(Fault::App)
     }
 }
 
