@@ -17,6 +17,8 @@
 //! | `DELETE /v1/tokens/ID` | [`Done`] |
 //! | `POST /v1/join` [`JoinRequest`] | [`Joined`] |
 //! | `POST /v1/leave` | [`Done`] |
+//! | `GET /v1/log-level` | [`LogLevel`] |
+//! | `PUT /v1/log-level` [`LogLevel`] | [`LogLevel`] |
 //!
 //! Whatever is not `GET`, and `/v1/tokens` as a whole, is for root and the daemon's own user only: the daemon asks the kernel who
 //! is calling (`SO_PEERCRED`, unix(7)). A refusal is a status of 4xx or 5xx with an [`ErrorBody`].
@@ -41,6 +43,9 @@ pub const MAX_REQUEST: usize = 64 * 1024;
 /// Longest answer a command reads, in bytes: the edges of a large mesh fit many times.
 pub const MAX_ANSWER: usize = 32 * 1024 * 1024;
 
+/// The bounds of [`Edge::durations`], in milliseconds.
+pub const DURATION_BOUNDS_MS: [u64; 12] = crate::proxy::edges::durations::BOUNDS_MS;
+
 /// Paths of the endpoints.
 pub mod path {
     /// [`super::Status`].
@@ -63,6 +68,8 @@ pub mod path {
     pub const JOIN: &str = "/v1/join";
     /// An empty body posted.
     pub const LEAVE: &str = "/v1/leave";
+    /// [`super::LogLevel`], to be read and to be put.
+    pub const LOG_LEVEL: &str = "/v1/log-level";
 }
 
 /// Where a node is in its life.
@@ -276,6 +283,10 @@ pub struct Edge {
     pub bytes_out: u64,
     /// How long ago there was a connection, in seconds.
     pub last_seen_seconds: u64,
+    /// How many of the connections that ended lasted not longer than each of [`DURATION_BOUNDS_MS`] and longer than the one before; the last
+    /// number is of those that lasted longer than all.
+    #[serde(default)]
+    pub durations: Vec<u64>,
 }
 
 /// An SVID this node holds.
@@ -475,6 +486,13 @@ pub struct Joined {
     pub name: HostName,
     /// Whether it was a member already, so that nothing was done.
     pub already: bool,
+}
+
+/// How much the daemon logs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogLevel {
+    /// The level.
+    pub level: crate::config::LogLevel,
 }
 
 /// Done, and nothing to add.

@@ -23,6 +23,7 @@ use thiserror::Error;
 pub use duration::{DurationError, parse_duration, show_duration};
 pub use environment::Environment;
 pub use keys::{KEYS, Key};
+pub(crate) use value::choose;
 pub use value::nearest;
 use value::{Value, unique};
 
@@ -38,7 +39,7 @@ pub const RUN_DIR: &str = "/run/meshd";
 pub const PORT: u16 = 6374;
 /// Default of `capture_port`: where the kernel hands captured connections over, on loopback.
 pub const CAPTURE_PORT: u16 = 6375;
-/// Default of `admin_port`: metrics and readiness, on loopback.
+/// Default of `admin_port`: metrics and readiness, on loopback unless `admin_address` is set.
 pub const ADMIN_PORT: u16 = 6376;
 /// Default of `skip_ports`: never captured. SSH, so that nobody locks himself out.
 pub const SKIP_PORTS: [u16; 1] = [22];
@@ -77,7 +78,8 @@ pub enum Mode {
 }
 
 /// How much the daemon says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum LogLevel {
     /// What needs somebody to act.
     Error,
@@ -102,6 +104,18 @@ pub enum LogFormat {
     Json,
 }
 
+/// Whether there is a line for each connection that has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AccessLog {
+    /// No.
+    #[default]
+    Off,
+    /// Lines for people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
 /// A setting that is one word of a few. The words are those of the file, of the environment and of the flags.
 pub(crate) trait Choice: Copy + PartialEq + 'static {
     /// The words and what they mean.
@@ -118,6 +132,9 @@ impl Choice for LogLevel {
 impl Choice for LogFormat {
     const ALL: &'static [(&'static str, Self)] = &[("text", Self::Text), ("json", Self::Json)];
 }
+impl Choice for AccessLog {
+    const ALL: &'static [(&'static str, Self)] = &[("off", Self::Off), ("text", Self::Text), ("json", Self::Json)];
+}
 macro_rules! choice_text {
     ($($name:ident)*) => {$(
         impl fmt::Display for $name {
@@ -127,7 +144,7 @@ macro_rules! choice_text {
         }
     )*};
 }
-choice_text!(Mode LogLevel LogFormat);
+choice_text!(Mode LogLevel LogFormat AccessLog);
 
 /// Where a peer may be found: an address or a DNS name, and the port. Only a hint: nothing said there is believed without proof.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -273,8 +290,10 @@ pub struct Config {
     pub port: u16,
     /// The loopback port captured connections arrive at.
     pub capture_port: u16,
-    /// The loopback port of metrics and readiness.
+    /// The port of metrics and readiness.
     pub admin_port: u16,
+    /// Where that port is opened; none: on loopback only.
+    pub admin_address: Option<IpAddr>,
     /// What is done with plaintext.
     pub mode: Mode,
     /// Where members may be found when multicast does not reach.
@@ -301,6 +320,8 @@ pub struct Config {
     pub log_level: LogLevel,
     /// In what form.
     pub log_format: LogFormat,
+    /// Whether each connection is logged when it has ended.
+    pub access_log: AccessLog,
     origins: Vec<Origin>,
     notes: Vec<String>,
 }
@@ -315,6 +336,7 @@ impl Config {
             port: PORT,
             capture_port: CAPTURE_PORT,
             admin_port: ADMIN_PORT,
+            admin_address: None,
             mode: Mode::default(),
             peers: Vec::new(),
             zone: None,
@@ -328,6 +350,7 @@ impl Config {
             found_after: FOUND_AFTER,
             log_level: LogLevel::default(),
             log_format: LogFormat::default(),
+            access_log: AccessLog::default(),
             origins: vec![Origin::Default; KEYS.len()],
             notes: Vec::new(),
         }

@@ -14,5 +14,6 @@ pub mod demo;
 pub mod identity;
 pub mod intercept;
 pub mod local;
+pub mod logging;
 pub(crate) mod membership;
 pub mod proxy;

@@ -20,8 +20,8 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use crate::api::{
-    CreatedToken, Done, Edge, ErrorBody, Finding, Identity, JoinRequest, Joined, MAX_ANSWER, NewToken, Node, Resolve, Service,
-    Status, TokenInfo, VERSION_HEADER, path,
+    CreatedToken, Done, Edge, ErrorBody, Finding, Identity, JoinRequest, Joined, LogLevel, MAX_ANSWER, NewToken, Node, Resolve,
+    Service, Status, TokenInfo, VERSION_HEADER, path,
 };
 
 /// How long the daemon may take to accept a connection.
@@ -181,6 +181,21 @@ impl Local {
     /// [`LocalError`].
     pub async fn leave(&self) -> Result<Done, LocalError> {
         self.ask(Method::POST, path::LEAVE, Bytes::new(), WORK).await
+    }
+
+    /// How much the daemon logs.
+    ///
+    /// # Errors
+    /// [`LocalError`].
+    pub async fn log_level(&self) -> Result<LogLevel, LocalError> {
+        self.look(path::LOG_LEVEL).await
+    }
+    /// Changes how much the daemon logs, until it is started again.
+    ///
+    /// # Errors
+    /// [`LocalError`].
+    pub async fn set_log_level(&self, wish: LogLevel) -> Result<LogLevel, LocalError> {
+        self.ask(Method::PUT, path::LOG_LEVEL, self.json(&wish)?, LOOK).await
     }
 
     async fn look<T: DeserializeOwned>(&self, path: &str) -> Result<T, LocalError> {

@@ -59,6 +59,34 @@ fn nodes_services_edges_identity() {
 }
 
 #[test]
+fn stat_adds_up_and_looks_twice() {
+    let daemon = Daemon::start();
+    let ran = daemon.run(&["stat", "--window", "100ms"]);
+    assert_eq!((ran.code, text(&ran), ran.err.as_str()), (0, golden::STAT, ""));
+    assert_eq!(daemon.asked().iter().filter(|(_, path, _)| path == "/v1/edges").count(), 2);
+    let ran = daemon.run(&["stat", "--window", "100ms", "-o", "json"]);
+    let rows: Vec<serde_json::Value> = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!((rows.len(), &rows[0]["p95_ms"], &rows[1]["success_rate"]), (2, &60_000.into(), &0.0.into()));
+    assert_eq!(daemon.run(&["stat", "--window", "1d"]).code, 2);
+}
+
+#[test]
+fn the_log_level_is_shown_and_changed() {
+    let daemon = Daemon::start();
+    let ran = daemon.run(&["log-level"]);
+    assert_eq!((ran.code, text(&ran)), (0, "info\n"));
+    assert_eq!(daemon.last(), ("GET".into(), "/v1/log-level".into(), String::new()));
+    daemon.run(&["log-level", "debug", "-o", "json"]);
+    assert_eq!(daemon.last(), ("PUT".into(), "/v1/log-level".into(), r#"{"level":"debug"}"#.into()));
+    let asked = daemon.asked().len();
+    let ran = daemon.run(&["log-level", "wran"]);
+    assert!(ran.code == 2 && ran.err.contains("did you mean \"warn\"?"), "{ran:?}");
+    assert_eq!(daemon.asked().len(), asked, "a misspelt level went to the daemon");
+    daemon.refuse("/v1/log-level", 403, "not allowed", "only root may do that");
+    assert_eq!(daemon.run(&["log-level", "debug"]).code, 4);
+}
+
+#[test]
 fn nothing_to_list_is_said() {
     let daemon = Daemon::start();
     for (verb, nothing) in [("nodes", "no hosts\n"), ("edges", "no connections yet\n"), ("services", "no services\n")] {

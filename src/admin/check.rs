@@ -17,6 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub(crate) async fn findings(daemon: &Daemon) -> Vec<Finding> {
     let mut found = Vec::new();
     found.push(ok("daemon", "meshd answers", code::DAEMON, Some(format!("version {}", env!("CARGO_PKG_VERSION")))));
+    found.extend(admin_port(daemon));
     found.push(clock(daemon));
     let member = match daemon.member() {
         Ok(member) => member,
@@ -43,6 +44,23 @@ pub(crate) async fn findings(daemon: &Daemon) -> Vec<Finding> {
     found.extend(addresses(&member));
     found.push(mdns(daemon));
     found
+}
+
+/// Where the admin port could not be opened.
+fn admin_port(daemon: &Daemon) -> Vec<Finding> {
+    let name = "metrics and readiness are served on the admin port";
+    let trouble = daemon.admin_trouble().all();
+    let closed = trouble.into_iter().map(|(address, why)| {
+        finding(
+            "daemon",
+            name,
+            Level::Warn,
+            code::PORTS,
+            Some(format!("{address} cannot be opened: {why}")),
+            Some("stop the other program, or set admin_port or admin_address; it is tried again every 10 s".into()),
+        )
+    });
+    closed.collect()
 }
 
 fn clock(daemon: &Daemon) -> Finding {

@@ -153,6 +153,15 @@ async fn route(daemon: &Daemon, trusted: bool, request: Request<Incoming>) -> Re
         }
         (&Method::POST, path::JOIN) => json(&daemon.join(read(body).await?).await?),
         (&Method::POST, path::LEAVE) => json(&daemon.leave().await?),
+        (&Method::GET, path::LOG_LEVEL) => json(&api::LogLevel { level: daemon.log().level() }),
+        (&Method::PUT, path::LOG_LEVEL) => {
+            let wish: api::LogLevel = read(body).await?;
+            if !daemon.log().set_level(wish.level) {
+                return Err(No::new(StatusCode::CONFLICT, "cannot change the log level", "the log is not meshd's own", ""));
+            }
+            tracing::warn!(now = %wish.level, "the log level was changed");
+            json(&wish)
+        }
         _ => Err(No::new(
             StatusCode::NOT_FOUND,
             "unknown request",

@@ -1,5 +1,9 @@
 //! What the daemon tells the people and programs on its own host.
 
 pub(crate) mod check;
+mod figures;
+pub(crate) mod http;
 pub(crate) mod local;
+mod metrics;
+mod process;
 pub(crate) mod view;

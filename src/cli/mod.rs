@@ -14,6 +14,7 @@ mod failure;
 mod identity;
 mod join;
 mod leave;
+mod log_level;
 mod nodes;
 mod remember;
 mod resolve;
@@ -21,6 +22,7 @@ mod run;
 mod screen;
 mod services;
 mod settings;
+mod stat;
 mod status;
 mod table;
 mod terminal;
@@ -97,9 +99,11 @@ enum Verb {
     Nodes(nodes::Nodes),
     Services(services::Services),
     Edges(edges::Edges),
+    Stat(stat::Stat),
     Identity(identity::Identity),
     Resolve(resolve::Resolve),
     Check(check::Check),
+    LogLevel(log_level::LogLevel),
     Config(config::Config),
     Cleanup(cleanup::Cleanup),
     Demo(demo::Demo),
@@ -172,9 +176,11 @@ impl Cli {
             Verb::Nodes(verb) => verb.run(&around).await,
             Verb::Services(verb) => verb.run(&around).await,
             Verb::Edges(verb) => verb.run(&around).await,
+            Verb::Stat(verb) => verb.run(&around).await,
             Verb::Identity(verb) => verb.run(&around).await,
             Verb::Resolve(verb) => verb.run(&around).await,
             Verb::Check(verb) => verb.run(&around).await,
+            Verb::LogLevel(verb) => verb.run(&around).await,
             Verb::Cleanup(verb) => verb.run(&around).await,
             verb => Self { base: around.base, verb }.run_here(environment),
         }

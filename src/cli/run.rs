@@ -3,14 +3,10 @@
 use std::io::{self, IsTerminal};
 
 use clap::Args;
-use tracing::level_filters::LevelFilter;
-use tracing_subscriber::filter::Targets;
-use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::util::SubscriberInitExt;
 
 use super::settings::Settings;
 use super::{Around, Exit, Failure};
-use crate::config::{Config, LogFormat, LogLevel};
+use crate::logging::{Log, Style};
 
 const EXAMPLES: &str = "\
 Without a token and without a mesh in sight it founds one; where it sees a mesh it waits for `meshd join TOKEN`. \
@@ -32,32 +28,24 @@ pub(super) struct Run {
 impl Run {
     pub(super) async fn run(self, around: &Around<'_>) -> Result<Exit, Failure> {
         let config = around.config(self.settings.0)?;
-        log(&config, io::stderr().is_terminal() && !around.environment.plain());
+        let style = Style {
+            format: config.log_format,
+            colours: io::stderr().is_terminal() && !around.environment.plain(),
+            journal: around.environment.journal().is_some_and(leads_there),
+        };
+        let log = Log::start(config.log_level, style);
         for note in config.notes() {
             tracing::warn!("{note}");
         }
-        crate::daemon::run(config).await?;
+        crate::daemon::run(config, log).await?;
         Ok(Exit::Ok)
     }
 }
 
-/// Sends the log to standard error from now on.
-fn log(config: &Config, colours: bool) {
-    let level = match config.log_level {
-        LogLevel::Error => LevelFilter::ERROR,
-        LogLevel::Warn => LevelFilter::WARN,
-        LogLevel::Info => LevelFilter::INFO,
-        LogLevel::Debug => LevelFilter::DEBUG,
-        LogLevel::Trace => LevelFilter::TRACE,
-    };
-    // What libraries say below a warning is for their authors; with `trace` they may.
-    let others = if level == LevelFilter::TRACE { level } else { level.min(LevelFilter::WARN) };
-    let of_interest = Targets::new().with_default(others).with_target("meshd", level);
-    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(colours);
-    let registry = tracing_subscriber::registry().with(of_interest);
-    // A log that was set up before, by a test or an embedding program, stays.
-    let _ = match config.log_format {
-        LogFormat::Text => registry.with(lines).try_init(),
-        LogFormat::Json => registry.with(lines.json().flatten_event(true)).try_init(),
-    };
+/// Whether standard error is the stream of this device and inode: a program that was started with another one for it inherits the
+/// variable all the same.
+fn leads_there((device, inode): (u64, u64)) -> bool {
+    // The kernel's own widths, which differ between targets.
+    #[allow(clippy::useless_conversion)]
+    rustix::fs::fstat(io::stderr()).is_ok_and(|s| u64::try_from(s.st_dev) == Ok(device) && u64::try_from(s.st_ino) == Ok(inode))
 }

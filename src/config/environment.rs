@@ -8,12 +8,15 @@ use std::path::PathBuf;
 const PREFIX: &str = "MESHD_";
 /// Names the configuration file.
 const CONFIG: &str = "MESHD_CONFIG";
+/// Names the stream that leads to the journal, systemd.exec(5).
+const JOURNAL: &str = "JOURNAL_STREAM";
 
 /// What the environment says to meshd.
 #[derive(Debug, Clone, Default)]
 pub struct Environment {
     variables: BTreeMap<String, String>,
     plain: bool,
+    journal: Option<(u64, u64)>,
 }
 
 impl Environment {
@@ -31,6 +34,9 @@ impl Environment {
             if (name == "NO_COLOR" && !value.is_empty()) || (name == "TERM" && value == "dumb") {
                 environment.plain = true;
             }
+            if name == JOURNAL {
+                environment.journal = value.split_once(':').and_then(|(dev, ino)| Some((dev.parse().ok()?, ino.parse().ok()?)));
+            }
             if name.starts_with(PREFIX) && !value.is_empty() && !is_service_link(&value) {
                 environment.variables.insert(name.to_owned(), value.into_owned());
             }
@@ -46,6 +52,11 @@ impl Environment {
     /// The other variables with the prefix `MESHD_`, by name.
     pub fn settings(&self) -> impl Iterator<Item = (&str, &str)> {
         self.variables.iter().filter(|(n, _)| *n != CONFIG).map(|(n, v)| (n.as_str(), v.as_str()))
+    }
+
+    /// Device and inode of the stream that systemd connected to the journal, if any. A stream is that one only if it still has both.
+    pub fn journal(&self) -> Option<(u64, u64)> {
+        self.journal
     }
 
     /// Whether colours are unwanted whatever the terminal (`NO_COLOR`, `TERM=dumb`).

@@ -76,9 +76,15 @@ pub static KEYS: &[Key] = &[
     key!(capture_port, "capture-port", "PORT", "The loopback port captured connections arrive at", |v| port(v.one()?), |c| c
         .capture_port
         .to_string()),
-    key!(admin_port, "admin-port", "PORT", "The loopback port of metrics and readiness", |v| port(v.one()?), |c| c
-        .admin_port
-        .to_string()),
+    key!(admin_port, "admin-port", "PORT", "The port of metrics and readiness", |v| port(v.one()?), |c| c.admin_port.to_string()),
+    key!(
+        admin_address,
+        "admin-address",
+        "ADDR",
+        "The address that port is opened on; none: loopback only",
+        |v| optional(v.one()?, |t| t.parse().map_err(|_| "expected an IP address, such as 0.0.0.0 for all".to_owned())),
+        |c| c.admin_address.map_or(String::new(), quoted)
+    ),
     key!(mode, "mode", "MODE", "What is done with plaintext: permissive, strict or audit", |v| v.choice(), |c| quoted(c.mode)),
     key!(
         peers,
@@ -148,4 +154,7 @@ pub static KEYS: &[Key] = &[
         c.log_level
     )),
     key!(log_format, "log-format", "FORMAT", "In what form: text or json", |v| v.choice(), |c| quoted(c.log_format)),
+    key!(access_log, "access-log", "FORM", "A line for each connection that has ended: off, text or json", |v| v.choice(), |c| {
+        quoted(c.access_log)
+    }),
 ];

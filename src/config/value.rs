@@ -71,12 +71,7 @@ impl Value {
     }
 
     pub(super) fn choice<T: Choice>(&self) -> Result<T, String> {
-        let word = self.one()?;
-        let words = || T::ALL.iter().map(|(w, _)| *w);
-        T::ALL.iter().find(|(w, _)| *w == word).map(|(_, v)| *v).ok_or_else(|| {
-            let like = nearest(word, words()).map_or(String::new(), |w| format!(", did you mean {w:?}?"));
-            format!("expected one of {}{like}", words().collect::<Vec<_>>().join(", "))
-        })
+        choose(self.one()?)
     }
 
     pub(super) fn boolean(&self) -> Result<bool, String> {
@@ -103,6 +98,15 @@ impl Value {
     pub(super) fn ports(&self) -> Result<BTreeSet<u16>, String> {
         Ok(self.all(port)?.into_iter().collect())
     }
+}
+
+/// The choice that a word stands for.
+pub(crate) fn choose<T: Choice>(word: &str) -> Result<T, String> {
+    let words = || T::ALL.iter().map(|(w, _)| *w);
+    T::ALL.iter().find(|(w, _)| *w == word).map(|(_, v)| *v).ok_or_else(|| {
+        let like = nearest(word, words()).map_or(String::new(), |w| format!(", did you mean {w:?}?"));
+        format!("expected one of {}{like}", words().collect::<Vec<_>>().join(", "))
+    })
 }
 
 /// A TCP port.

@@ -68,6 +68,8 @@ pub(crate) struct Member {
     pub(crate) proxy: Arc<Proxy>,
     pub(crate) svids: Arc<Svids>,
     pub(crate) links: Arc<Links>,
+    /// What the mesh port counts.
+    pub(crate) door: Arc<front::Counters>,
     clock: crate::clock::Clock,
     port: u16,
     catalog: watch::Receiver<Arc<Catalog>>,
@@ -204,9 +206,10 @@ pub(super) async fn run(
     });
     let kernel = Arc::new(HostKernel { owners: owners.clone(), diag: SockDiag::open()?, rules: rules.clone() });
     let proxy =
-        Proxy::new(kernel, snapshots.clone(), svids.clone(), verifier.clone(), settings(config), proxy::live::Limits::default());
+        Proxy::new(kernel, snapshots.clone(), svids.clone(), verifier.clone(), settings(daemon), proxy::live::Limits::default());
 
     let heard = Arc::new(Heard::default());
+    let counters = Arc::new(front::Counters::default());
     let member = Arc::new(Member {
         membership: membership.clone(),
         book: book.clone(),
@@ -214,6 +217,7 @@ pub(super) async fn run(
         proxy: proxy.clone(),
         svids: svids.clone(),
         links: links.clone(),
+        door: counters.clone(),
         clock: clock.clone(),
         port: config.port,
         catalog: catalog.clone(),
@@ -245,7 +249,6 @@ pub(super) async fn run(
         mailbox: mailbox.clone(),
         joining: Arc::default(),
     });
-    let counters = Arc::new(front::Counters::default());
     for ip in [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()] {
         let Some(listener) = door(SocketAddr::new(ip, config.port), "mesh")? else { continue };
         let arrivals = arrivals.clone();
@@ -504,10 +507,16 @@ fn except(daemon: &Daemon) -> BTreeSet<u16> {
     except
 }
 
-fn settings(config: &crate::config::Config) -> proxy::Settings {
+fn settings(daemon: &Daemon) -> proxy::Settings {
+    let config = daemon.config();
     proxy::Settings {
-        ports: proxy::OwnPorts { mesh: config.port, capture: config.capture_port, admin: config.admin_port },
+        ports: proxy::OwnPorts {
+            mesh: config.port,
+            capture: config.capture_port,
+            admin: config.admin_address.is_none().then_some(config.admin_port),
+        },
         keepalive: config.keepalive,
+        access: daemon.access().clone(),
         ..proxy::Settings::default()
     }
 }

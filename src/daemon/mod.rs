@@ -30,11 +30,14 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
+use crate::admin::http;
 use crate::admin::local::{self, No, Socket};
 use crate::api::{Done, JoinRequest, Joined};
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::logging::Log;
 use crate::membership::{self, Membership};
+use crate::proxy::access::AccessLog;
 
 pub(crate) use member::Member;
 
@@ -42,6 +45,9 @@ pub(crate) use member::Member;
 const CLOCK: &str = "clock";
 /// The file that says why there is no roster: this host left, or was banished. Without it, no roster means a new host.
 const GONE: &str = "gone";
+
+/// How long the last lines of the access log may take.
+const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// Where this node is in its life.
 #[derive(Clone)]
@@ -76,6 +82,9 @@ pub(crate) struct Daemon {
     phase: watch::Sender<Phase>,
     requests: mpsc::Sender<Request>,
     lan: lan::Lan,
+    log: Log,
+    access: AccessLog,
+    admin: http::Trouble,
 }
 
 impl Daemon {
@@ -94,6 +103,18 @@ impl Daemon {
     }
     pub(crate) fn phase(&self) -> Phase {
         self.phase.borrow().clone()
+    }
+    /// The log, to be looked at and made to say more or less.
+    pub(crate) fn log(&self) -> &Log {
+        &self.log
+    }
+    /// Where connections that have ended are written down.
+    pub(crate) fn access(&self) -> &AccessLog {
+        &self.access
+    }
+    /// What keeps the admin port from being open.
+    pub(crate) fn admin_trouble(&self) -> &http::Trouble {
+        &self.admin
     }
     /// The interfaces and the neighbours seen on them.
     pub(crate) fn lan(&self) -> &lan::Lan {
@@ -175,12 +196,12 @@ impl Stop {
     }
 }
 
-/// Runs the daemon until it is told to stop.
+/// Runs the daemon until it is told to stop. `log` is where it already says what happens.
 ///
 /// # Errors
 /// When it cannot start: the state directory is not usable or used by another daemon, a port is taken, the kernel lacks something.
 /// Once it runs, nothing but a signal ends it.
-pub async fn run(config: Config) -> anyhow::Result<()> {
+pub async fn run(config: Config, log: Log) -> anyhow::Result<()> {
     let (store, key, clock) = open(&config)?;
     let mut stop = Stop { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? };
     if let Err(error) = crate::intercept::process::raise_file_limit() {
@@ -189,6 +210,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let socket = Socket::bind(&config.run_dir).with_context(|| {
         format!("cannot make the socket in {}; set run_dir to a directory that can be written", config.run_dir.display())
     })?;
+    let access = log.access(config.access_log).context("cannot start the access log")?;
     let (requests, mut inbox) = mpsc::channel(16);
     let lan = lan::Lan::start(&config, key.public().node_id());
     let daemon = Arc::new(Daemon {
@@ -200,8 +222,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         phase: watch::Sender::new(Phase::New),
         requests,
         lan,
+        log,
+        access,
+        admin: http::Trouble::default(),
     });
     let api = tokio::spawn(local::serve(socket, daemon.clone()));
+    let admin = tokio::spawn(http::serve(daemon.clone()));
     let mut next = Membership::load(daemon.key.clone(), daemon.store.clone(), daemon.clock.clone())?.map(|m| (m, Vec::new()));
     loop {
         let (membership, first) = match next.take() {
@@ -220,6 +246,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     }
     daemon.save_floor();
     api.abort();
+    admin.abort();
+    let access = daemon.access.clone();
+    let _ = tokio::task::spawn_blocking(move || access.flush(LAST_LINES)).await;
     tracing::info!("stopped");
     Ok(())
 }

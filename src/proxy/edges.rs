@@ -1,7 +1,10 @@
 //! Who talked to whom: the bounded table of edges.
 //!
 //! Owns counting, nothing else. A connection takes the table's lock when it begins and when it fails; while it runs it touches
-//! atomics only. At most [`MAX_EDGES`] edges are kept; the longest unseen without a live connection makes room for a new one.
+//! atomics only. At most [`MAX_EDGES`] edges are kept; the longest unseen without a live connection makes room for a new one. When all
+//! have live connections, what does not fit is counted together, for each direction ([`Edges::other`]).
+
+pub mod durations;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -12,10 +15,12 @@ use std::time::Duration;
 use meshd_ca::identity::{NodeId, SpiffeId};
 use meshd_ca::time::UnixTime;
 use serde::Serialize;
+use tokio::time::Instant;
 
 use super::Fault;
 use super::header::Refusal;
 use super::live::Cut;
+use durations::{Durations, DurationsView};
 
 /// How many edges are kept.
 pub const MAX_EDGES: usize = 4096;
@@ -99,119 +104,217 @@ impl Reason {
     }
 }
 
-/// Bytes of application data, counted as they pass.
+/// Bytes of application data.
 #[derive(Debug, Default)]
-pub struct Meter {
+struct Tally {
     /// To the other host.
-    pub sent: AtomicU64,
+    sent: AtomicU64,
     /// From the other host.
-    pub received: AtomicU64,
+    received: AtomicU64,
+}
+
+/// Where the bytes of one direction are counted as they pass: for the edge and for the connection.
+#[derive(Debug, Clone, Copy)]
+pub struct Count<'a>(&'a AtomicU64, &'a AtomicU64);
+
+impl Count<'_> {
+    /// So many more.
+    pub fn add(self, bytes: usize) {
+        self.0.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.1.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+}
+
+/// Where the bytes of one connection are counted.
+#[derive(Debug, Clone, Copy)]
+pub struct Meter<'a> {
+    /// To the other host.
+    pub sent: Count<'a>,
+    /// From the other host.
+    pub received: Count<'a>,
 }
 
 #[derive(Default)]
 struct Edge {
-    meter: Meter,
+    tally: Tally,
     open: AtomicU64,
     total: AtomicU64,
+    opened: AtomicU64,
+    clean: AtomicU64,
     secured: AtomicBool,
     seen: AtomicU64,
+    durations: Durations,
     notes: Mutex<Notes>,
 }
 
 #[derive(Default)]
 struct Notes {
     peer: Option<NodeId>,
-    failures: BTreeMap<&'static str, u64>,
+    unsecured: Failures,
+    broken: Failures,
     last: Option<&'static str>,
 }
+
+/// How often for each reason.
+pub type Failures = BTreeMap<&'static str, u64>;
 
 impl Edge {
     fn notes(&self) -> MutexGuard<'_, Notes> {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn fail(&self, reason: Reason) {
+    fn fail(&self, reason: Reason, secured: bool) {
         let mut notes = self.notes();
-        *notes.failures.entry(reason.as_str()).or_default() += 1;
+        let failures = if secured { &mut notes.broken } else { &mut notes.unsecured };
+        *failures.entry(reason.as_str()).or_default() += 1;
         notes.last = Some(reason.as_str());
     }
 
     fn idle_since(&self) -> Option<UnixTime> {
         (self.open.load(Ordering::Relaxed) == 0).then(|| UnixTime(self.seen.load(Ordering::Relaxed)))
     }
+
+    fn figures(&self) -> Figures {
+        let notes = self.notes();
+        let of = |n: &AtomicU64| n.load(Ordering::Relaxed);
+        Figures {
+            open: of(&self.open),
+            opened: of(&self.opened),
+            clean: of(&self.clean),
+            unsecured: notes.unsecured.clone(),
+            broken: notes.broken.clone(),
+            bytes_in: of(&self.tally.received),
+            bytes_out: of(&self.tally.sent),
+            durations: self.durations.view(),
+        }
+    }
+}
+
+/// What was counted for an edge.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Figures {
+    /// Connections of this moment.
+    pub open: u64,
+    /// Connections that were secured, these included.
+    pub opened: u64,
+    /// Of these, how many ended as their two applications meant them to.
+    pub clean: u64,
+    /// Connections that failed before they were secured.
+    pub unsecured: Failures,
+    /// Secured connections that were refused, broken or cut.
+    pub broken: Failures,
+    /// Bytes that came from the other host.
+    pub bytes_in: u64,
+    /// Bytes that went to the other host.
+    pub bytes_out: u64,
+    /// How long the secured connections lasted that have ended.
+    pub durations: DurationsView,
 }
 
 /// One edge as it is told to others.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EdgeView {
     /// Between whom.
-    #[serde(flatten)]
-    pub key: Key,
+    pub key: Arc<Key>,
     /// The member at the other end: the one that proved itself or, where none did, the one expected there.
     pub peer: Option<NodeId>,
     /// The last connection was mutually authenticated and encrypted.
     pub secured: bool,
     /// Why the last connection that failed did; a secured one may still have failed later, for instance at a closed port.
     pub reason: Option<&'static str>,
-    /// Connections of this moment.
-    pub open: u64,
     /// Connections since the edge is known, failed ones too.
     pub total: u64,
-    /// Connections that failed or were cut.
-    pub failed: u64,
-    /// The same by reason.
-    pub failures: BTreeMap<&'static str, u64>,
-    /// Bytes that came from the other host.
-    pub bytes_in: u64,
-    /// Bytes that went to the other host.
-    pub bytes_out: u64,
+    /// What was counted.
+    pub figures: Figures,
     /// When a connection last began or ended, or now while one is open.
     pub last_seen: UnixTime,
 }
 
-/// The table.
+impl EdgeView {
+    /// Connections that failed or were cut.
+    pub fn failed(&self) -> u64 {
+        self.figures.unsecured.values().chain(self.figures.broken.values()).sum()
+    }
+}
+
+/// What is counted for all edges together, and stays when they are forgotten.
 #[derive(Default)]
+struct Totals {
+    faults: Mutex<BTreeMap<(Direction, &'static str), u64>>,
+    durations: [Durations; 2],
+}
+
+/// The table.
 pub struct Edges {
-    table: Mutex<HashMap<Key, Arc<Edge>>>,
+    limit: usize,
+    table: Mutex<HashMap<Arc<Key>, Arc<Edge>>>,
+    other: [Arc<Edge>; 2],
+    totals: Arc<Totals>,
     dropped: AtomicU64,
 }
 
+impl Default for Edges {
+    fn default() -> Self {
+        Self::new(MAX_EDGES)
+    }
+}
+
 impl Edges {
-    fn table(&self) -> MutexGuard<'_, HashMap<Key, Arc<Edge>>> {
+    /// An empty table of at most `limit` edges.
+    pub fn new(limit: usize) -> Self {
+        Self { limit, table: Mutex::default(), other: Default::default(), totals: Arc::default(), dropped: AtomicU64::new(0) }
+    }
+
+    fn table(&self) -> MutexGuard<'_, HashMap<Arc<Key>, Arc<Edge>>> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn edge(&self, key: Key, peer: Option<NodeId>, now: UnixTime) -> Arc<Edge> {
+        let edge = self.place(key);
+        edge.notes().peer = peer;
+        edge.total.fetch_add(1, Ordering::Relaxed);
+        edge.seen.store(now.0, Ordering::Relaxed);
+        edge
+    }
+
+    fn place(&self, key: Key) -> Arc<Edge> {
         let mut table = self.table();
-        if table.len() >= MAX_EDGES && !table.contains_key(&key) {
+        if let Some(edge) = table.get(&key) {
+            return edge.clone();
+        }
+        if table.len() >= self.limit {
             let oldest = table.iter().filter_map(|(k, e)| Some((e.idle_since()?, k))).min().map(|(_, k)| k.clone());
             self.dropped.fetch_add(1, Ordering::Relaxed);
             match oldest {
                 Some(oldest) => table.remove(&oldest),
-                // Every edge is in use: this one is counted for itself and not shown.
-                None => return Arc::default(),
+                None => return self.other[key.direction as usize].clone(),
             };
         }
-        let edge = table.entry(key).or_default();
-        edge.notes().peer = peer;
-        edge.total.fetch_add(1, Ordering::Relaxed);
-        edge.seen.store(now.0, Ordering::Relaxed);
-        edge.clone()
+        table.entry(Arc::new(key)).or_default().clone()
     }
 
     /// A connection of this edge with `peer` has been secured and begins now.
     pub fn open(&self, key: Key, peer: NodeId, now: UnixTime) -> OpenEdge {
+        let direction = key.direction;
         let edge = self.edge(key, Some(peer), now);
         edge.open.fetch_add(1, Ordering::Relaxed);
+        edge.opened.fetch_add(1, Ordering::Relaxed);
         edge.secured.store(true, Ordering::Relaxed);
-        OpenEdge { edge, settled: false }
+        let totals = self.totals.clone();
+        OpenEdge { edge, totals, direction, own: Tally::default(), begun: Instant::now(), settled: false }
     }
 
     /// A connection failed before it was secured; `peer` is the member that was expected.
     pub fn fail(&self, key: Key, peer: Option<NodeId>, reason: Reason, now: UnixTime) {
         let edge = self.edge(key, peer, now);
         edge.secured.store(false, Ordering::Relaxed);
-        edge.fail(reason);
+        edge.fail(reason, false);
+    }
+
+    /// Counts a connection that failed for whatever reason, with or without an edge of its own.
+    pub fn fault(&self, direction: Direction, reason: Reason) {
+        let mut faults = self.totals.faults.lock().unwrap_or_else(PoisonError::into_inner);
+        *faults.entry((direction, reason.as_str())).or_default() += 1;
     }
 
     /// Forgets edges without a live connection that were not seen for `age`.
@@ -224,7 +327,23 @@ impl Edges {
         self.dropped.load(Ordering::Relaxed)
     }
 
-    /// All edges, sorted.
+    /// Connections of edges for which there was no room.
+    pub fn other(&self, direction: Direction) -> Figures {
+        self.other[direction as usize].figures()
+    }
+
+    /// All connections that failed since the start, by direction and reason.
+    pub fn faults(&self) -> Vec<(Direction, &'static str, u64)> {
+        let faults = self.totals.faults.lock().unwrap_or_else(PoisonError::into_inner);
+        faults.iter().map(|((direction, reason), count)| (*direction, *reason, *count)).collect()
+    }
+
+    /// How long all connections lasted that have ended since the start.
+    pub fn durations(&self, direction: Direction) -> DurationsView {
+        self.totals.durations[direction as usize].view()
+    }
+
+    /// All edges, sorted. The lock is held only to copy references.
     pub fn snapshot(&self, now: UnixTime) -> Vec<EdgeView> {
         let mut edges: Vec<_> = self.table().iter().map(|(k, e)| (k.clone(), e.clone())).collect();
         edges.sort_by(|a, b| a.0.cmp(&b.0));
@@ -232,19 +351,18 @@ impl Edges {
     }
 }
 
-fn view(key: Key, e: &Edge, now: UnixTime) -> EdgeView {
-    let notes = e.notes();
+fn view(key: Arc<Key>, e: &Edge, now: UnixTime) -> EdgeView {
+    let (peer, reason) = {
+        let notes = e.notes();
+        (notes.peer, notes.last)
+    };
     EdgeView {
         key,
-        peer: notes.peer,
+        peer,
         secured: e.secured.load(Ordering::Relaxed),
-        reason: notes.last,
-        open: e.open.load(Ordering::Relaxed),
+        reason,
         total: e.total.load(Ordering::Relaxed),
-        failed: notes.failures.values().sum(),
-        failures: notes.failures.clone(),
-        bytes_in: e.meter.received.load(Ordering::Relaxed),
-        bytes_out: e.meter.sent.load(Ordering::Relaxed),
+        figures: e.figures(),
         last_seen: e.idle_since().unwrap_or(now),
     }
 }
@@ -252,24 +370,37 @@ fn view(key: Key, e: &Edge, now: UnixTime) -> EdgeView {
 /// A live connection of an edge.
 pub struct OpenEdge {
     edge: Arc<Edge>,
+    totals: Arc<Totals>,
+    direction: Direction,
+    own: Tally,
+    begun: Instant,
     settled: bool,
 }
 
 impl OpenEdge {
     /// Where its bytes are counted.
-    pub fn meter(&self) -> &Meter {
-        &self.edge.meter
+    pub fn meter(&self) -> Meter<'_> {
+        let (edge, own) = (&self.edge.tally, &self.own);
+        Meter { sent: Count(&edge.sent, &own.sent), received: Count(&edge.received, &own.received) }
+    }
+
+    /// Bytes of this connection so far: to the other host, and from it.
+    pub fn bytes(&self) -> (u64, u64) {
+        (self.own.sent.load(Ordering::Relaxed), self.own.received.load(Ordering::Relaxed))
     }
 
     /// The connection ended, at `now`; it was not secured after all if the peer did not accept our certificate. An edge that is dropped without this counts as a panic.
     pub fn settle(mut self, result: &Result<(), Fault>, now: UnixTime) {
         self.settled = true;
         self.edge.seen.store(now.0, Ordering::Relaxed);
-        if let Err(fault) = result {
-            if fault.reason() == Reason::Handshake {
-                self.edge.secured.store(false, Ordering::Relaxed);
+        match result {
+            Ok(()) => drop(self.edge.clean.fetch_add(1, Ordering::Relaxed)),
+            Err(fault) => {
+                if fault.reason() == Reason::Handshake {
+                    self.edge.secured.store(false, Ordering::Relaxed);
+                }
+                self.edge.fail(fault.reason(), true);
             }
-            self.edge.fail(fault.reason());
         }
     }
 }
@@ -277,8 +408,11 @@ impl OpenEdge {
 impl Drop for OpenEdge {
     fn drop(&mut self) {
         if !self.settled {
-            self.edge.fail(Reason::Panic);
+            self.edge.fail(Reason::Panic, true);
         }
+        let took = self.begun.elapsed();
+        self.edge.durations.record(took);
+        self.totals.durations[self.direction as usize].record(took);
         self.edge.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -304,38 +438,74 @@ mod tests {
         let edges = Edges::default();
         edges.fail(key(80), None, Reason::Unreachable, UnixTime(5));
         let v = &edges.snapshot(UnixTime(9))[0];
-        assert_eq!((v.secured, v.reason, v.open, v.total, v.last_seen), (false, Some("unreachable"), 0, 1, UnixTime(5)));
+        assert_eq!((v.secured, v.reason, v.total, v.last_seen), (false, Some("unreachable"), 1, UnixTime(5)));
+        assert_eq!((v.figures.open, v.figures.opened), (0, 0));
 
         let open = edges.open(key(80), PEER, UnixTime(6));
-        open.meter().sent.fetch_add(7, Ordering::Relaxed);
+        let second = edges.open(key(80), PEER, UnixTime(6));
+        open.meter().sent.add(7);
+        second.meter().sent.add(4);
+        second.meter().received.add(1);
+        assert_eq!((open.bytes(), second.bytes()), ((7, 0), (4, 1)));
+        second.settle(&Ok(()), UnixTime(6));
         let v = &edges.snapshot(UnixTime(9))[0];
-        assert_eq!((v.secured, v.open, v.total, v.bytes_out, v.last_seen), (true, 1, 2, 7, UnixTime(9)));
+        assert_eq!((v.secured, v.figures.open, v.total, v.figures.bytes_out, v.last_seen), (true, 1, 3, 11, UnixTime(9)));
         open.settle(&Err(Fault::Refused(Refusal::Closed)), UnixTime(8));
         drop(edges.open(key(80), PEER, UnixTime(8)));
         let v = &edges.snapshot(UnixTime(9))[0];
-        assert_eq!((v.secured, v.reason, v.open, v.total), (true, Some("panic"), 0, 3));
-        let json = serde_json::to_value(v).unwrap();
-        assert_eq!(json["failures"], serde_json::json!({"panic": 1, "refused-closed": 1, "unreachable": 1}));
-        assert_eq!((&json["address"], &json["direction"]), (&"10.0.0.2".into(), &"outbound".into()));
-        assert_eq!((&json["source"], &json["destination"]), (&serde_json::Value::Null, &"spiffe://mesh/svc/db".into()));
-        assert_eq!((v.peer, v.failed), (Some(PEER), 3));
+        assert_eq!((v.secured, v.reason, v.total, v.failed(), v.peer), (true, Some("panic"), 4, 3, Some(PEER)));
+        let f = &v.figures;
+        assert_eq!((f.open, f.opened, f.clean), (0, 3, 1));
+        assert_eq!(f.unsecured, [("unreachable", 1)].into());
+        assert_eq!(f.broken, [("panic", 1), ("refused-closed", 1)].into());
+        assert_eq!(f.durations.counts.iter().sum::<u64>(), 3);
+        assert_eq!(edges.durations(Direction::Outbound), f.durations);
+        assert_eq!(edges.durations(Direction::Inbound), DurationsView::default());
     }
 
     #[test]
     fn bounded_and_expiring() {
-        let edges = Edges::default();
+        let edges = Edges::new(100);
         let held = edges.open(key(1), PEER, UnixTime(0));
-        for p in 2..=MAX_EDGES as u16 + 1 {
+        for p in 2..=101 {
             edges.fail(key(p), None, Reason::Timeout, UnixTime(p.into()));
         }
         let ports: Vec<u16> = edges.snapshot(UnixTime(0)).iter().map(|e| e.key.port).collect();
-        assert_eq!(ports.len(), MAX_EDGES);
+        assert_eq!(ports.len(), 100);
         assert!(ports.contains(&1) && !ports.contains(&2), "the oldest without a connection makes room");
         assert_eq!(edges.dropped(), 1);
-        edges.expire(UnixTime(MAX_EDGES as u64), Duration::from_secs(10));
+        edges.expire(UnixTime(100), Duration::from_secs(10));
         assert_eq!(edges.snapshot(UnixTime(0)).len(), 13);
         drop(held);
-        edges.expire(UnixTime(MAX_EDGES as u64), Duration::from_secs(10));
+        edges.expire(UnixTime(100), Duration::from_secs(10));
         assert_eq!(edges.snapshot(UnixTime(0)).len(), 12);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_counted_together() {
+        let edges = Edges::new(2);
+        let held: Vec<_> = (1..=4).map(|p| edges.open(key(p), PEER, UnixTime(0))).collect();
+        held[3].meter().received.add(9);
+        assert_eq!((edges.snapshot(UnixTime(0)).len(), edges.dropped()), (2, 2));
+        let other = edges.other(Direction::Outbound);
+        assert_eq!((other.open, other.opened, other.bytes_in), (2, 2, 9));
+        assert_eq!(edges.other(Direction::Inbound).opened, 0);
+        for open in held {
+            open.settle(&Ok(()), UnixTime(1));
+        }
+        assert_eq!((edges.other(Direction::Outbound).open, edges.other(Direction::Outbound).clean), (0, 2));
+    }
+
+    #[test]
+    fn faults_are_counted_by_direction_and_reason_for_good() {
+        let edges = Edges::default();
+        edges.fault(Direction::Inbound, Reason::Timeout);
+        edges.fault(Direction::Outbound, Reason::NotCaptured);
+        edges.fault(Direction::Outbound, Reason::NotCaptured);
+        assert_eq!(
+            edges.faults(),
+            [(Direction::Outbound, "not-captured", 2), (Direction::Inbound, "timeout", 1)],
+            "none of them has an edge"
+        );
     }
 }

@@ -14,6 +14,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::server::TlsStream;
 
+use super::access::Entry;
 use super::edges::{Direction, Key, OpenEdge};
 use super::header::{Header, PREFIX, Refusal};
 use super::outbound::canonical;
@@ -28,31 +29,39 @@ const REFUSAL: Duration = Duration::from_secs(2);
 /// own.
 pub async fn serve(proxy: &Proxy, tunnel: Tunnel, from: SocketAddr) {
     let _counted = proxy.panic_guard();
-    if let Err(fault) = carry(proxy, tunnel, canonical(from)).await {
+    let mut entry = proxy.settings.access.begin(Direction::Inbound, proxy.now());
+    let result = carry(proxy, tunnel, canonical(from), &mut entry).await;
+    entry.end(&result);
+    if let Err(fault) = result {
+        proxy.edges.fault(Direction::Inbound, fault.reason());
         tracing::debug!(%fault, "inbound connection ended");
     }
 }
 
 /// # Errors
 /// Why the peer was refused or its connection broke.
-async fn carry(proxy: &Proxy, mut tunnel: Tunnel, client: SocketAddr) -> Result<(), Fault> {
+async fn carry(proxy: &Proxy, mut tunnel: Tunnel, client: SocketAddr, entry: &mut Entry) -> Result<(), Fault> {
     let tcp = tunnel.stream.get_ref().0;
     socket::tunnel(tcp, proxy.settings.keepalive).map_err(Fault::Tunnel)?;
     let arrived_at = canonical(tcp.local_addr().map_err(Fault::Tunnel)?);
+    entry.ends(client, SocketAddr::new(arrived_at.ip(), tunnel.port.map_or(0, Into::into)));
     let peer = proxy.verifier.peer(tunnel.stream.get_ref().1)?;
+    let key = key(&tunnel, &peer, client);
+    entry.between(&key, Some(peer.holder), true);
     let ticket = match proxy.live.enter(Direction::Inbound, peer.holder) {
         Ok(ticket) => ticket,
         Err(fault) => {
             let why = if matches!(fault, Fault::Draining) { Refusal::Draining } else { Refusal::Overload };
-            proxy.edges.fail(key(&tunnel, &peer, client), Some(peer.holder), fault.reason(), proxy.now());
+            proxy.edges.fail(key, Some(peer.holder), fault.reason(), proxy.now());
             refuse(&mut tunnel.stream, why).await;
             return Err(fault);
         }
     };
     // Again, now that a banishment would find us in the registry.
     let peer = proxy.verifier.peer(tunnel.stream.get_ref().1)?;
-    let edge = proxy.edges.open(key(&tunnel, &peer, client), peer.holder, proxy.now());
+    let edge = proxy.edges.open(key, peer.holder, proxy.now());
     let result = ticket.run(deliver(proxy, tunnel, arrived_at, client, &edge)).await;
+    entry.bytes(edge.bytes());
     edge.settle(&result, proxy.now());
     result
 }

@@ -139,6 +139,11 @@ impl Live {
         self.when(|s| s.draining).await;
     }
 
+    /// Whether a drain began.
+    pub fn is_draining(&self) -> bool {
+        self.state().draining
+    }
+
     async fn empty(&self) {
         self.when(|s| s.connections.is_empty()).await;
     }

@@ -24,10 +24,11 @@
 //!
 //! `close_notify` ends a direction, the other goes on. A tunnel that ends without it was cut, and the application or service gets
 //! a reset. Each connection is one task: a panic ends that connection and is counted. All live ones are in [`live`], so that a
-//! banished peer is cut at once; what they were is in [`edges`].
+//! banished peer is cut at once; what they were is in [`edges`], and, if wanted, in a line of its own ([`access`]).
 //!
 //! The kernel and the catalog come in through [`Kernel`] and [`Directory`]: this module has no rules, no netlink and no gossip.
 
+pub mod access;
 pub mod edges;
 pub mod header;
 pub mod inbound;
@@ -130,20 +131,25 @@ pub struct OwnPorts {
     pub mesh: u16,
     /// Where the kernel sends captured connections.
     pub capture: u16,
-    /// Metrics and readiness.
-    pub admin: u16,
+    /// Metrics and readiness, unless they are open to other hosts: what is on loopback is not for peers.
+    pub admin: Option<u16>,
 }
 
 impl OwnPorts {
-    /// Whether `port` is one of them.
+    /// Whether peers are never led to `port` of this host.
     pub fn contain(&self, port: u16) -> bool {
-        [self.mesh, self.capture, self.admin].contains(&port)
+        self.carry(port) || self.admin == Some(port)
+    }
+
+    /// Whether `port` is one that carries the mesh itself, on this host as on others with the same settings.
+    pub fn carry(&self, port: u16) -> bool {
+        [self.mesh, self.capture].contains(&port)
     }
 }
 
 impl Default for OwnPorts {
     fn default() -> Self {
-        Self { mesh: 6374, capture: 6375, admin: 6376 }
+        Self { mesh: 6374, capture: 6375, admin: Some(6376) }
     }
 }
 
@@ -165,6 +171,8 @@ pub struct Settings {
     /// Silence on a connection before the kernel asks whether its other end is alive. Below the 60 s after which conntrack
     /// forgets a half-closed connection, so that waiting for a long answer does not lose it.
     pub keepalive: Duration,
+    /// Where a line is written for each connection that has ended.
+    pub access: access::AccessLog,
 }
 
 impl Default for Settings {
@@ -177,6 +185,7 @@ impl Default for Settings {
             service: Duration::from_secs(5),
             hold: Duration::from_secs(5),
             keepalive: Duration::from_secs(30),
+            access: access::AccessLog::default(),
         }
     }
 }

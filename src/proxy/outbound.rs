@@ -14,6 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::{TlsConnector, TlsStream};
 
+use super::access::Entry;
 use super::edges::{Direction, Key};
 use super::header::{Header, Refusal};
 use super::relay::{Plain, Relay, Role};
@@ -48,7 +49,11 @@ pub async fn accept(proxy: Arc<Proxy>, listener: TcpListener) {
 /// Carries one captured connection until it ends, and says in the log why if it failed.
 pub async fn serve(proxy: &Proxy, app: TcpStream) {
     let _counted = proxy.panic_guard();
-    if let Err(fault) = carry(proxy, app).await {
+    let mut entry = proxy.settings.access.begin(Direction::Outbound, proxy.now());
+    let result = carry(proxy, app, &mut entry).await;
+    entry.end(&result);
+    if let Err(fault) = result {
+        proxy.edges.fault(Direction::Outbound, fault.reason());
         match fault {
             Fault::WrongPeer { .. } | Fault::NotCaptured(_) => tracing::warn!(%fault, "outbound connection reset"),
             _ => tracing::debug!(%fault, "outbound connection reset"),
@@ -67,10 +72,11 @@ struct Call {
 
 /// # Errors
 /// Why the application got a reset.
-async fn carry(proxy: &Proxy, mut app: TcpStream) -> Result<(), Fault> {
+async fn carry(proxy: &Proxy, mut app: TcpStream, entry: &mut Entry) -> Result<(), Fault> {
     socket::application(&app, proxy.settings.keepalive).map_err(Fault::App)?;
     let client = canonical(app.peer_addr().map_err(Fault::App)?);
     let destination = canonical(proxy.kernel.original_dst(&app).map_err(|e| Fault::NotCaptured(e.to_string()))?);
+    entry.ends(client, destination);
     let port = guard(proxy, destination)?;
     // Asked at once, while the application's socket surely exists.
     let workload = proxy.kernel.owner(client, destination);
@@ -79,6 +85,7 @@ async fn carry(proxy: &Proxy, mut app: TcpStream) -> Result<(), Fault> {
         let fault = Fault::NoMember(destination.ip());
         let source = Some(proxy.id(workload));
         let key = Key { direction: Direction::Outbound, source, destination: None, address: destination.ip(), port: port.get() };
+        entry.between(&key, None, false);
         proxy.edges.fail(key, None, fault.reason(), proxy.now());
         return Err(fault);
     };
@@ -90,20 +97,25 @@ async fn carry(proxy: &Proxy, mut app: TcpStream) -> Result<(), Fault> {
     let (ticket, (svid, tunnel, peer)) = match result {
         Ok(secured) => secured,
         Err(fault) => {
-            proxy.edges.fail(call.unsecured(proxy), Some(member.node), fault.reason(), proxy.now());
+            let key = call.unsecured(proxy);
+            entry.between(&key, Some(member.node), false);
+            proxy.edges.fail(key, Some(member.node), fault.reason(), proxy.now());
             if matches!(fault, Fault::Unreachable(_) | Fault::Timeout(_) | Fault::Handshake(_) | Fault::WrongPeer { .. }) {
                 proxy.directory.suspect(destination.ip());
             }
             return Err(fault);
         }
     };
-    let edge = proxy.edges.open(call.secured(svid.id(), peer), member.node, proxy.now());
+    let key = call.secured(svid.id(), peer);
+    entry.between(&key, Some(member.node), true);
+    let edge = proxy.edges.open(key, member.node, proxy.now());
     let header = Header { port, address: Some(destination.ip()), client: Some(client), low_port: client.port() < 1024 };
     let result = ticket.run(Plain.relay(&mut app, tunnel, Role::Dialler(header), edge.meter())).await;
     if let Err(Fault::Refused(Refusal::Closed)) = result {
         // Before the application sees its reset: its next attempt is refused by the kernel.
         proxy.kernel.refuse(destination);
     }
+    entry.bytes(edge.bytes());
     edge.settle(&result, proxy.now());
     result
 }
@@ -114,7 +126,7 @@ fn guard(proxy: &Proxy, destination: SocketAddr) -> Result<NonZeroU16, Fault> {
     let ip = destination.ip();
     let own = proxy.kernel.is_loopback(ip) || ip.is_unspecified() || ip.is_multicast() || proxy.directory.is_own(ip);
     match NonZeroU16::new(destination.port()) {
-        Some(port) if !own && !proxy.settings.ports.contain(port.get()) => Ok(port),
+        Some(port) if !own && !proxy.settings.ports.carry(port.get()) => Ok(port),
         _ => Err(Fault::NotCaptured(destination.to_string())),
     }
 }

@@ -6,14 +6,13 @@
 //! [`Plain`] is the reference: whatever replaces it for speed must behave the same, byte by byte and end by end.
 
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio_rustls::TlsStream;
 
-use super::edges::Meter;
+use super::edges::{Count, Meter};
 use super::header::{Header, Refusal, Verdict};
 use super::{Fault, socket};
 
@@ -48,7 +47,7 @@ pub trait Relay: Send + Sync + 'static {
         app: &mut TcpStream,
         tunnel: Self::Tunnel,
         role: Role,
-        meter: &Meter,
+        meter: Meter<'_>,
     ) -> impl Future<Output = Result<(), Fault>> + Send;
 }
 
@@ -59,17 +58,17 @@ pub struct Plain;
 impl Relay for Plain {
     type Tunnel = TlsStream<TcpStream>;
 
-    async fn relay(&self, app: &mut TcpStream, tunnel: Self::Tunnel, role: Role, meter: &Meter) -> Result<(), Fault> {
+    async fn relay(&self, app: &mut TcpStream, tunnel: Self::Tunnel, role: Role, meter: Meter<'_>) -> Result<(), Fault> {
         let (from_app, to_app) = app.split();
         let (from_peer, to_peer) = tokio::io::split(tunnel);
         match role {
             Role::Dialler(header) => tokio::try_join!(
-                send(from_app, to_peer, Lead::Now(header.encode()), &meter.sent),
-                receive(from_peer, to_app, true, &meter.received),
+                send(from_app, to_peer, Lead::Now(header.encode()), meter.sent),
+                receive(from_peer, to_app, true, meter.received),
             )?,
             Role::Dialled => tokio::try_join!(
-                send(from_app, to_peer, Lead::WithData(vec![Verdict::Accepted.encode()]), &meter.sent),
-                receive(from_peer, to_app, false, &meter.received),
+                send(from_app, to_peer, Lead::WithData(vec![Verdict::Accepted.encode()]), meter.sent),
+                receive(from_peer, to_app, false, meter.received),
             )?,
         };
         socket::ended(app).map_err(Fault::App)
@@ -83,7 +82,7 @@ enum Lead {
 }
 
 /// From the application into the tunnel.
-async fn send(mut app: ReadHalf<'_>, mut tunnel: impl AsyncWrite + Unpin, lead: Lead, count: &AtomicU64) -> Result<(), Fault> {
+async fn send(mut app: ReadHalf<'_>, mut tunnel: impl AsyncWrite + Unpin, lead: Lead, count: Count<'_>) -> Result<(), Fault> {
     let (lead, now) = match lead {
         Lead::Now(lead) => (lead, true),
         Lead::WithData(lead) => (lead, false),
@@ -98,7 +97,7 @@ async fn send(mut app: ReadHalf<'_>, mut tunnel: impl AsyncWrite + Unpin, lead: 
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => 0,
             Err(e) => return Err(Fault::App(e)),
         };
-        count.fetch_add(n as u64, Ordering::Relaxed);
+        count.add(n);
         tunnel.write_all(&buffer[..before + n]).await.map_err(Fault::Tunnel)?;
         tunnel.flush().await.map_err(Fault::Tunnel)?;
         before = 0;
@@ -114,7 +113,7 @@ async fn send(mut app: ReadHalf<'_>, mut tunnel: impl AsyncWrite + Unpin, lead: 
             return tunnel.shutdown().await.map_err(Fault::Tunnel);
         }
         tunnel.flush().await.map_err(Fault::Tunnel)?;
-        count.fetch_add(n as u64, Ordering::Relaxed);
+        count.add(n);
         if bytes.len() == buffer.len() {
             buffer.resize(LARGE, 0);
         }
@@ -127,7 +126,7 @@ async fn receive(
     mut tunnel: impl AsyncRead + Unpin,
     mut app: WriteHalf<'_>,
     mut verdict: bool,
-    count: &AtomicU64,
+    count: Count<'_>,
 ) -> Result<(), Fault> {
     let mut buffer = vec![0; SMALL];
     loop {
@@ -145,7 +144,7 @@ async fn receive(
             return app.shutdown().await.map_err(Fault::App);
         }
         app.write_all(bytes).await.map_err(Fault::App)?;
-        count.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        count.add(bytes.len());
         if n == buffer.len() {
             buffer.resize(LARGE, 0);
         }

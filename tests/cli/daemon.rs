@@ -225,12 +225,13 @@ fn answers() -> Answers {
                 {
                     "direction": "outbound", "client": format!("{DOMAIN}/host/pi-1/user/anna"), "server": format!("{DOMAIN}/host/pi-2/unit/nginx.service"),
                     "peer": "pi-2", "address": "192.0.2.2", "port": 80, "secured": true, "reason": null, "open": 1, "total": 12, "failed": 0,
-                    "bytes_in": 1_572_864, "bytes_out": 900, "last_seen_seconds": 3
+                    "bytes_in": 1_572_864, "bytes_out": 900, "last_seen_seconds": 3,
+                    "durations": [10, 80, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 2]
                 },
                 {
                     "direction": "inbound", "client": null, "server": format!("{DOMAIN}/host/pi-1"), "peer": null, "address": "2001:db8::99",
                     "port": 8080, "secured": false, "reason": "not a member", "open": 0, "total": 1, "failed": 1, "bytes_in": 0,
-                    "bytes_out": 0, "last_seen_seconds": 90
+                    "bytes_out": 0, "last_seen_seconds": 90, "durations": []
                 },
             ])),
         ),
@@ -272,6 +273,7 @@ fn answers() -> Answers {
         ),
         ("/v1/join", ok(json!({"mesh": "aaaaaaaaaaaaaaaa", "name": "pi-1", "already": false}))),
         ("/v1/leave", ok(json!({}))),
+        ("/v1/log-level", ok(json!({"level": "info"}))),
     ];
     list.into_iter().map(|(path, answer)| (path.to_owned(), answer)).collect()
 }

@@ -59,6 +59,12 @@ out  /host/pi-1/user/anna  /host/pi-2/unit/nginx.service  pi-2  192.0.2.2:80    
 in   -                     /host/pi-1                     -     [2001:db8::99]:8080     0      1       1      0 B    0 B  1m30s  no: not a member
 ";
 
+pub(crate) const STAT: &str = "\
+DIR  SERVICE                        PORT  PEER  OPEN  CONN/S  SUCCESS  IN/S  OUT/S  P50  P95  P99
+out  /host/pi-2/unit/nginx.service    80  pi-2     1       0  100.00%   0 B    0 B  5ms   1m    -
+in   /host/pi-1                     8080  -        0       0    0.00%   0 B    0 B    -    -    -
+";
+
 pub(crate) const IDENTITY: &str = "\
 SPIFFE ID                                                      EXPIRES IN  RENEWED IN  ISSUED BY  SERIAL
 spiffe://maaaaaaaaaaaaaaaa.meshd.internal/host/pi-1                    3d          1d  pi-1       0badcafe

@@ -7,6 +7,7 @@
 // Helpers of tests are tests, but clippy's exception sees functions with #[test] only.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod admin;
 mod applications;
 mod hosts;
 mod identities;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
     }
     let arguments = Arguments::from_args();
     let scenarios = [
+        admin::SCENARIOS,
         hosts::SCENARIOS,
         joining::SCENARIOS,
         applications::SCENARIOS,

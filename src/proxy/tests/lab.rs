@@ -143,7 +143,7 @@ impl Node {
             listeners: Mutex::default(),
         });
         let settings = Settings {
-            ports: OwnPorts { mesh: at.port(), capture: 1, admin: 2 },
+            ports: OwnPorts { mesh: at.port(), capture: 1, admin: Some(2) },
             dial: Duration::from_secs(20),
             handshake: Duration::from_secs(20),
             header: lab.header,
@@ -225,6 +225,11 @@ impl Lab {
         self.b.world.listeners.lock().unwrap().insert(at.port(), self.b.unit("server"));
         (listener, at)
     }
+}
+
+/// How often connections of an edge failed for a reason.
+pub(super) fn failures(edge: &EdgeView, reason: &str) -> u64 {
+    [&edge.figures.unsecured, &edge.figures.broken].iter().filter_map(|f| f.get(reason)).sum()
 }
 
 /// Tries until it holds, for a few seconds.
