@@ -9,7 +9,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
@@ -43,6 +43,14 @@ pub enum StoreError {
         path: PathBuf,
         /// What the system said.
         source: io::Error,
+    },
+    /// Something else than a file has the name of one: reading it could wait for ever, never end, or lead out of the directory.
+    #[error("{} is {what}, not a file: remove it, or put back what was there", path.display())]
+    NotFile {
+        /// What has the name.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
     },
     /// A file is there, but neither generation of it can be used.
     #[error("{} is damaged, and so is the generation before it: restore it from a backup, or remove both to start over", .0.display())]
@@ -95,6 +103,7 @@ impl Store {
         let failed = |source| StoreError::Io { path: dir.into(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
         let path = dir.join(LOCK);
+        is_file(&path)?;
         let handle = File::open(dir).map_err(failed)?;
         let ours = path.exists() || fs::read_dir(dir).map_err(failed)?.next().is_none();
         if !ours && is_open(&handle).map_err(failed)? {
@@ -111,7 +120,9 @@ impl Store {
         for entry in fs::read_dir(dir).map_err(failed)? {
             let entry = entry.map_err(failed)?;
             if entry.file_name().to_str().is_some_and(|name| name.ends_with(TEMPORARY)) {
-                fs::remove_file(entry.path()).map_err(failed)?;
+                let path = entry.path();
+                is_file(&path)?;
+                fs::remove_file(&path).map_err(|source| StoreError::Io { path, source })?;
             }
         }
         Ok(Self { dir: dir.into(), narrowed, _lock: lock })
@@ -137,6 +148,7 @@ impl Store {
             (Found::Good(a), _) => loaded(a, false),
             (_, Found::Good(b)) => loaded(b, true),
             (Found::Nothing, Found::Nothing) => Ok(None),
+            (Found::Other(error), _) | (_, Found::Other(error)) => Err(error),
             (Found::Unreadable(source), _) | (_, Found::Unreadable(source)) => Err(StoreError::Io { path, source }),
             _ => Err(StoreError::Damaged(path)),
         }
@@ -206,6 +218,27 @@ impl Store {
     }
 }
 
+/// Whether there is a file of this name; links are not followed.
+///
+/// # Errors
+/// [`StoreError::NotFile`] for everything else that may have the name. Nobody else may change the directory, so what is there now is what
+/// is opened next.
+fn is_file(path: &Path) -> Result<bool, StoreError> {
+    let kind = match fs::symlink_metadata(path) {
+        Ok(found) => found.file_type(),
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(false),
+        Err(source) => return Err(StoreError::Io { path: path.into(), source }),
+    };
+    let what = match kind {
+        _ if kind.is_file() => return Ok(true),
+        _ if kind.is_dir() => "a directory",
+        _ if kind.is_symlink() => "a symbolic link",
+        _ if kind.is_fifo() => "a pipe",
+        _ => "a device or socket",
+    };
+    Err(StoreError::NotFile { path: path.into(), what })
+}
+
 fn absent(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
@@ -241,6 +274,26 @@ fn encode(number: u64, bytes: &[u8]) -> Vec<u8> {
     [&head[..], &sum, bytes].concat()
 }
 
+/// Reads a file. Its length must be the one that its first bytes promise before a byte of the content is read, so that garbage of any
+/// size costs nothing.
+fn read_whole(file: &mut File) -> io::Result<Option<(u64, Zeroizing<Vec<u8>>)>> {
+    let length = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
+    if !(HEADER..=HEADER + MAX_FILE).contains(&length) {
+        return Ok(None);
+    }
+    let mut head = [0; HEADER];
+    file.read_exact(&mut head)?;
+    let promised = head[16..24].try_into().map(u64::from_be_bytes).ok();
+    if head[..8] != MAGIC || promised != Some((length - HEADER) as u64) {
+        return Ok(None);
+    }
+    // Room for all of it, so that no copy of a secret is left behind when it grows.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(length + 1));
+    bytes.extend_from_slice(&head);
+    file.take((length - HEADER + 1) as u64).read_to_end(&mut bytes)?;
+    Ok(decode(&bytes).map(|(number, content)| (number, Zeroizing::new(content.to_vec()))))
+}
+
 /// Reads a file's bytes: its generation and its content, or `None` if a single bit of it is not as it was written.
 pub fn decode(file: &[u8]) -> Option<(u64, &[u8])> {
     let (head, rest) = file.split_at_checked(24)?;
@@ -262,6 +315,8 @@ enum Found {
     Damaged,
     /// The disk gave an error: as good as damaged where the other generation is whole.
     Unreadable(io::Error),
+    /// No file: the same.
+    Other(StoreError),
 }
 
 struct Generation {
@@ -271,24 +326,19 @@ struct Generation {
 
 impl Generation {
     fn read(path: &Path) -> Result<Self, StoreError> {
-        let file = match File::open(path) {
+        if let Err(other) = is_file(path) {
+            return Ok(Self { found: Found::Other(other), exposed: false });
+        }
+        let mut file = match File::open(path) {
             Ok(file) => file,
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Self { found: Found::Nothing, exposed: false }),
             Err(e) => return Ok(Self { found: Found::Unreadable(e), exposed: false }),
         };
         let exposed = narrow(&file, 0o600).map_err(|source| StoreError::Io { path: path.into(), source })?;
-        let size = file.metadata().map_or(0, |m| usize::try_from(m.len()).unwrap_or(usize::MAX));
-        // Room for all of it, so that no copy of a secret is left behind when it grows.
-        let mut bytes = Zeroizing::new(Vec::with_capacity(size.min(HEADER + MAX_FILE) + 1));
-        let read = file.take((HEADER + MAX_FILE + 1) as u64).read_to_end(&mut bytes);
-        let found = match read {
+        let found = match read_whole(&mut file) {
             Err(e) => Found::Unreadable(e),
-            Ok(_) => match decode(&bytes) {
-                Some((number, content)) if content.len() <= MAX_FILE => {
-                    Found::Good(Complete { number, bytes: Zeroizing::new(content.to_vec()) })
-                }
-                _ => Found::Damaged,
-            },
+            Ok(Some((number, bytes))) => Found::Good(Complete { number, bytes }),
+            Ok(None) => Found::Damaged,
         };
         Ok(Self { found, exposed })
     }

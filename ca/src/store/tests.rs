@@ -141,7 +141,63 @@ fn damaged_is_not_the_same_as_absent() {
     store.save("key", b"again").unwrap();
     assert_eq!(load(&store, "key"), Some((b"again".to_vec(), false)));
     fs::create_dir(dir.path().join("dir")).unwrap();
-    assert!(matches!(store.load("dir"), Err(StoreError::Io { .. })), "what cannot be read is not absent either");
+    assert!(matches!(store.load("dir"), Err(StoreError::NotFile { .. })), "what cannot be read is not absent either");
+}
+
+/// Each would otherwise be followed, waited for without end, or made another mode of.
+#[test]
+fn what_is_no_file_is_refused_by_name_and_left_alone() {
+    let (dir, store) = open();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let target = elsewhere.path().join("shadow");
+    fs::write(&target, b"secret").unwrap();
+    fs::set_permissions(&target, Permissions::from_mode(0o644)).unwrap();
+    let path = dir.path().join("key");
+    type Make<'a> = (&'a str, &'a dyn Fn(&Path));
+    let make: [Make<'_>; 3] = [
+        ("a symbolic link", &|p| std::os::unix::fs::symlink(&target, p).unwrap()),
+        ("a pipe", &|p| assert!(std::process::Command::new("mkfifo").arg(p).status().unwrap().success())),
+        ("a directory", &|p| fs::create_dir(p).unwrap()),
+    ];
+    for (what, make) in make {
+        make(&path);
+        let error = store.load("key").unwrap_err().to_string();
+        assert!(error.contains(what) && error.contains(path.to_str().unwrap()), "{error}");
+        assert_eq!(mode(&target), 0o644, "{what}: the mode of something else was changed");
+        fs::rename(&path, dir.path().join("key.previous")).unwrap();
+        assert!(matches!(store.load("key"), Err(StoreError::NotFile { .. })), "{what} as the generation before");
+        // The newest is good all the same.
+        fs::write(&path, encode(1, b"x")).unwrap();
+        assert_eq!(load(&store, "key"), Some((b"x".to_vec(), false)));
+        fs::remove_file(&path).unwrap();
+        let previous = dir.path().join("key.previous");
+        fs::remove_file(&previous).or_else(|_| fs::remove_dir(&previous)).unwrap();
+    }
+    drop(store);
+    for name in ["lock", "key.new"] {
+        let path = dir.path().join(name);
+        let _ = fs::remove_file(&path);
+        fs::create_dir(&path).unwrap();
+        let error = Store::open(dir.path()).unwrap_err().to_string();
+        assert!(error.contains(path.to_str().unwrap()), "{error}");
+        fs::remove_dir(&path).unwrap();
+    }
+}
+
+#[test]
+fn garbage_of_any_size_is_not_read() {
+    let (dir, store) = open();
+    let path = dir.path().join("roster");
+    for length in [1, HEADER as u64 - 1, HEADER as u64 + 1, MAX_FILE as u64, 1 << 40] {
+        let file = fs::File::create(&path).unwrap();
+        file.set_len(length).unwrap();
+        assert!(matches!(store.load("roster"), Err(StoreError::Damaged(p)) if p == path), "{length}");
+    }
+    // Nor one that promises more than there is.
+    let mut short = encode(1, b"whole");
+    short[16..24].copy_from_slice(&(1u64 << 62).to_be_bytes());
+    fs::write(&path, short).unwrap();
+    assert!(matches!(store.load("roster"), Err(StoreError::Damaged(_))));
 }
 
 #[test]
