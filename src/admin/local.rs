@@ -3,6 +3,7 @@
 //! Owns the socket, the routes and who may use them: anybody on the host may look, except at tokens; only root and the daemon's own user
 //! may change anything. The kernel says who is calling (`SO_PEERCRED`). The answers themselves are put together in [`super::view`].
 
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,15 +19,22 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 use super::{check, view};
 use crate::api::{self, ErrorBody, path};
+use crate::control::crowd::Crowd;
 use crate::daemon::Daemon;
 use crate::intercept::process::effective_uid;
 
-/// Connections answered at once.
+/// Connections answered at once, and of one user.
 const MAX_CONNECTIONS: usize = 64;
+const MAX_PER_USER: usize = 16;
+/// How long a request may take to arrive, and a connection in all: longer than the longest that the command line waits.
+const ARRIVAL: Duration = Duration::from_secs(10);
+const CONNECTION: Duration = Duration::from_secs(150);
+/// The longest header of a request.
+const MAX_HEADER: usize = 16 << 10;
 
 /// The socket file; removed when dropped.
 pub(crate) struct Socket {
@@ -58,7 +66,7 @@ impl Drop for Socket {
 
 /// Answers until the task is dropped.
 pub(crate) async fn serve(socket: Socket, daemon: Arc<Daemon>) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let crowd = Crowd::new(MAX_CONNECTIONS, MAX_PER_USER);
     loop {
         let stream = match socket.listener.accept().await {
             Ok((stream, _)) => stream,
@@ -68,26 +76,34 @@ pub(crate) async fn serve(socket: Socket, daemon: Arc<Daemon>) {
                 continue;
             }
         };
-        let Ok(place) = places.clone().acquire_owned().await else { return };
+        let user = stream.peer_cred().map(|c| c.uid()).ok();
+        // No user keeps another one out, whatever he opens and does not use.
+        let (place, _) = crowd.enter(user);
         let daemon = daemon.clone();
         tokio::spawn(async move {
-            if let Err(error) = converse(stream, daemon).await {
-                tracing::debug!(%error, "local connection ended");
+            tokio::select! {
+                ended = timeout(CONNECTION, converse(stream, user, daemon)) => match ended {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => tracing::debug!(%error, "local connection ended"),
+                    Err(_) => tracing::debug!("a local connection took too long"),
+                },
+                () = place.lost() => tracing::debug!(user, "a user has too many local connections"),
             }
-            drop(place);
         });
     }
 }
 
-async fn converse(stream: UnixStream, daemon: Arc<Daemon>) -> hyper::Result<()> {
-    let trusted = stream.peer_cred().is_ok_and(|c| c.uid() == 0 || c.uid() == effective_uid());
+async fn converse(stream: UnixStream, user: Option<u32>, daemon: Arc<Daemon>) -> hyper::Result<()> {
+    let trusted = user.is_some_and(|uid| uid == 0 || uid == effective_uid());
     let service = service_fn(move |request| {
         let daemon = daemon.clone();
         async move { Ok::<_, std::convert::Infallible>(answer(&daemon, trusted, request).await) }
     });
     hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(Duration::from_secs(10))
+        .header_read_timeout(ARRIVAL)
+        .max_buf_size(MAX_HEADER)
+        .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service)
         .await
 }
@@ -134,8 +150,7 @@ async fn route(daemon: &Daemon, trusted: bool, request: Request<Incoming>) -> Re
         (&Method::GET, path::EDGES) => json(&view::edges(&*daemon.member()?)),
         (&Method::GET, path::IDENTITY) => json(&view::identities(&*daemon.member()?)),
         (&Method::GET, path::RESOLVE) => {
-            let address = parts.uri.query().and_then(|q| q.strip_prefix("address=")).and_then(|a| decode(a).parse().ok());
-            let address = address.ok_or_else(|| {
+            let address = parts.uri.query().and_then(address_in).ok_or_else(|| {
                 No::new(
                     StatusCode::BAD_REQUEST,
                     "cannot resolve",
@@ -173,12 +188,18 @@ async fn route(daemon: &Daemon, trusted: bool, request: Request<Incoming>) -> Re
 
 async fn read<T: DeserializeOwned>(body: Incoming) -> Result<T, No> {
     let bad = |why: String| No::new(StatusCode::BAD_REQUEST, "cannot read the request", why, "");
-    let bytes = Limited::new(body, api::MAX_REQUEST).collect().await.map_err(|e| bad(e.to_string()))?.to_bytes();
+    let read = timeout(ARRIVAL, Limited::new(body, api::MAX_REQUEST).collect()).await;
+    let bytes = read.map_err(|_| bad("it did not arrive in time".into()))?.map_err(|e| bad(e.to_string()))?.to_bytes();
     serde_json::from_slice(&bytes).map_err(|e| bad(e.to_string()))
 }
 
 fn json(value: &impl Serialize) -> Result<Bytes, No> {
     serde_json::to_vec(value).map(Into::into).map_err(|e| No::new(StatusCode::INTERNAL_SERVER_ERROR, "cannot answer", e, ""))
+}
+
+/// The address and port in the query `address=...`.
+pub(crate) fn address_in(query: &str) -> Option<SocketAddr> {
+    decode(query.strip_prefix("address=")?).parse().ok()
 }
 
 /// The few characters of an address that a query escapes.

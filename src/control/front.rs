@@ -5,26 +5,42 @@
 //! address and in all, and the time each may take. What a connection may do afterwards is decided by who gets it.
 
 use std::collections::HashMap;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use rustls::server::Acceptor;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, SemaphorePermit};
-use tokio_rustls::LazyConfigAcceptor;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use tokio_rustls::server::TlsStream;
+use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
 
+use super::crowd::Crowd;
 use crate::identity::tls::{ALPN_CONTROL, ALPN_DATA, ALPN_JOIN, DataTls, NodeTls, Tunnel};
+use crate::intercept::process::file_limit;
 
-/// How long a handshake may take from the accepted connection to the client's Finished.
+/// How long a client may take for its first byte, and then for its handshake.
 pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Handshakes in progress at once from one source address, each of about 30 KiB: as many as keep every core busy.
+/// How long a handshake may take while others wait for its place.
+const HURRY: Duration = Duration::from_secs(2);
+/// How long a connection that has spoken may wait for its handshake.
+const WAIT: Duration = Duration::from_secs(30);
+/// Handshakes in progress at once from one source address: as many as keep every core busy. And in all: rustls holds up to 64 KiB of a
+/// message that never ends.
 pub(crate) const MAX_HANDSHAKES_PER_SOURCE: usize = 64;
-/// Connections that wait for their handshake, each of about a kilobyte: from one source, and in all.
+pub(crate) const MAX_HANDSHAKES: usize = 512;
+/// Connections that have not finished their handshake, each of a few kilobytes: from one source, and in all. Less where the limit on
+/// open files is low: half of it stays for members.
 pub(crate) const MAX_WAITING_PER_SOURCE: usize = 4096;
 pub(crate) const MAX_WAITING: usize = 8192;
+/// The longest first message of a handshake. Ours have a few hundred bytes.
+const MAX_HELLO: usize = 16 * 1024;
 
 /// What arrived on the mesh port, its handshake done.
 pub(crate) enum Arrived {
@@ -55,12 +71,11 @@ pub(crate) struct Counters {
 }
 
 /// Accepts on `listener` for ever and hands every finished handshake to `serve` in a task of its own.
-pub(crate) async fn accept<F, S>(listener: TcpListener, configs: Configs, counters: Arc<Counters>, serve: F)
+pub(crate) async fn accept<F, S>(listener: TcpListener, configs: Configs, door: Door, counters: Arc<Counters>, serve: F)
 where
     F: Fn(Arrived, SocketAddr) -> S + Clone + Send + Sync + 'static,
     S: Future<Output = ()> + Send + 'static,
 {
-    let crowd = Crowd::default();
     loop {
         let (tcp, from) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -72,98 +87,132 @@ where
             }
         };
         counters.accepted.fetch_add(1, Relaxed);
-        let Some(waiting) = crowd.enter(from.ip()) else {
+        let (place, pushed) = door.waiting.enter(from.ip());
+        if pushed {
             counters.crowded.fetch_add(1, Relaxed);
-            continue;
-        };
-        let (configs, counters, serve) = (configs.clone(), counters.clone(), serve.clone());
+        }
+        let (configs, door, counters, serve) = (configs.clone(), door.clone(), counters.clone(), serve.clone());
         tokio::spawn(async move {
-            let done = match waiting.place().await {
-                Some(_place) => tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(tcp, &configs)).await,
-                None => return,
+            let done = tokio::select! {
+                done = door.pass(tcp, from.ip(), &configs) => done,
+                () = place.lost() => Err(io::Error::other("others needed its place")),
             };
-            drop(waiting);
+            drop((place, door));
             match done {
-                Ok(Ok(arrived)) => serve(arrived, from).await,
-                Ok(Err(error)) => {
+                Ok(arrived) => serve(arrived, from).await,
+                Err(error) => {
                     counters.failed.fetch_add(1, Relaxed);
-                    tracing::debug!(%from, %error, "handshake failed");
-                }
-                Err(_) => {
-                    counters.failed.fetch_add(1, Relaxed);
-                    tracing::debug!(%from, "handshake took too long");
+                    tracing::debug!(%from, %error, "no handshake");
                 }
             }
         });
     }
 }
 
-async fn handshake(tcp: TcpStream, configs: &Configs) -> std::io::Result<Arrived> {
+/// What strangers may cost on the way in, for all listeners of the mesh port together.
+#[derive(Clone)]
+pub(crate) struct Door {
+    waiting: Crowd<IpAddr>,
+    handshakes: Arc<Semaphore>,
+    sources: Arc<Mutex<HashMap<IpAddr, Weak<Semaphore>>>>,
+}
+
+impl Door {
+    /// One for this process and its limit on open files.
+    pub(crate) fn new() -> Self {
+        let most = usize::try_from(file_limit() / 2).unwrap_or(MAX_WAITING).min(MAX_WAITING);
+        Self {
+            waiting: Crowd::new(most, MAX_WAITING_PER_SOURCE.min(most / 2)),
+            handshakes: Arc::new(Semaphore::new(MAX_HANDSHAKES)),
+            sources: Arc::default(),
+        }
+    }
+
+    /// From an accepted connection to a finished handshake.
+    async fn pass(&self, tcp: TcpStream, from: IpAddr, configs: &Configs) -> io::Result<Arrived> {
+        let late = |_| io::Error::from(io::ErrorKind::TimedOut);
+        // Who says nothing has no place to keep others from, and costs little: the rest is made when there is a byte.
+        if timeout(HANDSHAKE_TIMEOUT, tcp.peek(&mut [0])).await.map_err(late)?? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let source = self.source(from);
+        let places = async { (source.acquire().await, self.handshakes.acquire().await) };
+        // A burst of one member waits for itself, not for others.
+        let _places = timeout(WAIT, places).await.map_err(late)?;
+        let mut work = Box::pin(handshake(tcp, configs));
+        match timeout(HURRY, &mut work).await {
+            Ok(done) => done,
+            Err(late) if self.handshakes.available_permits() == 0 => Err(late.into()),
+            Err(_) => timeout(HANDSHAKE_TIMEOUT - HURRY, work).await.map_err(late)?,
+        }
+    }
+
+    /// The places of one source, as long as somebody there wants one.
+    fn source(&self, from: IpAddr) -> Arc<Semaphore> {
+        let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(there) = sources.get(&from).and_then(Weak::upgrade) {
+            return there;
+        }
+        if sources.len() >= MAX_WAITING {
+            sources.retain(|_, there| there.strong_count() > 0);
+        }
+        let new = Arc::new(Semaphore::new(MAX_HANDSHAKES_PER_SOURCE));
+        sources.insert(from, Arc::downgrade(&new));
+        new
+    }
+}
+
+pub(crate) async fn handshake(tcp: TcpStream, configs: &Configs) -> io::Result<Arrived> {
     tcp.set_nodelay(true)?;
     let arrived_at = tcp.local_addr()?;
-    let hello = LazyConfigAcceptor::new(Acceptor::default(), tcp).await?;
+    let hello = LazyConfigAcceptor::new(Acceptor::default(), Bounded { tcp, left: MAX_HELLO }).await?;
     let (offers, name) = {
         let said = hello.client_hello();
         let offered: Vec<&[u8]> = said.alpn().map(Iterator::collect).unwrap_or_default();
         let known = [ALPN_DATA, ALPN_CONTROL, ALPN_JOIN];
         (known.into_iter().find(|k| offered.contains(k)), said.server_name().map(str::to_owned))
     };
+    let hello = StartHandshake::from_parts(hello.accepted, hello.io.tcp);
     Ok(match offers {
         Some(ALPN_DATA) => {
-            let chosen = configs.data.choose(arrived_at, name.as_deref()).await.map_err(std::io::Error::other)?;
+            let chosen = configs.data.choose(arrived_at, name.as_deref()).await.map_err(io::Error::other)?;
             let stream = hello.into_stream(chosen.config).await?;
             Arrived::Data(Tunnel { stream, port: chosen.port, shown: chosen.shown })
         }
         Some(ALPN_CONTROL) => Arrived::Control(hello.into_stream(configs.node.control_server.clone()).await?),
         Some(ALPN_JOIN) => Arrived::Join(hello.into_stream(configs.node.join_server.clone()).await?),
-        _ => return Err(std::io::Error::other("none of our protocols was offered")),
+        _ => return Err(io::Error::other("none of our protocols was offered")),
     })
 }
 
-/// Who is in the middle of a handshake, and who waits for a place: a burst of one member waits for itself, not for others.
-#[derive(Default, Clone)]
-struct Crowd(Arc<Mutex<HashMap<IpAddr, Source>>>);
-
-struct Source {
-    places: Arc<Semaphore>,
-    connections: usize,
+/// A connection of which only so much is read.
+struct Bounded {
+    tcp: TcpStream,
+    left: usize,
 }
 
-/// A connection that is counted until its handshake is over.
-struct Waiting(Crowd, IpAddr, Arc<Semaphore>);
-
-impl Crowd {
-    fn enter(&self, from: IpAddr) -> Option<Waiting> {
-        let mut sources = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if sources.values().map(|s| s.connections).sum::<usize>() >= MAX_WAITING {
-            return None;
+impl AsyncRead for Bounded {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.left == 0 {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "a hello that does not end")));
         }
-        let source = sources
-            .entry(from)
-            .or_insert_with(|| Source { places: Arc::new(Semaphore::new(MAX_HANDSHAKES_PER_SOURCE)), connections: 0 });
-        if source.connections >= MAX_WAITING_PER_SOURCE {
-            return None;
-        }
-        source.connections += 1;
-        Some(Waiting(self.clone(), from, source.places.clone()))
+        // What is read too much, a few kilobytes, is the last that is read.
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.tcp).poll_read(context, buffer);
+        self.left = self.left.saturating_sub(buffer.filled().len() - before);
+        read
     }
 }
 
-impl Waiting {
-    async fn place(&self) -> Option<SemaphorePermit<'_>> {
-        self.2.acquire().await.ok()
+impl AsyncWrite for Bounded {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tcp).poll_write(context, bytes)
     }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        let mut sources = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(source) = sources.get_mut(&self.1) {
-            source.connections -= 1;
-            if source.connections == 0 {
-                sources.remove(&self.1);
-            }
-        }
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_flush(context)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_shutdown(context)
     }
 }
 
@@ -172,22 +221,17 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn one_source_cannot_take_every_place() {
-        let crowd = Crowd::default();
-        let a: IpAddr = "192.0.2.1".parse().unwrap();
-        let waiting: Vec<_> = (0..MAX_WAITING_PER_SOURCE).map(|_| crowd.enter(a).unwrap()).collect();
-        assert!(crowd.enter(a).is_none(), "one source waits without bound");
-        let mut places = Vec::new();
-        for w in &waiting[..MAX_HANDSHAKES_PER_SOURCE] {
-            places.push(w.place().await.unwrap());
-        }
-        let more = tokio::time::timeout(Duration::from_millis(20), waiting[MAX_HANDSHAKES_PER_SOURCE].place()).await.is_err();
-        assert!(more, "more handshakes than one source may have at once");
-        let other = crowd.enter("192.0.2.2".parse().unwrap()).unwrap();
-        let place = other.place().await.is_some();
-        assert!(place, "another source waits for the first");
+    async fn a_source_waits_for_itself_and_is_forgotten() {
+        let door = Door::new();
+        let (a, b): (IpAddr, IpAddr) = ("192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap());
+        let source = door.source(a);
+        let places: Vec<_> = (0..MAX_HANDSHAKES_PER_SOURCE).map(|_| source.try_acquire().unwrap()).collect();
+        assert!(door.source(a).try_acquire().is_err(), "more handshakes than one source may have at once");
+        assert!(door.source(b).try_acquire().is_ok(), "another source waits for the first");
         drop(places);
-        drop((waiting, other));
-        assert!(crowd.0.lock().unwrap().is_empty(), "somebody who is gone is remembered");
+        drop(source);
+        let addresses = (0..MAX_WAITING as u32 + 10).map(|n| IpAddr::from((n + 1).to_be_bytes()));
+        addresses.for_each(|ip| drop(door.source(ip)));
+        assert!(door.sources.lock().unwrap().len() <= MAX_WAITING, "those who are gone are remembered");
     }
 }

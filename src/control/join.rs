@@ -2,9 +2,8 @@
 //!
 //! Decides nothing: what is believed, and when, is decided there. Owns timeouts, message limits and which address is tried next.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use meshd_ca::identity::{HostName, NodeId};
@@ -18,6 +17,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::server::TlsStream;
 
+use super::crowd::Crowd;
 use super::frames;
 use super::link::{DIAL_TIMEOUT, Dial};
 use crate::identity::tls::NodeTls;
@@ -26,8 +26,9 @@ use crate::membership::Membership;
 
 /// How long the whole conversation may take.
 const TIMEOUT: Duration = Duration::from_secs(15);
-/// Joins in progress at once (identity notes: at most 32 pending).
+/// Joins in progress at once, and from one source.
 const MAX_PENDING: usize = 32;
+const MAX_PENDING_PER_SOURCE: usize = 8;
 
 /// Why a join did not happen.
 #[derive(Debug, Error)]
@@ -119,29 +120,26 @@ async fn join_at(
     }
 }
 
-/// Answers one host that wants to join; `pending` counts those in progress. Returns who was admitted, if anybody.
+/// Room for those who are about to join.
+pub(crate) fn pending() -> Crowd<IpAddr> {
+    Crowd::new(MAX_PENDING, MAX_PENDING_PER_SOURCE)
+}
+
+/// Answers one host that wants to join; `pending` holds those in progress. Returns who was admitted, if anybody.
 pub(crate) async fn serve(
     mut stream: TlsStream<TcpStream>,
     from: SocketAddr,
     membership: Arc<Membership>,
-    pending: Arc<AtomicUsize>,
+    pending: Crowd<IpAddr>,
 ) -> Option<NodeId> {
-    let place = Pending::enter(&pending);
-    if place.is_none() {
-        tracing::warn!(%from, "refused a join: {MAX_PENDING} are in progress");
-        return None;
-    }
-    match timeout(TIMEOUT, converse(&mut stream, from, &membership)).await {
-        Ok(Ok(admitted)) => Some(admitted),
-        Ok(Err(error)) => {
-            tracing::warn!(%from, %error, "a join failed");
-            None
+    let (place, _) = pending.enter(from.ip());
+    let admitted = tokio::select! {
+        done = timeout(TIMEOUT, converse(&mut stream, from, &membership)) => {
+            done.unwrap_or_else(|_| Err(anyhow::anyhow!("it took too long")))
         }
-        Err(_) => {
-            tracing::warn!(%from, "a join took too long");
-            None
-        }
-    }
+        () = place.lost() => Err(anyhow::anyhow!("too many want to join at once")),
+    };
+    admitted.inspect_err(|error| tracing::warn!(%from, %error, "a join failed")).ok()
 }
 
 async fn converse(stream: &mut TlsStream<TcpStream>, from: SocketAddr, membership: &Membership) -> anyhow::Result<NodeId> {
@@ -177,22 +175,4 @@ fn channel<T>(tls: &ConnectionCommon<T>, key: &PrivateKey) -> std::io::Result<Ch
     let theirs = peer_key(tls).map_err(std::io::Error::other)?;
     let exporter = tls.export_keying_material([0; 32], EXPORTER_LABEL, None).map_err(std::io::Error::other)?;
     Ok(Channel { exporter, mine: *key.public(), theirs })
-}
-
-struct Pending<'a>(&'a AtomicUsize);
-
-impl<'a> Pending<'a> {
-    fn enter(count: &'a AtomicUsize) -> Option<Self> {
-        if count.fetch_add(1, SeqCst) >= MAX_PENDING {
-            count.fetch_sub(1, SeqCst);
-            return None;
-        }
-        Some(Self(count))
-    }
-}
-
-impl Drop for Pending<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, SeqCst);
-    }
 }

@@ -37,6 +37,8 @@ pub(crate) const IDLE: Duration = Duration::from_secs(90);
 pub(crate) const MAX_LINKS: usize = 64;
 /// Callers remembered: as many as a mesh has members.
 const MAX_CALLERS: usize = 4096;
+/// The longest hello. Whoever answers at an address may be anybody until it has been read.
+pub(crate) const MAX_HELLO: usize = 32 << 10;
 /// The longest answer read.
 pub(crate) const MAX_ANSWER: usize = 4 << 20;
 
@@ -134,7 +136,7 @@ impl Links {
 
     async fn call(&self, to: NodeId, method: Method, path: &'static str, body: Bytes) -> Result<Bytes, LinkError> {
         let link = self.link(to).await?;
-        match timeout(CALL_TIMEOUT, exchange(link.send, to, method, path, body)).await {
+        match timeout(CALL_TIMEOUT, exchange(link.send, to, method, path, body, MAX_ANSWER)).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => {
                 if matches!(error, LinkError::Broken(..)) {
@@ -297,7 +299,7 @@ impl Links {
             .cloned()
             .ok_or_else(|| broken("this host is not in its roster".into()))?;
         let body = serde_json::to_vec(&Hello { entry: mine, port: self.port }).map_err(|e| broken(e.to_string()))?;
-        let answer = exchange(send.clone(), owner, Method::POST, "/v1/hello", body.into()).await?;
+        let answer = exchange(send.clone(), owner, Method::POST, "/v1/hello", body.into(), MAX_HELLO).await?;
         let theirs: Hello = serde_json::from_slice(&answer).map_err(|e| broken(e.to_string()))?;
         self.membership.merge(theirs.entry).await.map_err(|e| broken(e.to_string()))?;
         Ok(())
@@ -310,6 +312,7 @@ async fn exchange(
     method: Method,
     path: &'static str,
     body: Bytes,
+    limit: usize,
 ) -> Result<Bytes, LinkError> {
     let broken = |e: String| LinkError::Broken(to, e);
     let request = Request::builder()
@@ -320,7 +323,7 @@ async fn exchange(
     send.ready().await.map_err(|e| broken(e.to_string()))?;
     let answer = send.send_request(request).await.map_err(|e| broken(e.to_string()))?;
     let status = answer.status();
-    let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await.map_err(|e| broken(e.to_string()))?.to_bytes();
+    let body = Limited::new(answer.into_body(), limit).collect().await.map_err(|e| broken(e.to_string()))?.to_bytes();
     if status.is_success() {
         Ok(body)
     } else {

@@ -3,7 +3,7 @@
 //! Owns the routes, their size limits and who may use them. The caller's node key was proven by TLS; whether it is an active member is
 //! asked at every request, so a banished node is refused on a connection that was opened before.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,14 +13,18 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use meshd_agent::gossip::MAX_PACKET;
 use meshd_ca::identity::{NodeId, Workload};
 use meshd_ca::keys::{PublicKey, Signature, base64url};
+use meshd_ca::roster::MAX_MEMBERS;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
 use tokio_rustls::server::TlsStream;
 
+use super::crowd::Crowd;
 use super::gossip::Mailbox;
-use super::link::{Hello, Links};
+use super::link::{Hello, Links, MAX_HELLO};
 use crate::identity::verifier::peer_key;
 use crate::membership::Membership;
 
@@ -28,6 +32,19 @@ use crate::membership::Membership;
 const MAX_BODY: usize = 1 << 20;
 /// Requests in progress on one connection.
 const MAX_STREAMS: u32 = 32;
+/// The longest header of a request. Ours have some fifty bytes.
+const MAX_HEADER: u32 = 8 << 10;
+/// What may be under way to us on one connection, for all its requests together and for each.
+const WINDOWS: (u32, u32) = (1 << 20, 256 << 10);
+/// How long a request may take to arrive.
+const BODY: Duration = Duration::from_secs(10);
+/// Connections of one member: the one it needs, its probes of our addresses (`meshd_agent::addresses::MAX_PROBES`), and those of before that
+/// have not ended yet.
+const MAX_PER_MEMBER: usize = 48;
+/// Connections of nodes that are no members, in all and from one source, and how long each has to become one.
+const MAX_STRANGERS: usize = 64;
+const MAX_STRANGERS_PER_SOURCE: usize = 8;
+const INTRODUCTION: Duration = Duration::from_secs(10);
 /// SVIDs in one request.
 pub(crate) const MAX_SVIDS: usize = 64;
 
@@ -60,6 +77,39 @@ pub(crate) fn possession(node: NodeId, workload: &Workload) -> Vec<u8> {
     format!("meshd svid request\0{node}\0{workload}").into_bytes()
 }
 
+/// Those who are connected.
+pub(crate) struct Callers {
+    members: Crowd<NodeId>,
+    strangers: Crowd<IpAddr>,
+}
+
+impl Default for Callers {
+    fn default() -> Self {
+        Self {
+            members: Crowd::new(MAX_PER_MEMBER * MAX_MEMBERS, MAX_PER_MEMBER),
+            strangers: Crowd::new(MAX_STRANGERS, MAX_STRANGERS_PER_SOURCE),
+        }
+    }
+}
+
+impl Callers {
+    /// Ends when a connection of this caller has to: a stranger's after a moment or when others want its place, a member's when the
+    /// member opened many more.
+    async fn enough(&self, membership: &Membership, node: NodeId, from: IpAddr) {
+        if !membership.roster().is_active(node) {
+            let (place, _) = self.strangers.enter(from);
+            tokio::select! {
+                () = sleep(INTRODUCTION) => {}
+                () = place.lost() => return,
+            }
+        }
+        if membership.roster().is_active(node) {
+            let (place, _) = self.members.enter(node);
+            place.lost().await;
+        }
+    }
+}
+
 /// Answers what the far end of `stream` asks, until it goes.
 pub(crate) async fn serve(stream: TlsStream<TcpStream>, from: SocketAddr, api: Arc<Api>) {
     let caller = match peer_key(stream.get_ref().1) {
@@ -68,6 +118,10 @@ pub(crate) async fn serve(stream: TlsStream<TcpStream>, from: SocketAddr, api: A
             tracing::debug!(%error, "a control connection without a node key");
             return;
         }
+    };
+    let enough = {
+        let api = api.clone();
+        async move { api.callers.enough(&api.membership, caller.node_id(), from.ip()).await }
     };
     let service = service_fn(move |request| {
         let api = api.clone();
@@ -78,8 +132,17 @@ pub(crate) async fn serve(stream: TlsStream<TcpStream>, from: SocketAddr, api: A
         .max_concurrent_streams(MAX_STREAMS)
         .keep_alive_interval(Duration::from_secs(20))
         .keep_alive_timeout(Duration::from_secs(10))
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
+        .max_header_list_size(MAX_HEADER)
+        .initial_connection_window_size(WINDOWS.0)
+        .initial_stream_window_size(WINDOWS.1)
+        .serve_connection(TokioIo::new(stream), service);
+    let served = tokio::select! {
+        served = served => served,
+        () = enough => {
+            tracing::debug!(node = %caller.node_id(), %from, "closed a control connection: too many, or no member's");
+            return;
+        }
+    };
     if let Err(error) = served {
         // A probe hangs up as soon as it has seen our key: that is how most of them end.
         tracing::trace!(node = %caller.node_id(), %error, "control connection ended");
@@ -95,6 +158,7 @@ pub(crate) struct Api {
     pub(crate) port: u16,
     /// How long the SVIDs live that this node issues, should it be an authority.
     pub(crate) svid_lifetime: Duration,
+    pub(crate) callers: Callers,
 }
 
 /// A refusal: status and reason.
@@ -125,8 +189,15 @@ impl Api {
         if !hello && !self.membership.roster().is_active(node) {
             return Err(No(StatusCode::FORBIDDEN, "not an active member of this mesh".into()));
         }
-        let limit = if hello { 32 << 10 } else { MAX_BODY };
-        let body = Limited::new(body, limit).collect().await.map_err(|e| No(StatusCode::BAD_REQUEST, e.to_string()))?.to_bytes();
+        let limit = match parts.uri.path() {
+            "/v1/hello" => MAX_HELLO,
+            // Hundreds may wait for the engine.
+            "/v1/gossip" => MAX_PACKET,
+            _ => MAX_BODY,
+        };
+        let late = |_| No(StatusCode::REQUEST_TIMEOUT, "the request did not arrive in time".into());
+        let body = timeout(BODY, Limited::new(body, limit).collect()).await.map_err(late)?;
+        let body = body.map_err(|e| No(StatusCode::BAD_REQUEST, e.to_string()))?.to_bytes();
         match parts.uri.path() {
             "/v1/hello" => self.hello(node, from, &body).await,
             "/v1/gossip" => {
@@ -143,6 +214,14 @@ impl Api {
         let hello: Hello = parse(body)?;
         if hello.entry.member().node() != node {
             return Err(No(StatusCode::FORBIDDEN, "that is the entry of another node".into()));
+        }
+        // An entry whose signer is not known is kept until he is: that is for members to hand over, not for anybody.
+        let known = {
+            let roster = self.membership.roster();
+            roster.is_active(node) || roster.member(hello.entry.member().by).is_some()
+        };
+        if !known {
+            return Err(No(StatusCode::FORBIDDEN, "not an active member of this mesh".into()));
         }
         let changed = self.membership.merge(hello.entry.clone()).await.map_err(|e| No(StatusCode::FORBIDDEN, e.to_string()))?;
         if changed {

@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -33,12 +32,13 @@ use crate::admin::local::No;
 use crate::admin::view;
 use crate::api::Done;
 use crate::config::Mode;
+use crate::control::crowd::Crowd;
 use crate::control::front::{self, Arrived, Configs};
 use crate::control::gossip::{self, Mailbox};
 use crate::control::issuance::Authorities;
 use crate::control::join;
 use crate::control::link::Links;
-use crate::control::serve::{self, Api};
+use crate::control::serve::{self, Api, Callers};
 use crate::identity::provider;
 use crate::identity::svids::{Patience, Svids};
 use crate::identity::tls::{DataTls, NodeTls};
@@ -182,17 +182,22 @@ pub(super) async fn run(
         lifetime: config.svid_lifetime,
     });
     let svids = Svids::new(membership.me(), verifier.clone(), Patience::default());
-    if let Some(saved) = daemon.store.load(SVIDS)? {
-        match svids.import(&saved.bytes) {
+    // They may be lost: new ones are asked for.
+    match daemon.store.load(SVIDS) {
+        Ok(Some(saved)) => match svids.import(&saved.bytes) {
             Ok(count) => tracing::debug!(count, "took over saved SVIDs"),
             Err(error) => tracing::warn!(%error, "saved SVIDs are not used"),
-        }
+        },
+        Ok(None) => {}
+        Err(error) => tracing::warn!(%error, "saved SVIDs are not used"),
     }
     {
         let (svids, authorities) = (svids.clone(), authorities.clone());
+        // Made before the first is issued, which an authority does at once: none goes unsaved.
+        let changes = svids.changes();
+        tasks.spawn(save_svids(daemon.clone(), svids.clone(), changes));
         tasks.spawn(async move { match svids.run(&*authorities).await {} });
     }
-    tasks.spawn(save_svids(daemon.clone(), svids.clone()));
     let looked: Arc<ArcSwap<Vec<Listener>>> = Arc::default();
     let owners = Arc::new(Owners::new(membership.name()));
 
@@ -243,16 +248,18 @@ pub(super) async fn run(
             gossip: mailbox.clone(),
             port: config.port,
             svid_lifetime: config.svid_lifetime,
+            callers: Callers::default(),
         }),
         proxy: proxy.clone(),
         membership: membership.clone(),
         mailbox: mailbox.clone(),
-        joining: Arc::default(),
+        joining: join::pending(),
     });
+    let mesh_door = front::Door::new();
     for ip in [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()] {
         let Some(listener) = door(SocketAddr::new(ip, config.port), "mesh")? else { continue };
         let arrivals = arrivals.clone();
-        tasks.spawn(front::accept(listener, configs.clone(), counters.clone(), move |arrived, from| {
+        tasks.spawn(front::accept(listener, configs.clone(), mesh_door.clone(), counters.clone(), move |arrived, from| {
             arrivals.clone().take(arrived, from)
         }));
     }
@@ -409,7 +416,7 @@ struct Arrivals {
     proxy: Arc<Proxy>,
     membership: Arc<Membership>,
     mailbox: Mailbox,
-    joining: Arc<AtomicUsize>,
+    joining: Crowd<IpAddr>,
 }
 
 impl Arrivals {
@@ -522,8 +529,7 @@ fn settings(daemon: &Daemon) -> proxy::Settings {
 }
 
 /// Saves the SVIDs a moment after they changed, so that a burst is one write.
-async fn save_svids(daemon: Arc<Daemon>, svids: Arc<Svids>) {
-    let mut changes = svids.changes();
+async fn save_svids(daemon: Arc<Daemon>, svids: Arc<Svids>, mut changes: watch::Receiver<u64>) {
     while changes.changed().await.is_ok() {
         tokio::time::sleep(SETTLE).await;
         changes.borrow_and_update();

@@ -202,6 +202,10 @@ impl Stop {
 /// When it cannot start: the state directory is not usable or used by another daemon, a port is taken, the kernel lacks something.
 /// Once it runs, nothing but a signal ends it.
 pub async fn run(config: Config, log: Log) -> anyhow::Result<()> {
+    // Before there is a key in memory.
+    if let Err(error) = crate::intercept::process::forbid_dumps() {
+        tracing::warn!(%error, "core dumps could not be forbidden: one would hold the keys of this node");
+    }
     let (store, key, clock) = open(&config)?;
     let mut stop = Stop { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? };
     if let Err(error) = crate::intercept::process::raise_file_limit() {

@@ -63,6 +63,35 @@ pub fn raise_file_limit() -> io::Result<u64> {
     Ok(u64::from(limit.rlim_cur))
 }
 
+/// Keeps this process, which holds keys, out of core dumps: no core file, and none for a handler that the system pipes them to, which
+/// does not look at the limit. Nobody but root can read its memory or descriptors then, not even its own user.
+///
+/// # Errors
+/// The system call's.
+pub fn forbid_dumps() -> io::Result<()> {
+    let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `none` lives through the call and is only read.
+    if unsafe { libc::setrlimit(libc::RLIMIT_CORE, &raw const none) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let no: libc::c_ulong = 0;
+    // SAFETY: takes no pointers.
+    match unsafe { libc::prctl(libc::PR_SET_DUMPABLE, no, no, no, no) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// The limit on open files of this process.
+pub fn file_limit() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` lives through the call. On failure it stays zero.
+    unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    // 32 bits wide on some 32-bit targets.
+    #[allow(clippy::useless_conversion)]
+    u64::from(limit.rlim_cur)
+}
+
 /// Time since the machine started, suspend included; does not go backwards and needs no clock battery.
 pub fn since_boot() -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
@@ -81,6 +110,16 @@ mod tests {
         assert!(before > Duration::ZERO);
         assert!(since_boot() >= before);
         assert!(raise_file_limit().unwrap() >= 256);
+    }
+
+    #[test]
+    fn nothing_of_this_process_is_dumped() {
+        forbid_dumps().unwrap();
+        // SAFETY: takes no pointers.
+        assert_eq!(unsafe { libc::prctl(libc::PR_GET_DUMPABLE) }, 0);
+        let limits = std::fs::read_to_string("/proc/self/limits").unwrap();
+        let core = limits.lines().find(|l| l.starts_with("Max core file size")).unwrap();
+        assert!(core.split_whitespace().skip(4).take(2).eq(["0", "0"]), "{core}");
     }
 
     #[test]
