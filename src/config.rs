@@ -375,6 +375,19 @@ impl Config {
         Ok(config)
     }
 
+    /// The defaults with what a file of this text says: for the fuzzers.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    #[cfg(feature = "fuzzing")]
+    #[doc(hidden)]
+    pub fn of_text(text: &str) -> Result<Self, ConfigError> {
+        let mut config = Self::defaults();
+        config.apply_file(Path::new(FILE), text)?;
+        config.validate()?;
+        Ok(config)
+    }
+
     /// Applies what a file says.
     fn apply_file(&mut self, path: &Path, text: &str) -> Result<(), ConfigError> {
         let table: toml::Table = text.parse().map_err(|e: toml::de::Error| ConfigError::Syntax {

@@ -11,6 +11,9 @@ pub mod config;
 pub(crate) mod control;
 pub mod daemon;
 pub mod demo;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod identity;
 pub mod intercept;
 pub mod local;

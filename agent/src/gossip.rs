@@ -13,6 +13,9 @@
 //! constants. Liveness ([`Output::Up`], [`Output::Down`]) is hearsay among members: a malicious one can make another look down
 //! until that one hears of it and says otherwise. Treat it as a hint, never as proof.
 
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod hear;
 mod pull;
 mod swim;

@@ -161,7 +161,7 @@ fn put_frame(to: &mut impl Write, node: NodeId, record: &[u8]) -> std::io::Resul
 }
 
 /// The next frame; none at the end.
-fn frame(from: &mut impl Read) -> std::io::Result<Option<(NodeId, Vec<u8>)>> {
+pub(crate) fn frame(from: &mut impl Read) -> std::io::Result<Option<(NodeId, Vec<u8>)>> {
     let mut node = [0; 16];
     match from.read_exact(&mut node) {
         Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(None),

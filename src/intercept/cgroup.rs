@@ -189,7 +189,7 @@ pub fn id_of(directory: &Path) -> io::Result<u64> {
 }
 
 /// The mount point of the version 2 hierarchy in `/proc/self/mountinfo` (proc(5)); the shortest if there are several.
-fn find_mount(table: &str) -> Option<PathBuf> {
+pub(super) fn find_mount(table: &str) -> Option<PathBuf> {
     let mounts = table.lines().filter_map(|line| {
         let (before, after) = line.split_once(" - ")?;
         let mut fields = before.split(' ').skip(3);

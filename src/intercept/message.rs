@@ -278,7 +278,7 @@ pub struct Attribute<'a> {
 
 impl<'a> Attribute<'a> {
     /// The attributes inside.
-    pub fn nested(&self) -> impl Iterator<Item = Attribute<'a>> {
+    pub fn nested(&self) -> impl Iterator<Item = Attribute<'a>> + use<'a> {
         attributes(self.value)
     }
 

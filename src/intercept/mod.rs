@@ -9,6 +9,9 @@
 pub mod attribution;
 pub mod cgroup;
 mod expr;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod message;
 pub mod netlink;
 pub mod netns;

@@ -374,10 +374,9 @@ impl Installed {
     fn counts(&mut self) -> Result<[u64; 4], NetlinkError> {
         let mut counts = [0; 4];
         self.socket.dump_all(GET_OBJECT, |m| _ = m.str(1, TABLE), &mut |payload| {
-            let Some(name) = named_in(payload, TABLE, 2) else { return };
-            let Some(at) = rules::COUNTERS.iter().position(|counter| *counter == name) else { return };
-            let data = body(payload).find(|a| a.kind == 4);
-            counts[at] = data.and_then(|data| data.nested().find(|a| a.kind == 2)).and_then(|a| a.be64()).unwrap_or(0);
+            if let Some((at, count)) = count_in(payload) {
+                counts[at] = count;
+            }
         })?;
         Ok(counts)
     }
@@ -463,11 +462,7 @@ impl Socket {
             m.str(1, name);
         });
         match self.ask(request) {
-            Ok((_, payload)) => {
-                let find = |kind| body(&payload).find(|a| a.kind == kind);
-                let handle = find(4).and_then(|a| a.be64()).ok_or(NetlinkError::Unexpected("a table without handle"))?;
-                Ok(Some((handle, find(2).and_then(|a| a.be32()).unwrap_or(0))))
-            }
+            Ok((_, payload)) => table_in(&payload).map(Some).ok_or(NetlinkError::Unexpected("a table without handle")),
             Err(e) if e.errno() == Some(libc::ENOENT) => Ok(None),
             Err(e) => Err(e),
         }
@@ -518,12 +513,7 @@ impl Socket {
     fn elements(&mut self, set: &str) -> Result<BTreeSet<Vec<u8>>, NetlinkError> {
         let mut found = BTreeSet::new();
         self.dump_all(GET_ELEMENTS, |m| _ = m.str(1, TABLE).str(2, set), &mut |payload| {
-            for list in body(payload).filter(|a| a.kind == 3) {
-                for element in list.nested() {
-                    let key = element.nested().find(|a| a.kind == 1).and_then(|key| key.nested().find(|a| a.kind == 1));
-                    found.extend(key.map(|key| key.value.to_vec()));
-                }
-            }
+            found.extend(keys_in(payload).map(<[u8]>::to_vec));
         })?;
         Ok(found)
     }
@@ -561,6 +551,29 @@ impl Socket {
 /// The attributes behind `struct nfgenmsg`.
 fn body(payload: &[u8]) -> impl Iterator<Item = message::Attribute<'_>> {
     attributes(payload.get(HEAD.len()..).unwrap_or_default())
+}
+
+/// Handle and flags of the table that an object describes.
+pub(super) fn table_in(payload: &[u8]) -> Option<(u64, u32)> {
+    let find = |kind| body(payload).find(|a| a.kind == kind);
+    Some((find(4)?.be64()?, find(2).and_then(|a| a.be32()).unwrap_or(0)))
+}
+
+/// Which of our counters an object is, and where it stands.
+pub(super) fn count_in(payload: &[u8]) -> Option<(usize, u64)> {
+    let name = named_in(payload, TABLE, 2)?;
+    let at = rules::COUNTERS.iter().position(|counter| *counter == name)?;
+    let data = body(payload).find(|a| a.kind == 4);
+    Some((at, data.and_then(|data| data.nested().find(|a| a.kind == 2)).and_then(|a| a.be64()).unwrap_or(0)))
+}
+
+/// The keys of the elements in an object.
+pub(super) fn keys_in(payload: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let lists = body(payload).filter(|a| a.kind == 3);
+    lists.flat_map(|list| list.nested()).filter_map(|element| {
+        let key = element.nested().find(|a| a.kind == 1)?;
+        Some(key.nested().find(|a| a.kind == 1)?.value)
+    })
 }
 
 /// The text of attribute `name` if the object belongs to this table of ours (old kernels do not filter dumps).

@@ -533,7 +533,7 @@ fn word(payload: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(payload.get(at..at + 4)?.try_into().ok()?))
 }
 
-fn parse_link(payload: &[u8]) -> Option<Link> {
+pub(super) fn parse_link(payload: &[u8]) -> Option<Link> {
     let mut link = Link { index: word(payload, 4)?, flags: word(payload, 8)?, ..Link::default() };
     for attr in attributes(payload.get(16..)?) {
         match attr.kind {
@@ -549,7 +549,7 @@ fn parse_link(payload: &[u8]) -> Option<Link> {
     Some(link)
 }
 
-fn parse_address(payload: &[u8]) -> Option<InterfaceAddress> {
+pub(super) fn parse_address(payload: &[u8]) -> Option<InterfaceAddress> {
     let head = payload.get(..8)?;
     let (mut ip, mut flags) = (None, u32::from(head[2]));
     for attr in attributes(payload.get(8..)?) {
@@ -564,7 +564,7 @@ fn parse_address(payload: &[u8]) -> Option<InterfaceAddress> {
     Some(InterfaceAddress { index: word(payload, 4)?, ip: ip?, prefix: head[1], scope: head[3], flags })
 }
 
-fn parse_route(payload: &[u8]) -> Option<RouteEntry> {
+pub(super) fn parse_route(payload: &[u8]) -> Option<RouteEntry> {
     let head = payload.get(..12)?;
     let unspecified: IpAddr = match i32::from(head[0]) {
         libc::AF_INET => Ipv4Addr::UNSPECIFIED.into(),
@@ -592,7 +592,7 @@ fn parse_route(payload: &[u8]) -> Option<RouteEntry> {
 }
 
 /// Family of a rule, and whether it is ours.
-fn parse_rule(payload: &[u8]) -> Option<(u8, bool)> {
+pub(super) fn parse_rule(payload: &[u8]) -> Option<(u8, bool)> {
     let attrs: Vec<Attribute<'_>> = attributes(payload.get(12..)?).collect();
     let is = |kind, value| attrs.iter().any(|a| a.kind == kind && a.u32() == Some(value));
     let ours = is(FRA_PRIORITY, RULE_PREFERENCE)

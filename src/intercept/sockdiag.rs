@@ -142,7 +142,7 @@ fn request_head(source: SocketAddr, destination: SocketAddr, states: u32) -> Vec
 }
 
 /// State and description.
-fn parse(payload: &[u8]) -> Option<(u8, SocketInfo)> {
+pub(super) fn parse(payload: &[u8]) -> Option<(u8, SocketInfo)> {
     let head: &[u8; MESSAGE] = payload.get(..MESSAGE)?.try_into().ok()?;
     let port = |at: usize| u16::from_be_bytes([head[at], head[at + 1]]);
     let word = |at: usize| u32::from_ne_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);

@@ -1,0 +1,86 @@
+//! What the fuzzers call of private modules, and what must hold of it. No part of the API.
+
+use std::fmt::Debug;
+use std::io;
+use std::net::SocketAddr;
+
+use meshd_ca::identity::NodeId;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::TcpStream;
+
+use crate::admin::local;
+use crate::control::front::{self, Configs};
+use crate::control::link::Hello;
+use crate::control::serve::{SvidAnswer, SvidRequest};
+use crate::control::{frames, front::Arrived};
+use crate::daemon::memory;
+use crate::identity::tls::{DataTls, NodeTls};
+
+/// What the mesh port does with a new connection, until its handshake is done. Which of the three it became.
+///
+/// # Errors
+/// Why there is none.
+pub async fn handshake(tcp: TcpStream, data: DataTls, node: NodeTls) -> io::Result<&'static str> {
+    Ok(match front::handshake(tcp, &Configs { data, node }).await? {
+        Arrived::Data(_) => "data",
+        Arrived::Control(_) => "control",
+        Arrived::Join(_) => "join",
+    })
+}
+
+/// The messages of a join in `bytes`, each of at most `limit` bytes, until one is no message.
+///
+/// # Panics
+/// When a message is longer than it may be, or is not written as it was read.
+pub async fn frames(mut bytes: &[u8], limit: usize) {
+    let before = bytes;
+    let (mut read, mut written) = (0, Vec::new());
+    while let Ok(message) = frames::receive(&mut bytes, limit).await {
+        assert!(message.len() <= limit);
+        read += message.len() + 4;
+        let sent = frames::send(&mut written, &message).await;
+        assert!(sent.is_ok() && written == before[..read]);
+    }
+}
+
+/// The frames that the child which has the cache open writes, until one is none.
+///
+/// # Panics
+/// When more comes out than went in.
+pub fn cached(mut bytes: &[u8]) -> Vec<(NodeId, Vec<u8>)> {
+    let (length, mut all) = (bytes.len(), Vec::new());
+    while let Ok(Some(frame)) = memory::frame(&mut bytes) {
+        all.push(frame);
+    }
+    assert!(all.iter().map(|(_, record)| record.len() + 20).sum::<usize>() <= length);
+    all
+}
+
+/// The bodies of the calls between members.
+///
+/// # Panics
+/// When one is not read again as what it was.
+pub fn member_bodies(body: &[u8]) {
+    stable::<Hello>(body);
+    stable::<SvidRequest>(body);
+    stable::<SvidAnswer>(body);
+}
+
+/// The query of `GET /v1/resolve`.
+pub fn resolve_query(query: &str) -> Option<SocketAddr> {
+    local::address_in(query)
+}
+
+/// Reads `body` as a `T`, if it is one, writes that, and reads it again.
+///
+/// # Panics
+/// When the second is not as the first.
+pub fn stable<T: Serialize + DeserializeOwned + Debug>(body: &[u8]) {
+    let Ok(first) = serde_json::from_slice::<T>(body) else { return };
+    let Ok(written) = serde_json::to_vec(&first) else { panic!("cannot be written: {first:?}") };
+    match serde_json::from_slice::<T>(&written).map(|second| serde_json::to_vec(&second)) {
+        Ok(Ok(again)) => assert!(again == written, "another one is read: {first:?}"),
+        other => panic!("cannot be read again: {other:?}"),
+    }
+}
