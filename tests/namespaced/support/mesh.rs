@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Deref;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -241,6 +241,21 @@ impl Member {
         if let Some(mut daemon) = self.daemon.take() {
             daemon.kill();
         }
+    }
+
+    /// The process id of the daemon.
+    pub(crate) fn pid(&self) -> Result<u32> {
+        Ok(self.daemon.as_ref().with_context(|| format!("no daemon runs on {}", self.host.name))?.pid())
+    }
+
+    /// Waits until the daemon ends by itself. None: it has not, and goes on.
+    pub(crate) fn ended(&mut self, patience: Duration) -> Result<Option<ExitStatus>> {
+        let Some(daemon) = self.daemon.as_mut() else { bail!("no daemon runs on {}", self.host.name) };
+        let status = daemon.wait(patience)?;
+        if status.is_some() {
+            self.daemon = None;
+        }
+        Ok(status)
     }
 
     /// What the daemon logged.

@@ -2,6 +2,8 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::{Command, ExitCode};
 
 /// The first argument that makes this program play a role.
@@ -22,6 +24,11 @@ pub(crate) fn listener(address: SocketAddr) -> Command {
     command(&["hear", &address.to_string()])
 }
 
+/// A process that opens `count` connections to a Unix socket, says so, and sends a byte on each now and then.
+pub(crate) fn holder(socket: &Path, count: usize) -> Command {
+    command(&["hold", &socket.to_string_lossy(), &count.to_string()])
+}
+
 fn command(words: &[&str]) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap_or_default());
     command.arg(WORD).args(words);
@@ -35,6 +42,7 @@ pub(crate) fn run(words: &[String]) -> ExitCode {
         ["greet", address, greeting] => greet(address, greeting),
         ["deaf", address] => sit(address),
         ["hear", address] => hear(address),
+        ["hold", socket, count] => hold(socket, count),
         _ => Err(std::io::Error::other("no such role")),
     };
     match done {
@@ -59,6 +67,21 @@ fn sit(address: &str) -> std::io::Result<()> {
     let mut open = Vec::new();
     loop {
         open.push(listener.accept()?);
+    }
+}
+
+fn hold(socket: &str, count: &str) -> std::io::Result<()> {
+    let count: usize = count.parse().map_err(std::io::Error::other)?;
+    let mut open: Vec<UnixStream> = (0..count).map(|_| UnixStream::connect(socket)).collect::<Result<_, _>>()?;
+    println!("holding");
+    loop {
+        // Those that were closed meanwhile are opened again.
+        for stream in &mut open {
+            if stream.write_all(b"P").is_err() {
+                *stream = UnixStream::connect(socket)?;
+            }
+        }
+        std::thread::sleep(std::time::Duration::from_millis(200));
     }
 }
 
