@@ -13,6 +13,7 @@ mod lan;
 mod listeners;
 mod member;
 pub(crate) mod memory;
+mod responder;
 mod rules;
 
 use std::net::SocketAddr;
