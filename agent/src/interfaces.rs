@@ -42,7 +42,7 @@ pub struct Interface {
 pub struct InterfaceAddress {
     /// `IFA_LOCAL`, or `IFA_ADDRESS` where there is none.
     pub ip: IpAddr,
-    /// `IFA_F_DEPRECATED`: still good for connections that exist, about to go.
+    /// `IFA_F_DEPRECATED`: not for new connections from here; those of others still arrive at it.
     pub deprecated: bool,
     /// `IFA_F_TENTATIVE` without `IFA_F_OPTIMISTIC`, or `IFA_F_DADFAILED`: not ours yet, or not at all.
     pub tentative: bool,
@@ -106,13 +106,15 @@ pub fn lan(all: &[Interface]) -> BTreeSet<String> {
 }
 
 /// The addresses to publish in our record, in the kernel's order, at most [`MAX_PUBLISHED`]: of more than link-local scope,
-/// settled, on an interface that is up and not inside this host. IPv6 temporary addresses are among them: connections arrive
-/// from and at them.
+/// not tentative, on an interface that is up and not inside this host. IPv6 temporary addresses are among them: connections arrive
+/// from and at them. Deprecated ones come last: nothing new should use them, but a name server or a peer that still knows one is
+/// answered there, for days after a change of the provider's prefix, and must not be answered in plaintext.
 pub fn publishable(all: &[Interface]) -> Vec<IpAddr> {
     let mut seen = BTreeSet::new();
     let outside = all.iter().filter(|i| i.up && !i.loopback && !is_container(i));
-    let settled = outside.flat_map(|i| &i.addresses).filter(|a| !a.deprecated && !a.tentative);
-    settled.map(|a| a.ip).filter(|ip| is_capturable(*ip) && seen.insert(*ip)).take(MAX_PUBLISHED).collect()
+    let mut settled: Vec<_> = outside.flat_map(|i| &i.addresses).filter(|a| !a.tentative).collect();
+    settled.sort_by_key(|a| a.deprecated);
+    settled.into_iter().map(|a| a.ip).filter(|ip| is_capturable(*ip) && seen.insert(*ip)).take(MAX_PUBLISHED).collect()
 }
 
 /// Every address of this host, of any scope and state: none of them is ever captured.
@@ -241,7 +243,7 @@ mod tests {
         let docker = interface("docker0", Some("bridge"), &["172.17.0.1"]);
         let all = [eth, lo, wg, down, docker];
         let ips: Vec<String> = publishable(&all).iter().map(ToString::to_string).collect();
-        assert_eq!(ips, ["192.168.1.5", "2001:db8::5", "fd00::5", "10.8.0.2"]);
+        assert_eq!(ips, ["192.168.1.5", "2001:db8::5", "fd00::5", "10.8.0.2", "2001:db8::dead"], "deprecated ones last");
         let own = own(&all);
         for mine in ["172.17.0.1", "10.7.0.1", "127.0.0.1", "2001:db8::dead", "10.9.9.9"] {
             assert!(own.contains(&mine.parse().unwrap()), "{mine}");

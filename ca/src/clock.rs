@@ -10,6 +10,9 @@ use std::time::Duration;
 
 use crate::time::UnixTime;
 
+/// 2026-01-01. No meshd was made before: a clock that shows less has not been set since the host was started, and a mesh founded by
+/// such a clock must still be good when it is.
+pub const EARLIEST: UnixTime = UnixTime(1_767_225_600);
 /// How far the system clock may be off the time that authorities sign and still be used.
 pub const AGREEMENT: Duration = Duration::from_secs(300);
 /// How far ahead of the floor a lone authority may raise it.

@@ -18,6 +18,7 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 use zeroize::Zeroizing;
 
 use crate::bundle::Root;
+use crate::clock::EARLIEST;
 use crate::identity::{HostName, NodeId, SpiffeId, TrustDomain, Workload};
 use crate::keys::{KeyError, PrivateKey, PublicKey, random};
 use crate::roster::{Member, Standing};
@@ -168,13 +169,14 @@ pub struct Leaf {
 }
 
 impl Issuer {
-    /// A new root key with a self-signed root certificate that begins [`BACKDATE`] before `now`.
+    /// A new root key with a self-signed root certificate that begins when there was no meshd yet ([`EARLIEST`]) and ends `lifetime`
+    /// after `now`: the clock of a host that founds a mesh at its first boot may be years ahead, and is set a minute later.
     ///
     /// # Errors
     /// [`IssueError::Key`] without randomness, [`IssueError::Encode`].
     pub fn create(trust_domain: &TrustDomain, authority: NodeId, now: UnixTime, lifetime: Duration) -> Result<Self, IssueError> {
         let key = PrivateKey::generate()?;
-        let mut params = blank(now - BACKDATE, now + lifetime)?;
+        let mut params = blank(EARLIEST.min(now - BACKDATE), now + lifetime)?;
         params.distinguished_name.push(DnType::CommonName, format!("meshd authority {authority}"));
         // A root carries the id of the trust domain itself, without a path (X509-SVID §2).
         params.subject_alt_names = vec![uri(&format!("spiffe://{trust_domain}"))?];
@@ -386,9 +388,11 @@ mod tests {
         let (issuer, key, holder) = (issuer(), PrivateKey::generate().unwrap(), NodeId::from_bytes([9; 16]));
         let leaf = issuer.issue(&unit(), key.public(), holder, 400 * DAY, NOW).unwrap();
         assert_eq!(leaf.not_after, issuer.not_after());
-        for now in [NOW + 11 * DAY, NOW - DAY, UnixTime(0), UnixTime(u64::MAX)] {
+        for now in [NOW + 11 * DAY, EARLIEST - DAY, UnixTime(0), UnixTime(u64::MAX)] {
             assert_eq!(issuer.issue(&unit(), key.public(), holder, DAY, now), Err(IssueError::RootNotInDate));
         }
+        // The clock was ahead when the mesh was founded, and has been set since.
+        assert!(issuer.issue(&unit(), key.public(), holder, DAY, NOW - 300 * DAY).is_ok());
     }
 
     #[test]

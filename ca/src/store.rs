@@ -11,6 +11,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use thiserror::Error;
 use zeroize::Zeroizing;
@@ -79,6 +80,7 @@ pub struct Loaded {
 pub struct Store {
     dir: PathBuf,
     narrowed: bool,
+    trouble: Mutex<Option<String>>,
     _lock: File,
 }
 
@@ -94,7 +96,8 @@ enum Op<'a> {
 }
 
 impl Store {
-    /// Takes a directory, made for its owner alone when it is not there. What an interrupted write left behind is removed.
+    /// Takes a directory, made for its owner alone when it is not there. What an interrupted write left behind is removed. On a
+    /// read-only disk a directory that was in use before can be read; every save fails.
     ///
     /// # Errors
     /// [`StoreError::Busy`] when another process has it; [`StoreError::Foreign`] when others may enter it and it holds something
@@ -111,7 +114,12 @@ impl Store {
         }
         let narrowed = narrow(&handle, 0o700).map_err(failed)?;
         let at_lock = |source| StoreError::Io { path: path.clone(), source };
-        let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(at_lock)?;
+        let lock = match OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path) {
+            // A card that has become read-only is no reason to be no member any more: what is on it can be read.
+            Err(e) if e.kind() == ErrorKind::ReadOnlyFilesystem => File::open(&path),
+            opened => opened,
+        }
+        .map_err(at_lock)?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(StoreError::Busy(dir.into())),
@@ -122,15 +130,23 @@ impl Store {
             if entry.file_name().to_str().is_some_and(|name| name.ends_with(TEMPORARY)) {
                 let path = entry.path();
                 is_file(&path)?;
-                fs::remove_file(&path).map_err(|source| StoreError::Io { path, source })?;
+                match fs::remove_file(&path) {
+                    Err(e) if e.kind() == ErrorKind::ReadOnlyFilesystem => {}
+                    removed => removed.map_err(|source| StoreError::Io { path, source })?,
+                }
             }
         }
-        Ok(Self { dir: dir.into(), narrowed, _lock: lock })
+        Ok(Self { dir: dir.into(), narrowed, trouble: Mutex::default(), _lock: lock })
     }
 
     /// Whether others than the owner could enter the directory until it was opened.
     pub fn narrowed(&self) -> bool {
         self.narrowed
+    }
+
+    /// Why the last [`Store::save`] failed; none when it succeeded.
+    pub fn trouble(&self) -> Option<String> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The newest usable generation of a file; `None` when there is no such file.
@@ -159,6 +175,12 @@ impl Store {
     /// # Errors
     /// [`StoreError::TooLong`], [`StoreError::Name`], [`StoreError::Io`].
     pub fn save(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
+        let saved = self.write(name, bytes);
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = saved.as_ref().err().map(ToString::to_string);
+        saved
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
         if bytes.len() > MAX_FILE {
             return Err(StoreError::TooLong);
         }
@@ -250,8 +272,12 @@ fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     // Left behind by a failed write of this process; the lock keeps others out.
     absent(fs::remove_file(path))?;
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
+    let written = file.write_all(bytes).and_then(|()| file.sync_all());
+    if written.is_err() {
+        // Half a file would only make a full disk fuller.
+        let _ = fs::remove_file(path);
+    }
+    written
 }
 
 fn is_open(file: &File) -> io::Result<bool> {

@@ -19,6 +19,7 @@ pub(crate) async fn findings(daemon: &Daemon) -> Vec<Finding> {
     found.push(ok("daemon", "meshd answers", code::DAEMON, Some(format!("version {}", env!("CARGO_PKG_VERSION")))));
     found.extend(admin_port(daemon));
     found.push(clock(daemon));
+    found.extend(state(daemon));
     let member = match daemon.member() {
         Ok(member) => member,
         Err(no) => {
@@ -80,6 +81,20 @@ fn clock(daemon: &Daemon) -> Finding {
             Some("set the clock, or let it synchronise (NTP)".into()),
         ),
     }
+}
+
+/// Only what is wrong: that the disk takes what is written is no news.
+fn state(daemon: &Daemon) -> Option<Finding> {
+    daemon.unwritten().map(|why| {
+        finding(
+            "host",
+            "the state directory can be written",
+            Level::Warn,
+            code::STATE,
+            Some(why),
+            Some("make room on the disk, or make it writable; meshd goes on meanwhile and tries again".into()),
+        )
+    })
 }
 
 fn capture(member: &Member) -> Finding {

@@ -27,6 +27,9 @@ const FILE: &str = "bindings";
 /// How often everything is looked at even if nothing happens.
 const LOOK: Duration = Duration::from_secs(5);
 
+/// How long after a failed write the next is tried, in milliseconds.
+const RETRY: u64 = 15_000;
+
 /// What the task is told besides the catalog.
 pub(crate) enum News {
     /// Gossip hears a node, or no longer does.
@@ -102,7 +105,7 @@ impl Side {
 impl Task {
     async fn run(mut self, news: mpsc::Sender<News>, mut inbox: mpsc::Receiver<News>, publish: watch::Sender<Arc<Snapshot>>) {
         let mut bindings = Bindings::new(self.me, remembered(&self.store));
-        let mut saved = bindings.version();
+        let (mut saved, mut again) = (bindings.version(), 0);
         self.update(&mut bindings);
         loop {
             for probe in bindings.due(now()) {
@@ -113,9 +116,12 @@ impl Task {
                 });
             }
             self.show(&bindings, &publish);
-            if bindings.version() != saved {
-                saved = bindings.version();
-                self.save(&bindings).await;
+            if bindings.version() != saved && now() >= again {
+                let version = bindings.version();
+                match self.save(&bindings).await {
+                    true => saved = version,
+                    false => again = now() + RETRY,
+                }
             }
             let pause = bindings.next_due().map_or(LOOK, |at| Duration::from_millis(at.saturating_sub(now()))).min(LOOK);
             tokio::select! {
@@ -138,8 +144,8 @@ impl Task {
         }
     }
 
-    /// Remembers who was bound where: a strict member stays captured over our restart without a new handshake.
-    async fn save(&self, bindings: &Bindings) {
+    /// Remembers who was bound where: a strict member stays captured over our restart without a new handshake. Whether that is on disk.
+    async fn save(&self, bindings: &Bindings) -> bool {
         let remembered = bindings.remember();
         let store = self.store.clone();
         let written = tokio::task::spawn_blocking(move || {
@@ -147,8 +153,10 @@ impl Task {
             store.save(FILE, &bytes).map_err(std::io::Error::other)
         });
         if let Ok(Err(error)) = written.await {
-            tracing::warn!(%error, "the proven addresses could not be saved");
+            tracing::warn!(%error, "the proven addresses could not be saved; trying again");
+            return false;
         }
+        true
     }
 
     fn update(&mut self, bindings: &mut Bindings) {

@@ -149,12 +149,16 @@ impl Sequence {
         self.last = self.last.max(seen);
     }
 
-    /// The next number; its bound is on disk before it is used.
+    /// The next number; its bound is on disk before it is used. On a disk that cannot be written it is used all the same: a node that
+    /// repeats itself after the next start is told so by whoever has seen more of it ([`Sequence::outrun`]), and one that says
+    /// nothing is lost to the others.
     pub(crate) async fn next(&mut self) -> anyhow::Result<u64> {
         if self.last >= self.saved {
             let (store, saved) = (self.store.clone(), self.last + STEP);
-            tokio::task::spawn_blocking(move || store.save(SEQUENCE, saved.to_string().as_bytes())).await??;
-            self.saved = saved;
+            match tokio::task::spawn_blocking(move || store.save(SEQUENCE, saved.to_string().as_bytes())).await? {
+                Ok(()) => self.saved = saved,
+                Err(error) => tracing::warn!(%error, "the number of this node's record could not be saved; going on"),
+            }
         }
         self.last += 1;
         Ok(self.last)

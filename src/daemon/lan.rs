@@ -1,18 +1,19 @@
 //! The local network: our interfaces and addresses, and the neighbours that announce themselves.
 //!
-//! Owns the watch on the kernel's interfaces and the mDNS responder. Everything a neighbour says is a hint: an address to knock at.
+//! Owns the watch on the kernel's interfaces and what the mDNS responder saw. Everything a neighbour says is a hint: an address to knock at.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use meshd_agent::interfaces::{self, Interface, InterfaceAddress};
-use meshd_agent::source::mdns::{Mdns, MdnsConfig, Sighting, Tag};
+use meshd_agent::source::mdns::{MdnsConfig, Sighting};
 use meshd_ca::identity::{MeshId, NodeId};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
+use super::responder::Responder;
 use crate::config::Config;
 use crate::intercept::netlink::NetlinkError;
 use crate::intercept::rtnetlink::{Route, Watch};
@@ -38,7 +39,7 @@ pub(crate) struct Addresses {
 /// The view of the local network; ends with its last holder.
 pub(crate) struct Lan {
     addresses: watch::Receiver<Addresses>,
-    seen: Arc<Mutex<BTreeMap<String, Sighting>>>,
+    seen: Arc<Mutex<Seen>>,
     announce: mpsc::Sender<Option<MeshId>>,
     task: JoinHandle<()>,
 }
@@ -48,9 +49,9 @@ impl Lan {
     /// still has its other hints.
     pub(crate) fn start(config: &Config, me: NodeId) -> Self {
         let only: BTreeSet<String> = config.interfaces.iter().cloned().collect();
-        let (publish, addresses) = watch::channel(look(&only));
+        let (publish, addresses) = watch::channel(look(&only, &Addresses::default()));
         let (announce, wishes) = mpsc::channel(4);
-        let seen: Arc<Mutex<BTreeMap<String, Sighting>>> = Arc::default();
+        let seen: Arc<Mutex<Seen>> = Arc::default();
         let mdns = config.mdns.then(|| MdnsConfig {
             udp_port: 5353,
             port: config.port,
@@ -68,7 +69,8 @@ impl Lan {
 
     /// The neighbours seen so far.
     pub(crate) fn seen(&self) -> Vec<Sighting> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.neighbours.values().map(|(_, sighting)| sighting.clone()).collect()
     }
 
     /// Announces this node as a member of `mesh`, or nothing any more.
@@ -88,46 +90,29 @@ async fn run(
     publish: watch::Sender<Addresses>,
     mdns: Option<MdnsConfig>,
     mut wishes: mpsc::Receiver<Option<MeshId>>,
-    seen: Arc<Mutex<BTreeMap<String, Sighting>>>,
+    seen: Arc<Mutex<Seen>>,
 ) {
-    let (mut mdns, mut sightings) = match mdns.map(Mdns::start) {
-        Some(Ok((mdns, sightings))) => (Some(mdns), Some(sightings)),
-        Some(Err(error)) => {
-            tracing::warn!(%error, "going on without mDNS");
-            (None, None)
-        }
-        None => (None, None),
-    };
+    let mut mdns = mdns.map(Responder::new);
     let mut watch =
         Watch::open().map_err(|error| tracing::warn!(%error, "cannot watch the interfaces; looking now and then")).ok();
     loop {
         tokio::select! {
             wish = wishes.recv() => match (wish, &mut mdns) {
-                (Some(mesh), Some(mdns)) => {
-                    let done = match mesh {
-                        Some(mesh) => mdns.announce(Tag::of(mesh).ok()),
-                        None => mdns.unannounce(),
-                    };
-                    if let Err(error) = done {
-                        tracing::warn!(%error, "cannot announce this host");
-                    }
-                }
+                (Some(mesh), Some(mdns)) => mdns.announce(mesh),
                 (Some(_), None) => {}
                 (None, _) => return,
             },
-            sighting = next(&mut sightings) => match sighting {
-                Some(sighting) => remember(&seen, sighting),
-                None => sightings = None,
-            },
+            sighting = next(&mut mdns) => {
+                seen.lock().unwrap_or_else(PoisonError::into_inner).remember(sighting);
+            }
             () = changed(&mut watch) => {
                 tokio::time::sleep(SETTLE).await;
-                let now = look(&only);
                 let before = publish.borrow().clone();
+                let now = look(&only, &before);
                 if now != before {
                     tracing::info!(published = ?now.published, "addresses of this host changed");
-                    if now.lan != before.lan && let Some(mdns) = &mut mdns
-                        && let Err(error) = mdns.use_interfaces((*now.lan).clone()) {
-                        tracing::warn!(%error, "mDNS cannot follow the interfaces");
+                    if now.lan != before.lan && let Some(mdns) = &mut mdns {
+                        mdns.use_interfaces((*now.lan).clone());
                     }
                     publish.send_replace(now);
                 }
@@ -136,9 +121,9 @@ async fn run(
     }
 }
 
-async fn next(sightings: &mut Option<meshd_agent::source::mdns::Sightings>) -> Option<Sighting> {
-    match sightings {
-        Some(s) => s.next().await,
+async fn next(mdns: &mut Option<Responder>) -> Sighting {
+    match mdns {
+        Some(m) => m.next().await,
         None => std::future::pending().await,
     }
 }
@@ -154,17 +139,30 @@ async fn changed(watch: &mut Option<Watch>) {
     }
 }
 
-fn remember(seen: &Mutex<BTreeMap<String, Sighting>>, sighting: Sighting) {
-    let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
-    // One entry for each first address: whoever announces himself under many names gains nothing.
-    let Some(first) = sighting.addresses.iter().min() else { return };
-    let key = first.to_string();
-    if seen.len() < MAX_SEEN || seen.contains_key(&key) {
-        seen.insert(key, sighting);
+/// The neighbours seen, by their first address: whoever announces himself under many names gains nothing.
+#[derive(Debug, Default)]
+struct Seen {
+    neighbours: BTreeMap<SocketAddr, (u64, Sighting)>,
+    count: u64,
+}
+
+impl Seen {
+    /// Keeps a sighting. The one not told of for longest goes when there are too many: who came first must not keep out who comes now.
+    fn remember(&mut self, sighting: Sighting) {
+        let Some(first) = sighting.addresses.iter().min().copied() else { return };
+        self.count += 1;
+        self.neighbours.insert(first, (self.count, sighting));
+        if self.neighbours.len() > MAX_SEEN
+            && let Some(oldest) = self.neighbours.iter().min_by_key(|(_, (at, _))| *at).map(|(address, _)| *address)
+        {
+            self.neighbours.remove(&oldest);
+        }
     }
 }
 
-fn look(only: &BTreeSet<String>) -> Addresses {
+/// What there is now. A look that fails changes nothing: a host that is short of descriptors or memory for a moment has its addresses
+/// still, and telling the others that it has none would end encryption with it.
+fn look(only: &BTreeSet<String>, before: &Addresses) -> Addresses {
     match facts() {
         Ok(all) => {
             let lan = all.iter().filter(|i| interfaces::classify(i, &all).is_ok()).map(|i| i.name.clone());
@@ -178,7 +176,7 @@ fn look(only: &BTreeSet<String>) -> Addresses {
         }
         Err(error) => {
             tracing::warn!(%error, "cannot read the interfaces of this host");
-            Addresses::default()
+            before.clone()
         }
     }
 }
@@ -204,4 +202,26 @@ fn facts() -> Result<Vec<Interface>, NetlinkError> {
             name: l.name,
         })
         .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sighting(n: u32) -> Sighting {
+        let ip = std::net::Ipv4Addr::from(0x0a00_0001 + n);
+        Sighting { addresses: vec![SocketAddr::from((ip, 6374))], tag: None, version: 1 }
+    }
+
+    #[test]
+    fn a_flood_does_not_keep_out_who_comes_after_it() {
+        let mut seen = Seen::default();
+        for n in 0..1000 {
+            seen.remember(sighting(n));
+        }
+        assert_eq!(seen.neighbours.len(), MAX_SEEN);
+        assert!(seen.neighbours.values().any(|(_, s)| *s == sighting(999)), "the last one is not remembered");
+        seen.remember(Sighting { addresses: Vec::new(), tag: None, version: 1 });
+        assert_eq!(seen.neighbours.len(), MAX_SEEN);
+    }
 }

@@ -57,6 +57,8 @@ const FAREWELL: Duration = Duration::from_secs(1);
 const EDGE_AGE: Duration = Duration::from_secs(3600);
 /// How long a change of SVIDs settles before it is saved.
 const SETTLE: Duration = Duration::from_secs(1);
+/// How long after a failed write the next is tried.
+const RETRY: Duration = Duration::from_secs(15);
 /// Saved: SVIDs and their keys, so that a restart without any authority in reach still has them.
 const SVIDS: &str = "svids";
 
@@ -210,8 +212,14 @@ pub(super) async fn run(
         listeners: looked.clone(),
     });
     let kernel = Arc::new(HostKernel { owners: owners.clone(), diag: SockDiag::open()?, rules: rules.clone() });
-    let proxy =
-        Proxy::new(kernel, snapshots.clone(), svids.clone(), verifier.clone(), settings(daemon), proxy::live::Limits::default());
+    let proxy = Proxy::new(
+        kernel,
+        snapshots.clone(),
+        svids.clone(),
+        verifier.clone(),
+        settings(daemon),
+        proxy::live::Limits::within(daemon.files),
+    );
 
     let heard = Arc::new(Heard::default());
     let counters = Arc::new(front::Counters::default());
@@ -533,15 +541,20 @@ async fn save_svids(daemon: Arc<Daemon>, svids: Arc<Svids>, mut changes: watch::
     while changes.changed().await.is_ok() {
         tokio::time::sleep(SETTLE).await;
         changes.borrow_and_update();
-        write_svids(&daemon, &svids).await;
+        // A full disk is emptied some day, and by then nothing may change for a day: do not wait for that.
+        while !write_svids(&daemon, &svids).await {
+            tokio::time::sleep(RETRY).await;
+        }
     }
 }
 
-async fn write_svids(daemon: &Daemon, svids: &Svids) {
+/// Whether they are on disk.
+async fn write_svids(daemon: &Daemon, svids: &Svids) -> bool {
     let (store, bytes) = (daemon.store.clone(), svids.export());
     match tokio::task::spawn_blocking(move || store.save(SVIDS, &bytes)).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::warn!(%error, "the SVIDs could not be saved; a restart asks for new ones"),
+        Ok(Ok(())) => return true,
+        Ok(Err(error)) => tracing::warn!(%error, "the SVIDs could not be saved; a restart now would ask for new ones"),
         Err(error) => tracing::warn!(%error, "the SVIDs could not be saved"),
     }
+    false
 }

@@ -13,6 +13,7 @@ mod lan;
 mod listeners;
 mod member;
 pub(crate) mod memory;
+mod responder;
 mod rules;
 
 use std::net::SocketAddr;
@@ -85,6 +86,8 @@ pub(crate) struct Daemon {
     log: Log,
     access: AccessLog,
     admin: http::Trouble,
+    /// How many files may be open at once.
+    files: u64,
 }
 
 impl Daemon {
@@ -97,6 +100,10 @@ impl Daemon {
     /// This node's id, which it has before it is in any mesh.
     pub(crate) fn node(&self) -> NodeId {
         self.key.public().node_id()
+    }
+    /// Why the state directory could not be written last time, if so.
+    pub(crate) fn unwritten(&self) -> Option<String> {
+        self.store.trouble()
     }
     pub(crate) fn uptime(&self) -> Duration {
         self.started.elapsed()
@@ -208,9 +215,10 @@ pub async fn run(config: Config, log: Log) -> anyhow::Result<()> {
     }
     let (store, key, clock) = open(&config)?;
     let mut stop = Stop { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? };
-    if let Err(error) = crate::intercept::process::raise_file_limit() {
+    let files = crate::intercept::process::raise_file_limit().unwrap_or_else(|error| {
         tracing::warn!(%error, "the limit of open files could not be raised");
-    }
+        u64::MAX
+    });
     let socket = Socket::bind(&config.run_dir).with_context(|| {
         format!("cannot make the socket in {}; set run_dir to a directory that can be written", config.run_dir.display())
     })?;
@@ -229,6 +237,7 @@ pub async fn run(config: Config, log: Log) -> anyhow::Result<()> {
         log,
         access,
         admin: http::Trouble::default(),
+        files,
     });
     let api = tokio::spawn(local::serve(socket, daemon.clone()));
     let admin = tokio::spawn(http::serve(daemon.clone()));

@@ -1,6 +1,8 @@
-//! Every frame of a network namespace, for the demo and tests that prove what is on the wire.
+//! Every frame of a network namespace, for the demo and tests that prove what is on the wire; and the frames of one interface, for a
+//! test that carries them elsewhere itself.
 //!
-//! Owns: one packet socket. Invariant: it sees all interfaces of the namespace it was opened in, both directions, until dropped.
+//! Owns: one packet socket each. Invariant: a [`Sniffer`] sees all interfaces of the namespace it was opened in, both directions,
+//! until dropped; a [`Port`] sees what arrives at its interface and nothing that left through it.
 
 use std::io;
 use std::mem::size_of;
@@ -57,7 +59,7 @@ impl Sniffer {
     /// # Errors
     /// The system call's.
     pub fn next(&mut self, patience: Duration) -> io::Result<Option<Frame<'_>>> {
-        if !self.wait(patience)? {
+        if !readable(&self.fd, patience)? {
             return Ok(None);
         }
         // SAFETY: sockaddr_ll consists of integers, for which all zeroes is a value.
@@ -117,17 +119,89 @@ impl Sniffer {
         };
         if got < 0 { Err(io::Error::last_os_error()) } else { Ok(u64::from(counts.tp_drops)) }
     }
+}
 
-    fn wait(&self, patience: Duration) -> io::Result<bool> {
-        let mut poll = libc::pollfd { fd: self.fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        let millis = libc::c_int::try_from(patience.as_millis()).unwrap_or(libc::c_int::MAX);
-        // SAFETY: `poll` is one pollfd that lives through the call.
-        match unsafe { libc::poll(&raw mut poll, 1, millis) } {
-            -1 => match io::Error::last_os_error() {
-                error if error.kind() == io::ErrorKind::Interrupted => Ok(false),
-                error => Err(error),
-            },
-            ready => Ok(ready > 0),
+/// One interface as a plug: frames that arrive at it can be taken, and frames can be sent out of it.
+#[derive(Debug)]
+pub struct Port {
+    fd: OwnedFd,
+    buffer: Vec<u8>,
+}
+
+impl Port {
+    /// Opens the interface with this index in the current network namespace. Needs CAP_NET_RAW.
+    ///
+    /// # Errors
+    /// The system call's.
+    pub fn open(interface: u32) -> io::Result<Port> {
+        // SAFETY: socket(2) takes no pointers. Protocol 0: nothing arrives before the socket is bound.
+        let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
         }
+        // SAFETY: the descriptor was just returned to us and nobody else owns it.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        let on: libc::c_int = 1;
+        // What the sender left to the hardware (checksums, segments) travels along in front of the frame.
+        set_option(fd.as_fd(), libc::SOL_PACKET, libc::PACKET_VNET_HDR, &on)?;
+        set_option(fd.as_fd(), libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, &on)?;
+        set_option(fd.as_fd(), libc::SOL_SOCKET, libc::SO_RCVBUF, &QUEUE_BYTES)?;
+        // SAFETY: sockaddr_ll consists of integers, for which all zeroes is a value.
+        let mut at: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+        at.sll_family = libc::AF_PACKET as u16;
+        at.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
+        at.sll_ifindex = i32::try_from(interface).map_err(io::Error::other)?;
+        // SAFETY: `at` lives through the call and has the length that is passed.
+        let bound =
+            unsafe { libc::bind(fd.as_raw_fd(), (&raw const at).cast(), size_of::<libc::sockaddr_ll>() as libc::socklen_t) };
+        if bound < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Port { fd, buffer: vec![0; FRAME] })
+    }
+
+    /// Another handle to the same plug, for another thread.
+    ///
+    /// # Errors
+    /// When there are no descriptors left.
+    pub fn another(&self) -> io::Result<Port> {
+        Ok(Port { fd: self.fd.try_clone()?, buffer: vec![0; FRAME] })
+    }
+
+    /// The next frame that arrived, in the form that [`Port::send`] takes; `None` when none came within `patience`.
+    ///
+    /// # Errors
+    /// The system call's.
+    pub fn next(&mut self, patience: Duration) -> io::Result<Option<&[u8]>> {
+        if !readable(&self.fd, patience)? {
+            return Ok(None);
+        }
+        match rustix::net::recv(&self.fd, &mut self.buffer[..], rustix::net::RecvFlags::DONTWAIT) {
+            Ok((got, _)) => Ok(Some(&self.buffer[..got])),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Sends a frame of [`Port::next`] out of this interface.
+    ///
+    /// # Errors
+    /// The system call's.
+    pub fn send(&self, frame: &[u8]) -> io::Result<()> {
+        rustix::net::send(&self.fd, frame, rustix::net::SendFlags::DONTWAIT)?;
+        Ok(())
+    }
+}
+
+fn readable(fd: &OwnedFd, patience: Duration) -> io::Result<bool> {
+    let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    let millis = libc::c_int::try_from(patience.as_millis()).unwrap_or(libc::c_int::MAX);
+    // SAFETY: `poll` is one pollfd that lives through the call.
+    match unsafe { libc::poll(&raw mut poll, 1, millis) } {
+        -1 => match io::Error::last_os_error() {
+            error if error.kind() == io::ErrorKind::Interrupted => Ok(false),
+            error => Err(error),
+        },
+        ready => Ok(ready > 0),
     }
 }

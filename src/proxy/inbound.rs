@@ -140,7 +140,9 @@ async fn open(proxy: &Proxy, service: SocketAddr, client: SocketAddr, header: &H
         if error.kind() != io::ErrorKind::ConnectionRefused {
             tracing::debug!(%service, %client, %error, "the service cannot be connected to");
         }
-        Fault::Refused(Refusal::Closed)
+        // That we have no socket left says nothing about the service.
+        let ours = matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM));
+        Fault::Refused(if ours { Refusal::Overload } else { Refusal::Closed })
     })
 }
 

@@ -25,11 +25,27 @@ pub struct Limits {
     pub all: usize,
     /// In each direction, with one peer.
     pub per_peer: usize,
+    /// In both directions together.
+    pub both: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { all: 16_384, per_peer: 8_192 }
+        Self { all: 16_384, per_peer: 8_192, both: 32_768 }
+    }
+}
+
+/// Files that a daemon needs for everything but connections: listeners, kernel sockets, links to other members, state files.
+const OTHER_FILES: u64 = 64;
+
+impl Limits {
+    /// The usual limits, or what a process that may have `files` open has room for: a connection that is refused is better than
+    /// a daemon that can no longer renew, answer or look at its own addresses.
+    pub fn within(files: u64) -> Self {
+        // Two sockets each. Something is left even where the limit is absurd.
+        let room = usize::try_from(files.saturating_sub(OTHER_FILES) / 2).unwrap_or(usize::MAX).max(8);
+        let usual = Self::default();
+        Self { both: usual.both.min(room), ..usual }
     }
 }
 
@@ -91,7 +107,8 @@ impl Live {
             return Err(Fault::Draining);
         }
         let count = |of| s.counts.get(&(direction, of)).copied().unwrap_or(0);
-        if count(None) >= self.limits.all || count(Some(peer)) >= self.limits.per_peer {
+        let full = s.connections.len() >= self.limits.both;
+        if full || count(None) >= self.limits.all || count(Some(peer)) >= self.limits.per_peer {
             self.overloads.fetch_add(1, Ordering::Relaxed);
             return Err(Fault::Overload);
         }
@@ -236,7 +253,7 @@ mod tests {
 
     #[test]
     fn limits_are_per_direction_and_given_back() {
-        let live = Live::new(Limits { all: 3, per_peer: 2 });
+        let live = Live::new(Limits { all: 3, per_peer: 2, ..Limits::default() });
         let a1 = live.enter(Direction::Inbound, A).unwrap();
         let _a2 = live.enter(Direction::Inbound, A).unwrap();
         assert!(matches!(live.enter(Direction::Inbound, A), Err(Fault::Overload)));
@@ -246,6 +263,19 @@ mod tests {
         drop(a1);
         let _a3 = live.enter(Direction::Inbound, A).unwrap();
         assert_eq!((live.count(), live.overloads()), (4, 2));
+    }
+
+    #[test]
+    fn no_more_connections_than_files() {
+        assert_eq!(Limits::within(u64::MAX).both, Limits::default().both);
+        assert_eq!(Limits::within(1024).both, 480);
+        assert_eq!(Limits::within(0).both, 8);
+        let live = Live::new(Limits::within(80));
+        let mut held: Vec<_> = (0..4).map(|_| live.enter(Direction::Inbound, A).unwrap()).collect();
+        held.extend((0..4).map(|_| live.enter(Direction::Outbound, B).unwrap()));
+        assert!(matches!(live.enter(Direction::Outbound, A), Err(Fault::Overload)));
+        held.pop();
+        assert!(live.enter(Direction::Inbound, B).is_ok());
     }
 
     #[tokio::test]

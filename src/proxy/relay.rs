@@ -6,10 +6,12 @@
 //! [`Plain`] is the reference: whatever replaces it for speed must behave the same, byte by byte and end by end.
 
 use std::io;
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::time::timeout;
 use tokio_rustls::TlsStream;
 
 use super::edges::{Count, Meter};
@@ -18,8 +20,12 @@ use super::{Fault, socket};
 
 /// Buffer of a direction that has been quiet so far.
 const SMALL: usize = 8 * 1024;
-/// Buffer of a direction that filled the small one: four TLS records.
+/// Buffer of a direction that keeps filling the small one: four TLS records.
 const LARGE: usize = 64 * 1024;
+/// So many full reads in a row make a direction a transfer; a request or answer of less is over by then.
+const TRANSFER: u32 = 4;
+/// After so long without a byte it is none any more: thousands of connections that once carried something must not keep 128 KiB each.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// Which end of the tunnel this is.
 #[derive(Debug, Clone, Copy)]
@@ -81,30 +87,70 @@ enum Lead {
     WithData(Vec<u8>),
 }
 
+/// The buffer of one direction: large while it carries a transfer.
+struct Buffer {
+    bytes: Vec<u8>,
+    full: u32,
+}
+
+impl Buffer {
+    fn new() -> Self {
+        Self { bytes: vec![0; SMALL], full: 0 }
+    }
+
+    /// Reads behind the first `at` bytes, and returns how many came; 0 at the end.
+    async fn fill(&mut self, from: &mut (impl AsyncRead + Unpin), at: usize) -> io::Result<usize> {
+        let read = if self.bytes.len() > SMALL {
+            match timeout(QUIET, from.read(&mut self.bytes[at..])).await {
+                Ok(read) => Some(read?),
+                Err(_) => {
+                    *self = Self::new();
+                    None
+                }
+            }
+        } else {
+            None
+        };
+        let read = match read {
+            Some(read) => read,
+            None => from.read(&mut self.bytes[at..]).await?,
+        };
+        self.full = if at + read == self.bytes.len() { self.full.saturating_add(1) } else { 0 };
+        Ok(read)
+    }
+
+    /// Makes room for more at once, if this is a transfer. What was read is gone then.
+    fn grow(&mut self) {
+        if self.full >= TRANSFER && self.bytes.len() < LARGE {
+            self.bytes = vec![0; LARGE];
+        }
+    }
+}
+
 /// From the application into the tunnel.
 async fn send(mut app: ReadHalf<'_>, mut tunnel: impl AsyncWrite + Unpin, lead: Lead, count: Count<'_>) -> Result<(), Fault> {
     let (lead, now) = match lead {
         Lead::Now(lead) => (lead, true),
         Lead::WithData(lead) => (lead, false),
     };
-    let mut buffer = vec![0; SMALL];
+    let mut buffer = Buffer::new();
     let mut before = lead.len();
-    buffer[..before].copy_from_slice(&lead);
+    buffer.bytes[..before].copy_from_slice(&lead);
     if now {
         // The kernel tells a reset once only: ignored here, it would read as a clean end below.
-        let n = match app.try_read(&mut buffer[before..]) {
+        let n = match app.try_read(&mut buffer.bytes[before..]) {
             Ok(n) => n,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => 0,
             Err(e) => return Err(Fault::App(e)),
         };
         count.add(n);
-        tunnel.write_all(&buffer[..before + n]).await.map_err(Fault::Tunnel)?;
+        tunnel.write_all(&buffer.bytes[..before + n]).await.map_err(Fault::Tunnel)?;
         tunnel.flush().await.map_err(Fault::Tunnel)?;
         before = 0;
     }
     loop {
-        let n = app.read(&mut buffer[before..]).await.map_err(Fault::App)?;
-        let bytes = &buffer[..before + n];
+        let n = buffer.fill(&mut app, before).await.map_err(Fault::App)?;
+        let bytes = &buffer.bytes[..before + n];
         if !bytes.is_empty() {
             tunnel.write_all(bytes).await.map_err(Fault::Tunnel)?;
         }
@@ -114,9 +160,7 @@ async fn send(mut app: ReadHalf<'_>, mut tunnel: impl AsyncWrite + Unpin, lead: 
         }
         tunnel.flush().await.map_err(Fault::Tunnel)?;
         count.add(n);
-        if bytes.len() == buffer.len() {
-            buffer.resize(LARGE, 0);
-        }
+        buffer.grow();
         before = 0;
     }
 }
@@ -128,10 +172,10 @@ async fn receive(
     mut verdict: bool,
     count: Count<'_>,
 ) -> Result<(), Fault> {
-    let mut buffer = vec![0; SMALL];
+    let mut buffer = Buffer::new();
     loop {
-        let n = tunnel.read(&mut buffer).await.map_err(|e| if verdict { unanswered(e) } else { Fault::Tunnel(e) })?;
-        let mut bytes = &buffer[..n];
+        let n = buffer.fill(&mut tunnel, 0).await.map_err(|e| if verdict { unanswered(e) } else { Fault::Tunnel(e) })?;
+        let mut bytes = &buffer.bytes[..n];
         if verdict {
             let (first, rest) = bytes.split_first().ok_or(Fault::NoVerdict)?;
             match Verdict::decode(*first) {
@@ -145,9 +189,7 @@ async fn receive(
         }
         app.write_all(bytes).await.map_err(Fault::App)?;
         count.add(bytes.len());
-        if n == buffer.len() {
-            buffer.resize(LARGE, 0);
-        }
+        buffer.grow();
     }
 }
 

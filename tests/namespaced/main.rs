@@ -10,6 +10,7 @@
 mod admin;
 mod applications;
 mod hostile;
+mod edge;
 mod hosts;
 mod identities;
 mod joining;
@@ -46,6 +47,11 @@ fn main() -> ExitCode {
         modes::SCENARIOS,
         renewal::SCENARIOS,
         hostile::SCENARIOS,
+        edge::network::SCENARIOS,
+        edge::addresses::SCENARIOS,
+        edge::resources::SCENARIOS,
+        edge::power::SCENARIOS,
+        edge::clocks::SCENARIOS,
     ];
     // Before there is a second thread. Listing needs no namespace.
     let root = if arguments.list { Ok(false) } else { meshd::intercept::netns::become_root() };

@@ -187,7 +187,16 @@ impl Mdns {
         Ok(self.daemon.stop_browse(SERVICE)?)
     }
 
-    /// How many records the library holds now; compare with [`MAX_CACHED`]. None when the responder has ended.
+    /// Ends it and waits until its thread is gone. That may take long: while more packets arrive than it can look at, it looks at nothing
+    /// else.
+    pub async fn stop(self) {
+        if let Ok(ended) = self.daemon.shutdown() {
+            let _ = ended.recv_async().await;
+        }
+    }
+
+    /// How many records the library holds now; compare with [`MAX_CACHED`]. None when the responder has ended. Waits as long as the
+    /// responder is too busy with packets to answer.
     pub async fn cached(&self) -> Option<u64> {
         let metrics = self.daemon.get_metrics().ok()?.recv_async().await.ok()?;
         Some(metrics.iter().filter(|(k, _)| k.starts_with("cached-")).filter_map(|(_, n)| u64::try_from(*n).ok()).sum())

@@ -520,7 +520,7 @@ async fn a_thousand_at_once() {
 
 #[tokio::test]
 async fn too_many_connections_of_a_peer_are_told_so() {
-    let lab = lab_with(Options { limits: Limits { all: 10, per_peer: 2 }, ..Options::default() }).await;
+    let lab = lab_with(Options { limits: Limits { all: 10, per_peer: 2, ..Limits::default() }, ..Options::default() }).await;
     let (listener, at) = lab.service().await;
     tokio::spawn(echo(listener));
     let mut held = Vec::new();

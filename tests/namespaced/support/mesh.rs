@@ -107,6 +107,11 @@ impl Mesh {
         self.members.iter_mut().find(|m| m.name == name).expect("a member of this name")
     }
 
+    /// Whether that host has a running daemon.
+    pub(crate) fn is_running(&self, name: &str) -> bool {
+        self.members.iter().any(|m| m.name == name && m.daemon.is_some())
+    }
+
     /// Any host of that name.
     pub(crate) fn host(&self, name: &str) -> &Host {
         self.lab.hosts().iter().find(|h| h.name == name).expect("a host of this name")
@@ -225,6 +230,19 @@ impl Member {
         command.arg("run");
         self.daemon = Some(self.host.spawn(&mut command, "meshd")?);
         Ok(())
+    }
+
+    /// Starts the daemon by way of another program that runs the words after its own, such as `taskset -c 0`.
+    pub(crate) fn start_under(&mut self, program: &str, words: &[&str]) -> Result<()> {
+        let mut command = self.host.meshd(Path::new(command(program).get_program()));
+        command.args(words).args([MESHD, "run"]);
+        self.daemon = Some(self.host.spawn(&mut command, "meshd")?);
+        Ok(())
+    }
+
+    /// The process id of the running daemon.
+    pub(crate) fn pid(&self) -> Result<u32> {
+        Ok(self.daemon.as_ref().with_context(|| format!("no daemon runs on {}", self.host.name))?.pid())
     }
 
     /// Stops the daemon as systemd does, and expects a clean end.

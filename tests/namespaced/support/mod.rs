@@ -1,8 +1,10 @@
 //! What the scenarios share: a mesh of real daemons, plain traffic, and what to expect of both.
 
+pub(crate) mod air;
 pub(crate) mod mesh;
 pub(crate) mod role;
 pub(crate) mod scenario;
+pub(crate) mod ssh;
 pub(crate) mod traffic;
 pub(crate) mod units;
 

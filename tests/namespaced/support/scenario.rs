@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use meshd::demo::units::Units;
 
+use crate::edge::resources::Memory;
+
 /// One test.
 pub(crate) struct Scenario {
     /// Its name, `topic::what_holds`.
@@ -22,6 +24,10 @@ pub(crate) enum Need {
     Root,
     /// A cgroup2 tree in which units can be imitated.
     Cgroups,
+    /// libfaketime: another time of day for one process.
+    FakeTime,
+    /// A memory cgroup that can be limited.
+    Memory,
 }
 
 /// The scenario of a function, named after its module and itself.
@@ -46,6 +52,8 @@ pub(crate) fn missing(needs: &[Need]) -> Option<String> {
     needs.iter().find_map(|need| match need {
         Need::Program(name) => program(name).is_none().then(|| format!("{name} is not installed")),
         Need::Root => (!really_root()).then(|| "it must be run as root".to_owned()),
+        Need::FakeTime => faketime().is_none().then(|| "libfaketime is not installed".to_owned()),
+        Need::Memory => Memory::find().is_none().then(|| "no memory cgroup that can be made".to_owned()),
         Need::Cgroups => Units::find().is_none().then(|| "no cgroup2 tree that can be written".to_owned()),
     })
 }
@@ -65,6 +73,12 @@ pub(crate) fn program(name: &str) -> Option<PathBuf> {
         places.extend(versions.flatten().map(|v| v.path().join("bin")));
     }
     places.into_iter().map(|place| place.join(name)).find(|file| executable(file))
+}
+
+/// Where libfaketime is.
+pub(crate) fn faketime() -> Option<PathBuf> {
+    let libraries = std::fs::read_dir("/usr/lib").ok()?.flatten().map(|dir| dir.path());
+    libraries.map(|dir| dir.join("faketime/libfaketime.so.1")).find(|file| file.is_file())
 }
 
 fn executable(file: &Path) -> bool {

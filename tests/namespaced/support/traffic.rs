@@ -133,7 +133,13 @@ impl Server {
 
     /// Sends back what it gets, until the end.
     pub(crate) fn echo(host: &Host, port: u16) -> Result<Server> {
-        Server::start(host, port, |mut stream| {
+        Server::patient_echo(host, port, PATIENCE)
+    }
+
+    /// The same, for clients that are silent for up to `patience`.
+    pub(crate) fn patient_echo(host: &Host, port: u16, patience: Duration) -> Result<Server> {
+        Server::start(host, port, move |mut stream| {
+            stream.set_read_timeout(Some(patience))?;
             let mut buffer = vec![0; 16 * 1024];
             loop {
                 match stream.read(&mut buffer)? {
