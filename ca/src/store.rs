@@ -7,10 +7,12 @@
 //!
 //! One [`Store`] owns its directory: a lock keeps out a second daemon or command. Not here: what the bytes mean.
 
+use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use thiserror::Error;
 use zeroize::Zeroizing;
@@ -71,7 +73,17 @@ pub struct Loaded {
 pub struct Store {
     dir: PathBuf,
     narrowed: bool,
+    noticed: Mutex<Noticed>,
     _lock: File,
+}
+
+/// What was not as it should be in the files loaded so far, by name.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Noticed {
+    /// The newest generation was lost or damaged ([`Loaded::fallback`]).
+    pub fallback: BTreeSet<String>,
+    /// Others than the owner could read or write it ([`Loaded::exposed`]).
+    pub exposed: BTreeSet<String>,
 }
 
 /// One step of replacing a file. Doing only the first of them, as a power cut does, must leave a complete generation.
@@ -114,12 +126,17 @@ impl Store {
                 fs::remove_file(entry.path()).map_err(failed)?;
             }
         }
-        Ok(Self { dir: dir.into(), narrowed, _lock: lock })
+        Ok(Self { dir: dir.into(), narrowed, noticed: Mutex::default(), _lock: lock })
     }
 
     /// Whether others than the owner could enter the directory until it was opened.
     pub fn narrowed(&self) -> bool {
         self.narrowed
+    }
+
+    /// What was noticed about the files that were loaded so far.
+    pub fn noticed(&self) -> Noticed {
+        self.noticed.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The newest usable generation of a file; `None` when there is no such file.
@@ -131,7 +148,13 @@ impl Store {
         let [path, previous] = self.paths(name)?;
         let (newest, before) = (Generation::read(&path)?, Generation::read(&previous)?);
         let exposed = newest.exposed || before.exposed;
-        let loaded = |g: Complete, fallback| Ok(Some(Loaded { bytes: g.bytes, fallback, exposed }));
+        let loaded = |g: Complete, fallback: bool| {
+            let mut noticed = self.noticed.lock().unwrap_or_else(PoisonError::into_inner);
+            // Names are few: only files that exist get here.
+            fallback.then(|| noticed.fallback.insert(name.to_owned()));
+            exposed.then(|| noticed.exposed.insert(name.to_owned()));
+            Ok(Some(Loaded { bytes: g.bytes, fallback, exposed }))
+        };
         match (newest.found, before.found) {
             (Found::Good(a), Found::Good(b)) if b.number > a.number => loaded(b, true),
             (Found::Good(a), _) => loaded(a, false),

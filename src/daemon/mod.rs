@@ -9,11 +9,11 @@ mod directory;
 mod keeper;
 mod kernel;
 mod knock;
-mod lan;
+pub(crate) mod lan;
 mod listeners;
 mod member;
 pub(crate) mod memory;
-mod rules;
+pub(crate) mod rules;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -97,6 +97,9 @@ impl Daemon {
     /// This node's id, which it has before it is in any mesh.
     pub(crate) fn node(&self) -> NodeId {
         self.key.public().node_id()
+    }
+    pub(crate) fn store(&self) -> &Arc<Store> {
+        &self.store
     }
     pub(crate) fn uptime(&self) -> Duration {
         self.started.elapsed()

@@ -9,6 +9,7 @@
 
 mod admin;
 mod applications;
+mod checks;
 mod hosts;
 mod identities;
 mod joining;
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         identities::SCENARIOS,
         modes::SCENARIOS,
         renewal::SCENARIOS,
+        checks::SCENARIOS,
     ];
     // Before there is a second thread. Listing needs no namespace.
     let root = if arguments.list { Ok(false) } else { meshd::intercept::netns::become_root() };

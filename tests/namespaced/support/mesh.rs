@@ -227,6 +227,18 @@ impl Member {
         Ok(())
     }
 
+    /// Starts the daemon through another program that runs it (`prlimit`, `setpriv`), or as another copy of it.
+    pub(crate) fn start_through(&mut self, program: &str, words: &[&str]) -> Result<()> {
+        let through = command(program).get_program().to_owned();
+        let mut command = self.host.meshd(Path::new(&through));
+        command.args(words);
+        if !words.contains(&"run") {
+            command.args([MESHD, "run"]);
+        }
+        self.daemon = Some(self.host.spawn(&mut command, "meshd")?);
+        Ok(())
+    }
+
     /// Stops the daemon as systemd does, and expects a clean end.
     pub(crate) fn stop(&mut self) -> Result<()> {
         let Some(mut daemon) = self.daemon.take() else { bail!("no daemon runs on {}", self.host.name) };
