@@ -164,7 +164,10 @@ fn check_without_a_daemon_says_so_and_a_wrong_configuration_is_a_finding() {
         "{ran:?}"
     );
     // What can be seen without one is looked at too.
-    assert!(["permissions", "kernel", "ports", "firewall", "state"].iter().all(|g| ran.out.contains(&format!("\n{g}\n---"))), "{ran:?}");
+    assert!(
+        ["permissions", "kernel", "ports", "firewall", "state"].iter().all(|g| ran.out.contains(&format!("\n{g}\n---"))),
+        "{ran:?}"
+    );
     let pre = run(&mut command(dir.path(), &["check", "--pre"]));
     assert!(!pre.out.contains("meshd answers") && pre.out.contains("\nkernel\n---"), "{pre:?}");
     let ran = run(command(dir.path(), &["check", "--pre"]).env("MESHD_PROT", "7"));
@@ -445,7 +448,8 @@ fn every_finding_has_a_section_a_place_and_a_test() {
     let list = read("src/api/code.rs");
     let names: Vec<(&str, &str)> = list
         .lines()
-        .filter_map(|l| l.trim().split_once(" = \"")).filter_map(|(name, code)| Some((name, code.strip_suffix("\";")?)))
+        .filter_map(|l| l.trim().split_once(" = \""))
+        .filter_map(|(name, code)| Some((name, code.strip_suffix("\";")?)))
         .collect();
     assert_eq!(names.len(), code::ALL.len());
     let (mut places, mut tests) = (read("src/cli/check.rs"), read("tests/namespaced/checks.rs") + &read("tests/cli.rs"));

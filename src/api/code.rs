@@ -70,6 +70,8 @@ codes! {
     CONNTRACK = "check-conntrack";
     /// Outgoing connections do not take the daemon's ports.
     PORT_RANGE = "check-port-range";
+    /// Services do not take over the mark of their connections.
+    FWMARK_ACCEPT = "check-fwmark-accept";
     /// The loopback interface is up.
     LOOPBACK = "check-loopback";
     /// The size of memory pages.

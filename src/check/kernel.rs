@@ -39,6 +39,8 @@ pub(super) struct Facts {
     pub(super) reserved: String,
     /// The daemon's own ports.
     pub(super) ports: Vec<u16>,
+    /// Whether accepted sockets take over the mark of what they accept (`tcp_fwmark_accept`).
+    pub(super) fwmark_accept: bool,
     /// Whether `lo` is up and has 127.0.0.1.
     pub(super) loopback: Result<bool, String>,
 }
@@ -83,6 +85,7 @@ impl Facts {
             port_range: ports(&range),
             reserved: reserved.trim().to_owned(),
             ports: vec![config.port, config.capture_port, config.admin_port],
+            fwmark_accept: number("/proc/sys/net/ipv4/tcp_fwmark_accept").is_some_and(|n: u64| n != 0),
             loopback: loopback().map_err(|e| e.to_string()),
         }
     }
@@ -208,6 +211,14 @@ fn routing(facts: &Facts, found: &mut Findings) {
             }
         },
     );
+    let name = "services do not take over the mark of a connection";
+    found.add(code::FWMARK_ACCEPT, name, match facts.fwmark_accept {
+        false => Verdict::ok(""),
+        true => Verdict::fail(
+            "net.ipv4.tcp_fwmark_accept is on: what services answer to members carries meshd's own mark and is dropped",
+            "`sysctl net.ipv4.tcp_fwmark_accept=0`, and take it out of /etc/sysctl.d",
+        ),
+    });
     found.add(
         code::LOOPBACK,
         "the loopback interface is up",
@@ -318,6 +329,7 @@ mod tests {
             port_range: Some((32_768, 60_999)),
             reserved: String::new(),
             ports: vec![6374, 6375, 6376],
+            fwmark_accept: false,
             loopback: Ok(true),
         }
     }
@@ -381,6 +393,7 @@ mod tests {
         with(|f| f.policy = Err("no".into()), &[(code::POLICY_ROUTING, Warn)]);
         with(|f| f.transparent.0 = Err("no".into()), &[(code::TRANSPARENT, Fail)]);
         with(|f| f.transparent.1 = Err("no".into()), &[(code::TRANSPARENT, Warn)]);
+        with(|f| f.fwmark_accept = true, &[(code::FWMARK_ACCEPT, Fail)]);
         with(|f| f.loopback = Ok(false), &[(code::LOOPBACK, Fail)]);
         with(|f| f.loopback = Err("no".into()), &[(code::LOOPBACK, Warn)]);
         with(|f| f.listeners = Err("no".into()), &[(code::SOCK_DIAG, Fail)]);

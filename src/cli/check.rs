@@ -181,19 +181,25 @@ impl Progress {
     }
 }
 
-/// The findings by group, in the order in which the groups first appear, and a last line that sums up.
-fn text(findings: &[Finding], screen: &Screen) -> String {
-    let mut groups: Vec<&str> = Vec::new();
+/// The findings by group, in the order in which the groups first appear.
+fn grouped(findings: &[Finding]) -> Vec<(&str, Vec<&Finding>)> {
+    let mut groups: Vec<(&str, Vec<&Finding>)> = Vec::new();
     for finding in findings {
-        if !groups.contains(&finding.group.as_str()) {
-            groups.push(&finding.group);
+        match groups.iter_mut().find(|(name, _)| *name == finding.group) {
+            Some((_, group)) => group.push(finding),
+            None => groups.push((&finding.group, vec![finding])),
         }
     }
+    groups
+}
+
+/// All of them, and a last line that sums up.
+fn text(findings: &[Finding], screen: &Screen) -> String {
     let mut text = String::new();
-    for group in groups {
-        let title = plain(group);
+    for (title, group) in grouped(findings) {
+        let title = plain(title);
         let _ = writeln!(text, "{}\n{}", screen.paint(Colour::Bold, &title), "-".repeat(title.chars().count()));
-        for finding in findings.iter().filter(|f| f.group == group) {
+        for finding in group {
             one(&mut text, finding, screen);
         }
         text.push('\n');
@@ -204,7 +210,7 @@ fn text(findings: &[Finding], screen: &Screen) -> String {
 /// One line for each that is not well: mark, name, what was seen, where it is explained.
 fn short(findings: &[Finding], screen: &Screen) -> String {
     let mut text = String::new();
-    for finding in findings.iter().filter(|f| f.level != Level::Ok) {
+    for finding in grouped(findings).into_iter().flat_map(|(_, group)| group).filter(|f| f.level != Level::Ok) {
         let detail = finding.detail.as_deref().map(plain).filter(|d| !d.is_empty());
         let detail = detail.map_or(String::new(), |d| format!(": {d}"));
         let link = explained(finding).map_or(String::new(), |link| format!(" {link}"));
