@@ -18,8 +18,12 @@ use crate::intercept::nft::{ForeignChain, Ruleset};
 use crate::intercept::sockdiag::SockDiag;
 use crate::intercept::{MARK_MESH, MARK_SERVICE};
 
-/// How long `nft` may take; a ruleset of some thousand rules takes a fraction of a second.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long `nft` may take for a table; one of some thousand rules takes a fraction of a second.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// Tables read; docker, Kubernetes and a firewall together have less.
+const MAX_TABLES: usize = 32;
+/// `NFPROTO_*`, and what `nft` calls them.
+const FAMILIES: [(u8, &str); 3] = [(1, "inet"), (2, "ip"), (10, "ip6")];
 /// Longest listing read, in bytes.
 const MAX_LISTING: u64 = 32 << 20;
 /// Members whose way in and out is looked at.
@@ -59,7 +63,7 @@ impl Facts {
         let services = listeners.iter().filter(|l| !l.local.ip().is_loopback()).map(|l| l.local.port());
         let names = ["ip", "ip6"].map(|f| std::fs::read_to_string(format!("/proc/net/{f}_tables_names")).unwrap_or_default());
         Self {
-            rules: if others { listing().as_deref().and_then(Rules::parse) } else { None },
+            rules: ruleset.as_ref().filter(|_| others).and_then(|r| listings(&r.foreign)),
             ruleset,
             iptables: names.iter().flat_map(|n| n.lines()).map(str::to_owned).collect(),
             mesh_port,
@@ -75,13 +79,29 @@ fn in_the_way(chain: &ForeignChain) -> bool {
     HOOKS.contains(&chain.hook) && (chain.drops || chain.rules > 0)
 }
 
-/// What `nft -j list ruleset` prints.
-fn listing() -> Option<String> {
+/// The rules of every table that is in the way; none if one of them cannot be read. Table by table: nft 1.0.6 cannot list ours as JSON,
+/// whose flags it does not know.
+fn listings(chains: &[ForeignChain]) -> Option<Rules> {
+    let tables: BTreeSet<(u8, &str)> = chains.iter().filter(|c| in_the_way(c)).map(|c| (c.family, c.table.as_str())).collect();
+    let mut rules = Rules::default();
+    for (family, table) in tables.into_iter().take(MAX_TABLES) {
+        rules.add(&listing(family, table)?)?;
+    }
+    Some(rules)
+}
+
+/// What `nft -j list table` prints. The program reads its arguments as a script, so a name has to be no more than a name.
+fn listing(family: u8, table: &str) -> Option<String> {
+    let family = FAMILIES.iter().find(|(number, _)| *number == family)?.1;
+    let plain = table.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'));
+    if !plain || !table.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') {
+        return None;
+    }
     let path = std::env::var_os("PATH").unwrap_or_default();
     let places = std::env::split_paths(&path).chain(["/usr/sbin", "/sbin", "/usr/bin"].map(PathBuf::from));
     let program = places.map(|p| p.join("nft")).find(|p| p.is_file())?;
     let mut child = Command::new(program)
-        .args(["-j", "list", "ruleset"])
+        .args(["-j", "list", "table", family, table])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -304,6 +324,14 @@ mod tests {
         // Closed on both sides is what the operator wants.
         let all = facts("drop", &format!(r#"{MESH}, {{"accept": null}}"#));
         assert!(ill(&findings(&all)).is_empty());
+    }
+
+    #[test]
+    fn a_table_whose_name_is_a_script_is_not_read() {
+        for name in ["x; flush ruleset", "-f", "", "a\nb", "9"] {
+            assert_eq!(listing(1, name), None);
+        }
+        assert_eq!(listing(7, "bridge"), None);
     }
 
     #[test]

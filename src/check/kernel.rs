@@ -212,13 +212,17 @@ fn routing(facts: &Facts, found: &mut Findings) {
         },
     );
     let name = "services do not take over the mark of a connection";
-    found.add(code::FWMARK_ACCEPT, name, match facts.fwmark_accept {
-        false => Verdict::ok(""),
-        true => Verdict::fail(
-            "net.ipv4.tcp_fwmark_accept is on: what services answer to members carries meshd's own mark and is dropped",
-            "`sysctl net.ipv4.tcp_fwmark_accept=0`, and take it out of /etc/sysctl.d",
-        ),
-    });
+    found.add(
+        code::FWMARK_ACCEPT,
+        name,
+        match facts.fwmark_accept {
+            false => Verdict::ok(""),
+            true => Verdict::fail(
+                "net.ipv4.tcp_fwmark_accept is on: what services answer to members carries meshd's own mark and is dropped",
+                "`sysctl net.ipv4.tcp_fwmark_accept=0`, and take it out of /etc/sysctl.d",
+            ),
+        },
+    );
     found.add(
         code::LOOPBACK,
         "the loopback interface is up",

@@ -1,4 +1,4 @@
-//! What a packet filter would do with one packet: reads what `nft -j list ruleset` prints (libnftables-json(5)) and walks it.
+//! What a packet filter would do with one packet: reads what `nft -j list table` prints (libnftables-json(5)) and walks it.
 //!
 //! Pure. A match that is not understood may be true or false, and both ways are followed, so the answer is honest: yes, no, or
 //! cannot tell. Rules of meshd's own tables are left out.
@@ -81,10 +81,10 @@ enum Then {
 }
 
 impl Rules {
-    /// Those that `nft -j list ruleset` printed; `None` if that is something else.
-    pub(super) fn parse(json: &str) -> Option<Self> {
+    /// Adds those that `nft -j list table` (or `list ruleset`) printed; `None` if that is something else.
+    pub(super) fn add(&mut self, json: &str) -> Option<()> {
         let all: Value = serde_json::from_str(json).ok()?;
-        let mut rules = Self::default();
+        let rules = self;
         for object in all.get("nftables")?.as_array()? {
             if let Some(chain) = object.get("chain") {
                 let name = name(chain, "name")?;
@@ -103,7 +103,7 @@ impl Rules {
             }
         }
         rules.chains.retain(|(family, table, _), _| !(family == "inet" && [TABLE, REPLIES].contains(&table.as_str())));
-        Some(rules)
+        Some(())
     }
 
     /// What becomes of a packet at these hooks, one after another.

@@ -98,7 +98,7 @@ mod tests {
     #[test]
     fn daemons_are_told_from_commands() {
         assert!(is_daemon(b"/usr/sbin/meshd\0run\0"));
-        assert!(is_daemon(b"./meshd\0--config\0x.toml\0run\0--port\07000\0"));
+        assert!(is_daemon(b"./meshd\0--config\0x.toml\0run\0--mode\0strict\0"));
         assert!(!is_daemon(b"/usr/sbin/meshd\0check\0"));
         assert!(!is_daemon(b"/bin/sh\0-c\0meshd run\0"));
         assert!(!is_daemon(b""));

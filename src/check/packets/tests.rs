@@ -1,5 +1,13 @@
 use super::*;
 
+impl Rules {
+    /// Those of one listing.
+    pub(in crate::check) fn parse(json: &str) -> Option<Self> {
+        let mut rules = Self::default();
+        rules.add(json).map(|()| rules)
+    }
+}
+
 /// What nft 1.0.6 printed for the rules in the comment above each rule set.
 fn rules(objects: &str) -> Rules {
     Rules::parse(&format!(r#"{{"nftables": [{{"metainfo": {{"json_schema_version": 1}}}}, {objects}]}}"#)).unwrap()
