@@ -83,7 +83,8 @@ pub(crate) async fn of_daemon(daemon: &Arc<Daemon>) -> Vec<Finding> {
         }),
         reading("ports", {
             let (config, member) = (config.clone(), some.is_some());
-            move || ports::findings(&ports::Facts::read(&config, By::Daemon, member))
+            let closed = daemon.admin_trouble().all().into_iter().map(|(address, why)| format!("{address}: {why}")).collect();
+            move || ports::findings(&ports::Facts { closed, ..ports::Facts::read(&config, By::Daemon, member) })
         }),
         reading("rules", {
             let member = some.clone();
@@ -202,7 +203,7 @@ async fn within_peers(member: Option<Arc<Member>>) -> Result<Vec<peers::Met>, Ve
 }
 
 fn counters(member: &Member) -> process::Counters {
-    let (front, proxy) = (&member.front, &member.proxy);
+    let (front, proxy) = (&member.door, &member.proxy);
     process::Counters {
         panics: proxy.panics(),
         accepted: front.accepted.load(Relaxed),

@@ -1,7 +1,7 @@
 //! The daemon's ports: who listens on them.
 
 use super::By;
-use super::findings::{Findings, Verdict};
+use super::findings::{Findings, Verdict, some_of};
 use super::proc::{holders, own_sockets};
 use crate::api::{Finding, code};
 use crate::config::Config;
@@ -23,13 +23,20 @@ pub(super) struct Facts {
     pub(super) by: By,
     /// Whether the daemon is a member, which has its mesh and capture ports open.
     pub(super) member: bool,
+    /// Where a running daemon could not open the admin port, and why.
+    pub(super) closed: Vec<String>,
     /// Mesh, capture and admin port; or why the kernel does not say.
     pub(super) ports: Result<[(u16, Port); 3], String>,
 }
 
 impl Facts {
     pub(super) fn read(config: &Config, by: By, member: bool) -> Self {
-        Self { by, member, ports: look([config.port, config.capture_port, config.admin_port]).map_err(|e| e.to_string()) }
+        Self {
+            by,
+            member,
+            closed: Vec::new(),
+            ports: look([config.port, config.capture_port, config.admin_port]).map_err(|e| e.to_string()),
+        }
     }
 }
 
@@ -91,6 +98,10 @@ pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
         let optional = code == code::PORT_ADMIN;
         let must_listen = facts.by == By::Daemon && facts.member && !optional;
         let verdict = match state {
+            Port::Ours | Port::Free if optional && !facts.closed.is_empty() => Verdict::warn(
+                format!("it cannot be opened: {}", some_of(&facts.closed)),
+                "set `admin_port` or `admin_address`; it is tried again every 10 s",
+            ),
             Port::Ours => Verdict::ok(format!("TCP {port}")),
             Port::Free if must_listen => {
                 Verdict::fail(format!("nobody listens on TCP {port}"), "restart meshd, and look at its log")
@@ -98,7 +109,9 @@ pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
             Port::Free => Verdict::ok(format!("TCP {port} is free")),
             Port::Taken(by) => {
                 let hint = format!("end that program, or give meshd another port (`{key}`)");
-                let detail = format!("TCP {port} is taken by {by}");
+                let closed = if optional { some_of(&facts.closed) } else { String::new() };
+                let closed = if closed.is_empty() { closed } else { format!("; {closed}") };
+                let detail = format!("TCP {port} is taken by {by}{closed}");
                 if optional { Verdict::warn(detail, hint) } else { Verdict::fail(detail, hint) }
             }
         };
@@ -115,7 +128,7 @@ mod tests {
 
     fn with(by: By, member: bool, states: [Port; 3]) -> Vec<Finding> {
         let [mesh, capture, admin] = states;
-        findings(&Facts { by, member, ports: Ok([(6374, mesh), (6375, capture), (6376, admin)]) })
+        findings(&Facts { by, member, closed: vec![], ports: Ok([(6374, mesh), (6375, capture), (6376, admin)]) })
     }
 
     #[test]
@@ -128,7 +141,14 @@ mod tests {
         assert_eq!(ill(&with(By::Daemon, true, [Free, Ours, Free])), [(code::PORT_MESH, Fail)]);
         assert_eq!(ill(&with(By::Command, false, [Free, other(), Free])), [(code::PORT_CAPTURE, Fail)]);
         assert_eq!(ill(&with(By::Command, false, [other(), Free, other()])), [(code::PORT_MESH, Fail), (code::PORT_ADMIN, Warn)]);
-        let unknown = Facts { by: By::Daemon, member: true, ports: Err("EPERM".into()) };
+        let closed = Facts {
+            by: By::Daemon,
+            member: true,
+            closed: vec!["192.0.2.1:6376: no such address".into()],
+            ports: Ok([(6374, Ours), (6375, Ours), (6376, Free)]),
+        };
+        assert_eq!(ill(&findings(&closed)), [(code::PORT_ADMIN, Warn)]);
+        let unknown = Facts { by: By::Daemon, member: true, closed: vec![], ports: Err("EPERM".into()) };
         assert_eq!(ill(&findings(&unknown)), [(code::PORT_MESH, Warn)]);
     }
 

@@ -120,7 +120,7 @@ fn before_the_first_start() -> Result<()> {
     mesh.at_mut("a").start()?;
     mesh.at("a").until(State::Member)?;
     let found = check(mesh.at("a"), &["--pre"])?;
-    equal!(ill(&found), [code::OTHER_MESHD, code::PORT_CAPTURE, code::PORT_MESH].into(), "with a daemon");
+    equal!(ill(&found), [code::OTHER_MESHD, code::PORT_CAPTURE, code::PORT_MESH, code::PORT_ADMIN].into(), "with a daemon");
     ensure!(detail_of(&found, code::PORT_MESH).contains("meshd (pid "), "{found:#?}");
     Ok(())
 }
