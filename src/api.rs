@@ -25,6 +25,8 @@
 //!
 //! Times are whole seconds: absolute ones since 1970 on the mesh's clock, relative ones are named `..._seconds`.
 
+pub mod code;
+
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
@@ -354,51 +356,8 @@ pub struct Finding {
     pub detail: Option<String>,
     /// What to do.
     pub hint: Option<String>,
-    /// One of [`code::ALL`]: a heading of `docs/cli.md`.
+    /// One of [`code::ALL`]: a heading of `docs/checks.md`.
     pub code: String,
-}
-
-/// What findings are about: each is a heading of `docs/cli.md` that explains it.
-pub mod code {
-    /// The daemon answers.
-    pub const DAEMON: &str = "check-daemon";
-    /// The configuration is valid and nothing in it is misspelt.
-    pub const CONFIG: &str = "check-config";
-    /// The node is a member.
-    pub const MEMBER: &str = "check-member";
-    /// The state directory can be written and its files are whole.
-    pub const STATE: &str = "check-state";
-    /// The disk has room.
-    pub const DISK: &str = "check-disk";
-    /// The kernel has what capture needs.
-    pub const KERNEL: &str = "check-kernel";
-    /// The capture rules are in place, unchanged.
-    pub const CAPTURE: &str = "check-capture";
-    /// The daemon's ports are its own.
-    pub const PORTS: &str = "check-ports";
-    /// The clock can be trusted.
-    pub const CLOCK: &str = "check-clock";
-    /// An authority is in reach.
-    pub const AUTHORITY: &str = "check-authority";
-    /// The roots of the mesh are in date.
-    pub const BUNDLE: &str = "check-bundle";
-    /// The SVIDs are in date and renewed in time.
-    pub const SVID: &str = "check-svid";
-    /// A handshake with each member succeeds.
-    pub const PEER: &str = "check-peer";
-    /// Addresses belong to one member each.
-    pub const ADDRESS: &str = "check-address";
-    /// Multicast DNS works.
-    pub const MDNS: &str = "check-mdns";
-    /// No other firewall rule is surprised by the mesh.
-    pub const FIREWALL: &str = "check-firewall";
-    /// Containers of this host are covered.
-    pub const CONTAINERS: &str = "check-containers";
-    /// All of them.
-    pub const ALL: &[&str] = &[
-        DAEMON, CONFIG, MEMBER, STATE, DISK, KERNEL, CAPTURE, PORTS, CLOCK, AUTHORITY, BUNDLE, SVID, PEER, ADDRESS, MDNS,
-        FIREWALL, CONTAINERS,
-    ];
 }
 
 /// A join token as its authority remembers it: without its secret.

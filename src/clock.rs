@@ -49,6 +49,11 @@ impl Clock {
         self.with(|s| s.clock.floor())
     }
 
+    /// The system clock, whatever it shows, in milliseconds since 1970.
+    pub(crate) fn system_millis() -> u64 {
+        u64::try_from(since_epoch().as_millis()).unwrap_or(u64::MAX)
+    }
+
     /// `system` when the system clock is used, `floor` when it shows less than an authority has already signed.
     pub(crate) fn source(&self) -> &'static str {
         if system() >= self.floor() { "system" } else { "floor" }
@@ -61,7 +66,10 @@ impl Clock {
 
 /// The system clock; 1970 when it is set before that.
 fn system() -> UnixTime {
+    UnixTime(since_epoch().as_secs())
+}
+
+fn since_epoch() -> Duration {
     #[allow(clippy::disallowed_methods)] // this file is the home of that call
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
-    UnixTime(since.as_secs())
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO)
 }

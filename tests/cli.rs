@@ -126,11 +126,32 @@ fn check_groups_marks_hints_and_fails() {
     assert_eq!((ran.code, text(&ran)), (1, golden::CHECK));
     let ran = daemon.run(&["check", "-o", "json"]);
     let findings: Vec<meshd::api::Finding> = serde_json::from_str(&ran.out).unwrap();
-    assert_eq!((ran.code, findings.len()), (1, 5));
+    assert_eq!((ran.code, findings.len()), (1, 6));
+    let ran = daemon.run(&["check", "-o", "short"]);
+    assert_eq!((ran.code, text(&ran)), (1, golden::CHECK_SHORT));
     daemon.edit("/v1/check", |list| list.as_array_mut().unwrap().retain(|f| f["level"] != "fail"));
     let ran = daemon.run(&["check"]);
     assert_eq!(ran.code, 0);
     assert!(ran.out.ends_with("\nworks, with 1 to look at\n"), "{ran:?}");
+    // What JSON has is a promise: these fields, in this order, and no others taken away.
+    let ran = daemon.run(&["check", "-o", "json"]);
+    let first = "[\n  {\n    \"group\": \"configuration\",\n    \"name\": \"the configuration is valid\",\n    \"level\": \"ok\",\n    \
+                 \"detail\": null,\n    \"hint\": null,\n    \"code\": \"check-config\"\n  },";
+    assert!(ran.out.starts_with(first), "{ran:?}");
+}
+
+#[test]
+fn check_tells_another_version_and_waits() {
+    let daemon = Daemon::start();
+    daemon.edit("/v1/check", |list| list.as_array_mut().unwrap().retain(|f| f["level"] == "ok"));
+    assert_eq!(daemon.run(&["check", "-o", "short", "--wait", "1m"]).out, "all is well\n");
+    daemon.edit("/v1/status", |status| status["version"] = "0.0.1".into());
+    let ran = daemon.run(&["check"]);
+    assert_eq!(ran.code, 0);
+    assert!(ran.out.contains("‼ this command and the daemon are of one version\n    the daemon is version 0.0.1, "), "{ran:?}");
+    assert!(ran.out.contains("docs/checks.md#check-version\n"), "{ran:?}");
+    let ran = daemon.run(&["check", "--wait", "soon"]);
+    assert!(ran.code == 2 && ran.err.contains("90s"), "{ran:?}");
 }
 
 #[test]
@@ -142,6 +163,15 @@ fn check_without_a_daemon_says_so_and_a_wrong_configuration_is_a_finding() {
         ran.out.contains("√ the configuration is valid\n") && ran.out.contains("× meshd answers\n    meshd is not running"),
         "{ran:?}"
     );
+    // What can be seen without one is looked at too.
+    assert!(
+        ["permissions", "kernel", "ports", "firewall", "state"].iter().all(|g| ran.out.contains(&format!("\n{g}\n---"))),
+        "{ran:?}"
+    );
+    let pre = run(&mut command(dir.path(), &["check", "--pre"]));
+    assert!(!pre.out.contains("meshd answers") && pre.out.contains("\nkernel\n---"), "{pre:?}");
+    let ran = run(command(dir.path(), &["check", "--pre"]).env("MESHD_PROT", "7"));
+    assert!(ran.out.contains("‼ no setting in the environment is misspelt\n    MESHD_PROT"), "{ran:?}");
     std::fs::write(dir.path().join("meshd.toml"), "prot = 1").unwrap();
     let ran = run(&mut command(dir.path(), &["check"]));
     assert_eq!(ran.code, 1);
@@ -406,12 +436,44 @@ fn a_reader_that_stops_early_is_no_failure() {
     assert_eq!((end.status.code(), end.stderr), (Some(0), Vec::new()));
 }
 
+/// The codes of findings, their sections in the manual, and the places that produce them are the same.
 #[test]
-fn the_manual_explains_every_finding_setting_and_command() {
-    let manual = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/cli.md")).unwrap();
-    for code in code::ALL {
-        assert!(manual.lines().any(|l| l.strip_prefix("### ").is_some_and(|h| h == *code)), "no heading {code}");
+fn every_finding_has_a_section_a_place_and_a_test() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |path: &str| std::fs::read_to_string(root.join(path)).unwrap();
+    let manual = read("docs/checks.md");
+    let sections: Vec<&str> = manual.lines().filter_map(|l| l.strip_prefix("### ")).collect();
+    assert_eq!(sections, code::ALL, "sections and codes, in the order of the groups");
+    // `NAME = "check-name";`
+    let list = read("src/api/code.rs");
+    let names: Vec<(&str, &str)> = list
+        .lines()
+        .filter_map(|l| l.trim().split_once(" = \""))
+        .filter_map(|(name, code)| Some((name, code.strip_suffix("\";")?)))
+        .collect();
+    assert_eq!(names.len(), code::ALL.len());
+    let (mut places, mut tests) = (read("src/cli/check.rs"), read("tests/namespaced/checks.rs") + &read("tests/cli.rs"));
+    for file in std::fs::read_dir(root.join("src/check")).unwrap().flatten().filter(|f| f.path().is_file()) {
+        let text = std::fs::read_to_string(file.path()).unwrap();
+        let (place, test) = text.split_once("#[cfg(test)]").unwrap_or((&text, ""));
+        places.push_str(place);
+        tests.push_str(test);
     }
+    let used = |text: &str, name: &str| {
+        let word = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric() || c == '_');
+        text.match_indices(&format!("code::{name}")).any(|(at, found)| !word(text[at + found.len()..].chars().next()))
+    };
+    for (name, code) in names {
+        assert!(used(&places, name), "nothing produces {code}");
+        // Those of a table of expressions are tested by going through it.
+        let by_table = code.starts_with("check-nft-") && tests.contains("in EXPRESSIONS");
+        assert!(by_table || used(&tests, name) || tests.contains(code), "no test breaks {code}");
+    }
+}
+
+#[test]
+fn the_manual_explains_every_setting_and_command() {
+    let manual = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/cli.md")).unwrap();
     for key in meshd::config::KEYS {
         assert!(manual.contains(&format!("| `{}` |", key.name)), "no setting {}", key.name);
     }

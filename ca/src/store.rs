@@ -7,6 +7,7 @@
 //!
 //! One [`Store`] owns its directory: a lock keeps out a second daemon or command. Not here: what the bytes mean.
 
+use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt};
@@ -80,8 +81,19 @@ pub struct Loaded {
 pub struct Store {
     dir: PathBuf,
     narrowed: bool,
-    trouble: Mutex<Option<String>>,
+    noticed: Mutex<Noticed>,
     _lock: File,
+}
+
+/// What was not as it should be with the files so far.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Noticed {
+    /// The newest generation was lost or damaged ([`Loaded::fallback`]).
+    pub fallback: BTreeSet<String>,
+    /// Others than the owner could read or write it ([`Loaded::exposed`]).
+    pub exposed: BTreeSet<String>,
+    /// Why the last [`Store::save`] failed; none when it succeeded.
+    pub unwritten: Option<String>,
 }
 
 /// One step of replacing a file. Doing only the first of them, as a power cut does, must leave a complete generation.
@@ -136,7 +148,7 @@ impl Store {
                 }
             }
         }
-        Ok(Self { dir: dir.into(), narrowed, trouble: Mutex::default(), _lock: lock })
+        Ok(Self { dir: dir.into(), narrowed, noticed: Mutex::default(), _lock: lock })
     }
 
     /// Whether others than the owner could enter the directory until it was opened.
@@ -144,9 +156,9 @@ impl Store {
         self.narrowed
     }
 
-    /// Why the last [`Store::save`] failed; none when it succeeded.
-    pub fn trouble(&self) -> Option<String> {
-        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// What was noticed about the files that were loaded and saved so far.
+    pub fn noticed(&self) -> Noticed {
+        self.noticed.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The newest usable generation of a file; `None` when there is no such file.
@@ -158,7 +170,13 @@ impl Store {
         let [path, previous] = self.paths(name)?;
         let (newest, before) = (Generation::read(&path)?, Generation::read(&previous)?);
         let exposed = newest.exposed || before.exposed;
-        let loaded = |g: Complete, fallback| Ok(Some(Loaded { bytes: g.bytes, fallback, exposed }));
+        let loaded = |g: Complete, fallback: bool| {
+            let mut noticed = self.noticed.lock().unwrap_or_else(PoisonError::into_inner);
+            // Names are few: only files that exist get here.
+            fallback.then(|| noticed.fallback.insert(name.to_owned()));
+            exposed.then(|| noticed.exposed.insert(name.to_owned()));
+            Ok(Some(Loaded { bytes: g.bytes, fallback, exposed }))
+        };
         match (newest.found, before.found) {
             (Found::Good(a), Found::Good(b)) if b.number > a.number => loaded(b, true),
             (Found::Good(a), _) => loaded(a, false),
@@ -176,7 +194,7 @@ impl Store {
     /// [`StoreError::TooLong`], [`StoreError::Name`], [`StoreError::Io`].
     pub fn save(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
         let saved = self.write(name, bytes);
-        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = saved.as_ref().err().map(ToString::to_string);
+        self.noticed.lock().unwrap_or_else(PoisonError::into_inner).unwritten = saved.as_ref().err().map(ToString::to_string);
         saved
     }
 

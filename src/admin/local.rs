@@ -21,8 +21,9 @@ use serde::de::DeserializeOwned;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::timeout;
 
-use super::{check, view};
+use super::view;
 use crate::api::{self, ErrorBody, path};
+use crate::check;
 use crate::control::crowd::Crowd;
 use crate::daemon::Daemon;
 use crate::intercept::process::effective_uid;
@@ -118,7 +119,7 @@ impl No {
     }
 }
 
-async fn answer(daemon: &Daemon, trusted: bool, request: Request<Incoming>) -> Response<Full<Bytes>> {
+async fn answer(daemon: &Arc<Daemon>, trusted: bool, request: Request<Incoming>) -> Response<Full<Bytes>> {
     let (status, body) = match route(daemon, trusted, request).await {
         Ok(body) => (StatusCode::OK, body),
         Err(No(status, body)) => (status, serde_json::to_vec(&body).unwrap_or_default().into()),
@@ -131,7 +132,7 @@ async fn answer(daemon: &Daemon, trusted: bool, request: Request<Incoming>) -> R
     response
 }
 
-async fn route(daemon: &Daemon, trusted: bool, request: Request<Incoming>) -> Result<Bytes, No> {
+async fn route(daemon: &Arc<Daemon>, trusted: bool, request: Request<Incoming>) -> Result<Bytes, No> {
     let (parts, body) = request.into_parts();
     let asked = parts.uri.path();
     let token_id = asked.strip_prefix(path::TOKENS).and_then(|p| p.strip_prefix('/'));
@@ -160,7 +161,7 @@ async fn route(daemon: &Daemon, trusted: bool, request: Request<Incoming>) -> Re
             })?;
             json(&view::resolve(&*daemon.member()?, address))
         }
-        (&Method::GET, path::CHECK) => json(&check::findings(daemon).await),
+        (&Method::GET, path::CHECK) => json(&check::of_daemon(daemon).await),
         (&Method::GET, path::TOKENS) => json(&view::tokens(&*daemon.member()?).await?),
         (&Method::POST, path::TOKENS) => json(&view::create_token(&*daemon.member()?, read(body).await?).await?),
         (&Method::DELETE, _) if token_id.is_some() => {

@@ -1,6 +1,5 @@
 //! What the daemon tells the people and programs on its own host.
 
-pub(crate) mod check;
 mod figures;
 pub(crate) mod http;
 pub(crate) mod local;

@@ -180,7 +180,7 @@ impl Links {
     }
 
     /// Where a member may be, best first.
-    fn places(&self, node: NodeId) -> Vec<SocketAddr> {
+    pub(crate) fn places(&self, node: NodeId) -> Vec<SocketAddr> {
         let mut places = (self.whereabouts)(node);
         let caller = self.callers.lock().unwrap_or_else(PoisonError::into_inner).get(&node).copied();
         places.extend(caller.filter(|c| !places.contains(c)));

@@ -25,6 +25,7 @@ use tokio_rustls::server::TlsStream;
 use super::crowd::Crowd;
 use super::gossip::Mailbox;
 use super::link::{Hello, Links, MAX_HELLO};
+use crate::clock::Clock;
 use crate::identity::verifier::peer_key;
 use crate::membership::Membership;
 
@@ -66,6 +67,13 @@ pub(crate) struct Wanted {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct SvidAnswer {
     pub(crate) leaves: Vec<Certificate>,
+}
+
+/// The answer to a ping. Members of before answered with nothing, and read nothing.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) struct Pong {
+    /// What the system clock shows, in milliseconds since 1970.
+    pub(crate) time_millis: u64,
 }
 
 /// A DER certificate in JSON.
@@ -204,7 +212,7 @@ impl Api {
                 self.gossip.packet(node, body);
                 Ok(Bytes::new())
             }
-            "/v1/ping" => Ok(Bytes::new()),
+            "/v1/ping" => to_json(&Pong { time_millis: Clock::system_millis() }),
             "/v1/svid" => self.svid(node, &body).await,
             _ => Err(No(StatusCode::NOT_FOUND, "no such call; this meshd may be older than the one that asks".into())),
         }

@@ -181,7 +181,8 @@ fn look(only: &BTreeSet<String>, before: &Addresses) -> Addresses {
     }
 }
 
-fn facts() -> Result<Vec<Interface>, NetlinkError> {
+/// The interfaces of this host with their addresses, as the kernel lists them.
+pub(crate) fn facts() -> Result<Vec<Interface>, NetlinkError> {
     let mut route = Route::open()?;
     let addresses = route.addresses()?;
     let links = route.links()?;

@@ -9,12 +9,12 @@ mod directory;
 mod keeper;
 mod kernel;
 mod knock;
-mod lan;
+pub(crate) mod lan;
 mod listeners;
 mod member;
 pub(crate) mod memory;
 mod responder;
-mod rules;
+pub(crate) mod rules;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -101,9 +101,8 @@ impl Daemon {
     pub(crate) fn node(&self) -> NodeId {
         self.key.public().node_id()
     }
-    /// Why the state directory could not be written last time, if so.
-    pub(crate) fn unwritten(&self) -> Option<String> {
-        self.store.trouble()
+    pub(crate) fn store(&self) -> &Arc<Store> {
+        &self.store
     }
     pub(crate) fn uptime(&self) -> Duration {
         self.started.elapsed()

@@ -8,6 +8,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use crate::api;
 use crate::config::{Config, Mode};
 use crate::intercept::nft::{Condition, Counters};
@@ -23,6 +25,27 @@ struct State {
     capture: Option<Capture>,
     peers: BTreeSet<IpAddr>,
     trouble: Option<String>,
+    /// When table and route were last found changed by somebody else.
+    changed: [Option<Instant>; 2],
+}
+
+/// What a look at the rules shows, for `check`.
+#[derive(Debug, Clone)]
+pub(crate) struct Examined {
+    /// What `status` shows.
+    pub(crate) state: api::Capture,
+    /// Whether the kernel holds what was installed; none while nothing is installed.
+    pub(crate) condition: Option<Result<Condition, String>>,
+    /// What protects the rules, and what was wished for.
+    pub(crate) protection: Option<(Ownership, Ownership)>,
+    /// Whether services can be shown their clients' addresses, for IPv4 and IPv6.
+    pub(crate) borrows: Option<(bool, bool)>,
+    /// How many addresses are captured.
+    pub(crate) addresses: usize,
+    /// What the kernel counted.
+    pub(crate) counters: Option<Counters>,
+    /// How long ago somebody else changed the table, and the route.
+    pub(crate) changed: [Option<Duration>; 2],
 }
 
 impl Rules {
@@ -51,7 +74,7 @@ impl Rules {
                 (None, Some(error.to_string()))
             }
         };
-        Ok(Self { config: rules, state: Mutex::new(State { capture, peers: BTreeSet::new(), trouble }) })
+        Ok(Self { config: rules, state: Mutex::new(State { capture, peers: BTreeSet::new(), trouble, changed: [None; 2] }) })
     }
 
     /// Ports that are never captured.
@@ -85,8 +108,9 @@ impl Rules {
         let mut state = self.lock();
         let broken = match state.capture.as_ref().map(Capture::verify) {
             Some(Ok(Condition::Intact)) => state.trouble.is_some(),
-            Some(Ok(Condition::TableChanged | Condition::RouteMissing)) => {
+            Some(Ok(condition @ (Condition::TableChanged | Condition::RouteMissing))) => {
                 tracing::warn!("somebody changed the capture rules: installing them again");
+                state.changed[usize::from(condition == Condition::RouteMissing)] = Some(Instant::now());
                 // In one transaction, peers included; only a table that cannot be replaced is started anew.
                 if let Some(Err(error)) = state.capture.as_ref().map(|capture| capture.replace(&self.config)) {
                     tracing::error!(%error, "the capture rules could not be repaired");
@@ -119,6 +143,21 @@ impl Rules {
     pub(crate) fn state(&self) -> api::Capture {
         let state = self.lock();
         api::Capture { on: state.capture.is_some() && state.trouble.is_none(), why: state.trouble.clone() }
+    }
+
+    /// Looks at them closely. Repairs nothing.
+    pub(crate) fn examine(&self) -> Examined {
+        let state = self.lock();
+        let capture = state.capture.as_ref();
+        Examined {
+            state: api::Capture { on: capture.is_some() && state.trouble.is_none(), why: state.trouble.clone() },
+            condition: capture.map(|c| c.verify().map_err(|e| e.to_string())),
+            protection: capture.map(|c| (c.ownership(), self.config.ownership)),
+            borrows: capture.map(Capture::can_borrow_addresses),
+            addresses: state.peers.len(),
+            counters: capture.and_then(|c| c.counters().ok()),
+            changed: state.changed.map(|at| at.map(|at| at.elapsed())),
+        }
     }
 
     /// Takes the rules away: from here on connections are not captured any more.

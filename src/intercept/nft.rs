@@ -285,7 +285,13 @@ pub fn probe() -> Result<Vec<Probe>, InterceptError> {
     }
     let sets = socket.try_table(0, |batch| rules::set_kinds().iter().for_each(|set| batch.create_set(PROBE, set)));
     probes.push(Probe { name: "sets", purpose: "the addresses of members", optional: false, result: sets });
-    let counter = socket.try_table(0, |batch| batch.create_counter(PROBE, "counter", 0));
+    let counter = socket.try_table(0, |batch| {
+        batch.create_counter(PROBE, "counter", 0);
+        batch.create_chain(PROBE, "chain", Kind::Filter, Hook::Output, 0);
+        batch.create_rule(PROBE, "chain", |r| {
+            r.is_tcp(true).count("counter");
+        });
+    });
     probes.push(Probe { name: "counters", purpose: "figures", optional: false, result: counter });
     for (name, purpose, ownership) in [
         ("table owner", "protecting the rules from others", Ownership::Owned),
@@ -294,6 +300,70 @@ pub fn probe() -> Result<Vec<Probe>, InterceptError> {
         probes.push(Probe { name, purpose, optional: true, result: socket.try_table(ownership.flags(), |_| {}) });
     }
     Ok(probes)
+}
+
+/// A base chain of somebody else: where packets pass other rules than ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForeignChain {
+    /// `NFPROTO_*`
+    pub family: u8,
+    /// Its table.
+    pub table: String,
+    /// Its name.
+    pub name: String,
+    /// `NF_INET_*`: 0 prerouting, 1 input, 2 forward, 3 output, 4 postrouting.
+    pub hook: u32,
+    /// Whether it ends in a drop.
+    pub drops: bool,
+    /// How many rules and jumps refer to it: 0 for an empty one.
+    pub rules: u32,
+}
+
+/// What is in the ruleset of this network namespace besides what a running daemon installed itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ruleset {
+    /// Tables with our names, and whether a living process owns each.
+    pub ours: Vec<(String, bool)>,
+    /// Base chains for IP packets in all other tables.
+    pub foreign: Vec<ForeignChain>,
+}
+
+/// Looks at all tables of this network namespace.
+///
+/// # Errors
+/// [`InterceptError`]; looking needs CAP_NET_ADMIN.
+pub fn ruleset() -> Result<Ruleset, InterceptError> {
+    let mut socket = Socket::open(Family::Netfilter)?;
+    let mut found = Ruleset::default();
+    for name in [TABLE, REPLIES] {
+        if let Some((_, flags)) = socket.table(name)? {
+            found.ours.push((name.to_owned(), flags & Ownership::Owned.flags() != 0));
+        }
+    }
+    for payload in socket.dump_families(GET_CHAIN)? {
+        found.foreign.extend(foreign_chain(&payload));
+    }
+    Ok(found)
+}
+
+/// `NFPROTO_INET`, `NFPROTO_IPV4`, `NFPROTO_IPV6`.
+const IP_FAMILIES: [u8; 3] = [1, 2, 10];
+
+fn foreign_chain(payload: &[u8]) -> Option<ForeignChain> {
+    let family = *payload.first()?;
+    let find = |kind| body(payload).find(|a| a.kind == kind);
+    let (table, name) = (find(1)?.str()?, find(3)?.str()?);
+    let hook = find(4)?.nested().find(|a| a.kind == 1)?.be32()?;
+    let others = IP_FAMILIES.contains(&family) && !(family == HEAD[0] && [TABLE, REPLIES].contains(&table));
+    others.then(|| ForeignChain {
+        family,
+        table: table.to_owned(),
+        name: name.to_owned(),
+        hook,
+        // NF_DROP
+        drops: find(5).and_then(|a| a.be32()) == Some(0),
+        rules: find(6).and_then(|a| a.be32()).unwrap_or(0),
+    })
 }
 
 /// Table of [`probe`], never visible.
@@ -533,6 +603,23 @@ impl Socket {
                     payloads.iter().for_each(|payload| each(payload));
                     return Ok(());
                 }
+            }
+        }
+        Err(NetlinkError::Changing)
+    }
+
+    /// Every object of a kind, in the tables of all families.
+    fn dump_families(&mut self, kind: u16) -> Result<Vec<Vec<u8>>, NetlinkError> {
+        for _ in 0..DUMP_TRIES {
+            let mut found = Vec::new();
+            let mut request = Builder::new();
+            request.message(SUBSYSTEM | kind, message::DUMP, &[0; 4], |_| {});
+            match self.dump(request, |_, payload| {
+                found.push(payload.to_vec());
+                Ok(())
+            }) {
+                Err(NetlinkError::Changing) => {}
+                other => return other.map(|()| found),
             }
         }
         Err(NetlinkError::Changing)

@@ -100,6 +100,18 @@ pub fn since_boot() -> Duration {
     Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
+/// Whether somebody keeps the system clock in step with others, as the kernel was told (`STA_UNSYNC` of adjtimex(2)); `None` when a
+/// sandbox forbids to ask.
+pub fn clock_is_synchronised() -> Option<bool> {
+    // SAFETY: timex consists of integers, for which all zeroes is a value: the one that changes nothing.
+    let mut asked: libc::timex = unsafe { std::mem::zeroed() };
+    // SAFETY: `asked` lives through the call, which writes no more than its own type.
+    match unsafe { libc::adjtimex(&raw mut asked) } {
+        state if state < 0 => None,
+        state => Some(state != libc::TIME_ERROR && asked.status & libc::STA_UNSYNC == 0),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -381,6 +381,23 @@ impl Route {
         Ok((rules[0] && routed(false), rules[1] && routed(true)))
     }
 
+    /// Whether the kernel has policy routing for IPv4 and IPv6: then it lists the rules that every namespace is born with.
+    ///
+    /// # Errors
+    /// [`NetlinkError`]
+    pub fn can_route_by_policy(&mut self) -> Result<(bool, bool), NetlinkError> {
+        let mut able = [false; 2];
+        for (able, domain) in able.iter_mut().zip([libc::AF_INET, libc::AF_INET6]) {
+            let listed =
+                self.collect(GETRULE, &rule_head(domain), |kind, payload| (kind == NEWRULE).then(|| parse_rule(payload)));
+            match listed {
+                Err(e) if e.errno() == Some(libc::EOPNOTSUPP) => {}
+                other => *able = other?.into_iter().flatten().any(|(family, _)| i32::from(family) == domain),
+            }
+        }
+        Ok((able[0], able[1]))
+    }
+
     fn policy(&mut self, v6: bool, rule: u16, route: u16, flags: u16, harmless: i32) -> Result<(), NetlinkError> {
         let family = if v6 { libc::AF_INET6 } else { libc::AF_INET };
         let ruled = self.change(rule, flags, &rule_head(family), |m| {

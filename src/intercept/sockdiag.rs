@@ -20,10 +20,16 @@ const CGROUP: u16 = 21;
 const MESSAGE: usize = 72;
 /// `TCP_LISTEN`
 const LISTEN: u8 = 10;
+/// `TCP_ESTABLISHED`
+const ESTABLISHED: u8 = 1;
+/// Established, FIN-WAIT-1 and -2, CLOSE-WAIT, LAST-ACK, CLOSING.
+const CONNECTED: u32 = 1 << ESTABLISHED | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 11;
 /// How often a dump that was disturbed is repeated.
 const DUMP_TRIES: usize = 5;
 /// Bound on listeners; a host with more is not described completely.
 const MAX_LISTENERS: usize = 8192;
+/// Bound on connections listed.
+const MAX_CONNECTIONS: usize = 65_536;
 
 /// A socket as the kernel describes it. IPv4-mapped addresses are given as IPv4.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +46,17 @@ pub struct SocketInfo {
     pub cgroup: Option<u64>,
     /// An IPv6 listener that takes no IPv4; only a question for one on `::`.
     pub v6only: bool,
+}
+
+/// A connection as the kernel lists it. IPv4-mapped addresses are given as IPv4.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Connection {
+    /// Its own end.
+    pub local: SocketAddr,
+    /// The far end, as the program that opened it believes.
+    pub remote: SocketAddr,
+    /// Whether both directions are open.
+    pub established: bool,
 }
 
 /// Looks up sockets in one network namespace. Lookups take microseconds and never wait.
@@ -79,9 +96,25 @@ impl SockDiag {
     /// # Errors
     /// [`NetlinkError`]
     pub fn listeners(&self) -> Result<Vec<SocketInfo>, NetlinkError> {
+        let found = self.all(1 << LISTEN, MAX_LISTENERS)?;
+        Ok(found.into_iter().map(|(_, info)| info).collect())
+    }
+
+    /// Every TCP connection that a program may still use, half-closed ones included.
+    ///
+    /// # Errors
+    /// [`NetlinkError`]
+    pub fn connections(&self) -> Result<Vec<Connection>, NetlinkError> {
+        let found = self.all(CONNECTED, MAX_CONNECTIONS)?;
+        let connection =
+            |(state, i): (u8, SocketInfo)| Connection { local: i.local, remote: i.remote, established: state == ESTABLISHED };
+        Ok(found.into_iter().map(connection).collect())
+    }
+
+    fn all(&self, states: u32, limit: usize) -> Result<Vec<(u8, SocketInfo)>, NetlinkError> {
         let mut socket = self.lock();
         for _ in 0..DUMP_TRIES {
-            match dump_listeners(&mut socket) {
+            match dump(&mut socket, states, limit) {
                 Err(NetlinkError::Changing) => {}
                 other => return other,
             }
@@ -95,15 +128,15 @@ impl SockDiag {
     }
 }
 
-fn dump_listeners(socket: &mut Socket) -> Result<Vec<SocketInfo>, NetlinkError> {
+fn dump(socket: &mut Socket, states: u32, limit: usize) -> Result<Vec<(u8, SocketInfo)>, NetlinkError> {
     let mut found = Vec::new();
     for any in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
         let any = SocketAddr::new(any, 0);
         let mut request = Builder::new();
-        request.message(BY_FAMILY, message::DUMP, &request_head(any, any, 1 << LISTEN), |_| {});
+        request.message(BY_FAMILY, message::DUMP, &request_head(any, any, states), |_| {});
         let dumped = socket.dump(request, |kind, payload| {
-            if kind == BY_FAMILY && found.len() < MAX_LISTENERS {
-                found.extend(parse(payload).map(|(_, info)| info));
+            if kind == BY_FAMILY && found.len() < limit {
+                found.extend(parse(payload));
             }
             Ok(())
         });

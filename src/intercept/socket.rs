@@ -5,7 +5,7 @@
 //! never looks like a clean end; call [`clean`] before a clean close.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
@@ -177,6 +177,24 @@ pub fn finish(stream: &impl AsFd, how: Finish) -> io::Result<()> {
 /// The system call's.
 pub fn clean(stream: &impl AsFd) -> io::Result<()> {
     finish(stream, Finish::Clean)
+}
+
+/// A UDP socket on `port` that hears `group` on the interface with this address and sends there, its own words included. Shares the
+/// port with whoever shares it (`SO_REUSEPORT`).
+///
+/// # Errors
+/// `AddrInUse` when somebody has the port for himself; the kernel's when the interface cannot multicast.
+pub fn multicast(group: Ipv4Addr, interface: Ipv4Addr, port: u16) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM.cloexec(), Some(Protocol::UDP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into())?;
+    socket.join_multicast_v4(&group, &interface)?;
+    socket.set_multicast_if_v4(&interface)?;
+    socket.set_multicast_loop_v4(true)?;
+    // What travels further is not of this link (RFC 6762 §11).
+    socket.set_multicast_ttl_v4(255)?;
+    Ok(socket.into())
 }
 
 fn open(ip: IpAddr) -> io::Result<Socket> {

@@ -75,6 +75,7 @@ pub(crate) const CHECK: &str = "\
 configuration
 -------------
 √ the configuration is valid
+√ no setting in the environment is misspelt
 
 daemon
 ------
@@ -91,7 +92,13 @@ peers
 × attic answers
     no answer in time
     is meshd running there?
-    https://github.com/meshd/meshd/blob/main/docs/cli.md#check-peer
+    https://github.com/meshd/meshd/blob/main/docs/checks.md#check-peer
 
+1 failed, 1 to look at
+";
+
+pub(crate) const CHECK_SHORT: &str = "\
+‼ an authority is in reach
+× attic answers: no answer in time https://github.com/meshd/meshd/blob/main/docs/checks.md#check-peer
 1 failed, 1 to look at
 ";

@@ -469,7 +469,7 @@ fn a_port_that_is_taken_is_a_warning() -> Result<()> {
     let finding = eventually(SHOWN, "a finding", || {
         let (_, out, _) = mesh.at("a").try_cli(&["check", "-o", "json"])?;
         let findings: Vec<Finding> = serde_json::from_str(&out)?;
-        let ports = findings.into_iter().find(|f| f.code == "check-ports" && f.level == Level::Warn);
+        let ports = findings.into_iter().find(|f| f.code == "check-port-admin" && f.level == Level::Warn);
         ports.with_context(|| format!("none in {out}"))
     })?;
     ensure!(finding.detail.as_ref().is_some_and(|d| d.contains("127.0.0.1:6376")), "{finding:?}");
@@ -481,7 +481,7 @@ fn a_port_that_is_taken_is_a_warning() -> Result<()> {
     })?;
     let (_, out, _) = mesh.at("a").try_cli(&["check", "-o", "json"])?;
     let findings: Vec<Finding> = serde_json::from_str(&out)?;
-    ensure!(!findings.iter().any(|f| f.code == "check-ports" && f.level != Level::Ok), "{out}");
+    ensure!(!findings.iter().any(|f| f.code == "check-port-admin" && f.level != Level::Ok), "{out}");
     Ok(())
 }
 

@@ -9,8 +9,9 @@
 
 mod admin;
 mod applications;
-mod hostile;
+mod checks;
 mod edge;
+mod hostile;
 mod hosts;
 mod identities;
 mod joining;
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
         edge::resources::SCENARIOS,
         edge::power::SCENARIOS,
         edge::clocks::SCENARIOS,
+        checks::SCENARIOS,
     ];
     // Before there is a second thread. Listing needs no namespace.
     let root = if arguments.list { Ok(false) } else { meshd::intercept::netns::become_root() };

@@ -133,7 +133,7 @@ fn beside_a_firewall_that_drops_all_but_the_mesh_port() -> Result<()> {
 }
 
 /// A container behind a bridge of `host`, and its address.
-fn container(host: &Host) -> Result<Host> {
+pub(crate) fn container(host: &Host) -> Result<Host> {
     let netns = NetNs::create()?;
     let mut outer = host.netns().run(Route::open)??;
     let bridge = outer.add_bridge("docker0")?;

@@ -45,7 +45,7 @@ fn start(mesh: &mut Mesh, name: &str, time: &str) -> Result<()> {
         "FAKETIME_DONT_FAKE_MONOTONIC=1".to_owned(),
     ];
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    mesh.at_mut(name).start_under("env", &words)
+    mesh.at_mut(name).start_through("env", &words)
 }
 
 /// Secured within the time in which a clock that was set is noticed and certificates are issued anew.

@@ -54,7 +54,7 @@ fn a_full_disk() -> Result<()> {
     for name in ["a", "b"] {
         let words = small_disk(&mesh.at(name).dir().join("state"));
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        mesh.at_mut(name).start_under("unshare", &words)?;
+        mesh.at_mut(name).start_through("unshare", &words)?;
         if name == "a" {
             mesh.at("a").until(State::Member)?;
         } else {
@@ -85,7 +85,7 @@ fn a_full_disk() -> Result<()> {
     }
     mesh.at("a").token()?;
     let (_, report, _) = mesh.at("a").try_cli(&["check"])?;
-    ensure!(!report.contains("check-state"), "check goes on about the disk: {report}");
+    ensure!(!report.contains("disk full"), "check goes on about the disk: {report}");
     secured(&mesh, 8020)
 }
 
@@ -99,7 +99,7 @@ fn a_disk_that_becomes_read_only() -> Result<()> {
         mesh.at_mut(name).kill();
         let state = mesh.at(name).dir().join("state").display().to_string();
         let script = format!("{read_only} && exec \"$@\"");
-        mesh.at_mut(name).start_under("unshare", &["-m", "sh", "-c", &script, &state])?;
+        mesh.at_mut(name).start_through("unshare", &["-m", "sh", "-c", &script, &state])?;
         eventually(Duration::from_secs(5), "nothing can be written", || {
             ensure!(std::fs::write(seen(mesh.at(name))?.join("probe"), "x").is_err());
             Ok(())
@@ -168,7 +168,7 @@ fn with_128_files() -> Result<()> {
     let mut mesh = trio().hosts()?;
     mesh.at_mut("a").start()?;
     mesh.at("a").until(State::Member)?;
-    mesh.at_mut("b").start_under("prlimit", &["--nofile=128:128"])?;
+    mesh.at_mut("b").start_through("prlimit", &["--nofile=128:128"])?;
     admit(&mesh, "b", &[])?;
     mesh.settled()?;
     let mut ssh = Ssh::open(&mesh)?;
@@ -198,7 +198,7 @@ fn with_128_files() -> Result<()> {
 fn on_one_core() -> Result<()> {
     let mut mesh = trio().hosts()?;
     for name in ["a", "b"] {
-        mesh.at_mut(name).start_under("taskset", &["-c", "0"])?;
+        mesh.at_mut(name).start_through("taskset", &["-c", "0"])?;
         if name == "a" {
             mesh.at("a").until(State::Member)?;
         } else {
@@ -281,7 +281,7 @@ fn in_64_megabytes_with_500_connections() -> Result<()> {
     let mut mesh = trio().hosts()?;
     for (name, group) in ["a", "b"].into_iter().zip(&groups) {
         let place = group.0.join("cgroup.procs").display().to_string();
-        mesh.at_mut(name).start_under("sh", &["-c", "echo 0 > \"$0\" && exec \"$@\"", &place])?;
+        mesh.at_mut(name).start_through("sh", &["-c", "echo 0 > \"$0\" && exec \"$@\"", &place])?;
         if name == "a" {
             mesh.at("a").until(State::Member)?;
         } else {

@@ -232,10 +232,14 @@ impl Member {
         Ok(())
     }
 
-    /// Starts the daemon by way of another program that runs the words after its own, such as `taskset -c 0`.
-    pub(crate) fn start_under(&mut self, program: &str, words: &[&str]) -> Result<()> {
-        let mut command = self.host.meshd(Path::new(command(program).get_program()));
-        command.args(words).args([MESHD, "run"]);
+    /// Starts the daemon through another program that runs it (`prlimit`, `setpriv`), or as another copy of it.
+    pub(crate) fn start_through(&mut self, program: &str, words: &[&str]) -> Result<()> {
+        let through = command(program).get_program().to_owned();
+        let mut command = self.host.meshd(Path::new(&through));
+        command.args(words);
+        if !words.contains(&"run") {
+            command.args([MESHD, "run"]);
+        }
         self.daemon = Some(self.host.spawn(&mut command, "meshd")?);
         Ok(())
     }
@@ -259,11 +263,6 @@ impl Member {
         if let Some(mut daemon) = self.daemon.take() {
             daemon.kill();
         }
-    }
-
-    /// The process id of the daemon.
-    pub(crate) fn pid(&self) -> Result<u32> {
-        Ok(self.daemon.as_ref().with_context(|| format!("no daemon runs on {}", self.host.name))?.pid())
     }
 
     /// Waits until the daemon ends by itself. None: it has not, and goes on.

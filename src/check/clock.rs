@@ -1,0 +1,89 @@
+//! The clock of this host. What the clocks of the others show is with the peers.
+
+use super::findings::{Findings, Verdict};
+use crate::api::{Finding, code};
+use crate::clock::Clock;
+
+/// No clock that is set shows less: 2026-01-01, when there was no meshd yet.
+const BEFORE_MESHD: u64 = 1_767_225_600;
+
+/// What there is to know.
+#[derive(Debug, Clone)]
+pub(super) struct Facts {
+    /// Where mesh time comes from, and the floor; of a running daemon.
+    pub(super) mesh: Option<(&'static str, u64)>,
+    /// What the system clock shows, in seconds since 1970.
+    pub(super) system: u64,
+    /// Whether somebody keeps it in step, if the kernel says.
+    pub(super) synchronised: Option<bool>,
+    /// Whether the machine has a clock that goes on without power.
+    pub(super) battery: bool,
+}
+
+impl Facts {
+    pub(super) fn read(clock: Option<&Clock>) -> Self {
+        let clocks = std::fs::read_dir("/sys/class/rtc").map_or(0, Iterator::count);
+        Self {
+            mesh: clock.map(|c| (c.source(), c.floor().0)),
+            system: Clock::system_millis() / 1000,
+            synchronised: crate::intercept::process::clock_is_synchronised(),
+            battery: clocks > 0,
+        }
+    }
+}
+
+pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
+    let mut found = Findings::of("clock");
+    let hint = "set the clock, or let it synchronise (NTP)";
+    let name = "the clock is not behind what an authority signed";
+    match facts.mesh {
+        Some(("system", _)) => found.ok(code::CLOCK, name, "certificates are judged by the system clock"),
+        Some((source, floor)) => {
+            let behind = floor.saturating_sub(facts.system);
+            found.warn(
+                code::CLOCK,
+                name,
+                format!("it is {behind} s behind, so certificates are judged by the mesh's {source}"),
+                hint,
+            );
+        }
+        None => {}
+    }
+    let kept = match facts.synchronised {
+        Some(true) => "synchronised",
+        Some(false) => "not synchronised",
+        None => "synchronisation not known",
+    };
+    let battery = match facts.battery {
+        true => "battery clock",
+        false => "no battery clock: after a power cut the mesh goes on from the newest time an authority signed",
+    };
+    found.add(
+        code::CLOCK_SET,
+        "the clock is set",
+        match facts.system < BEFORE_MESHD {
+            true => Verdict::warn(format!("it shows a day before 2026; {kept}, {battery}"), hint),
+            false => Verdict::ok(format!("{kept}, {battery}")),
+        },
+    );
+    found.done()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::findings::testing::ill;
+    use super::*;
+    use crate::api::Level::Warn;
+
+    #[test]
+    fn a_clock_that_is_behind_or_not_set() {
+        let well = Facts { mesh: Some(("system", 5)), system: 1_800_000_000, synchronised: Some(true), battery: true };
+        assert!(ill(&findings(&well)).is_empty());
+        // A Pi has none, and need not.
+        assert!(ill(&findings(&Facts { battery: false, synchronised: Some(false), mesh: None, ..well.clone() })).is_empty());
+        let behind = Facts { mesh: Some(("floor", 1_800_000_060)), ..well.clone() };
+        assert_eq!(ill(&findings(&behind)), [(code::CLOCK, Warn)]);
+        assert!(findings(&behind)[0].detail.as_ref().unwrap().contains("60 s behind"));
+        assert_eq!(ill(&findings(&Facts { system: 100, mesh: None, ..well })), [(code::CLOCK_SET, Warn)]);
+    }
+}
