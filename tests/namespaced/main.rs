@@ -17,6 +17,7 @@ mod moves;
 mod renewal;
 mod rules;
 mod support;
+mod systemd;
 mod tcp;
 mod untouched;
 
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         identities::SCENARIOS,
         modes::SCENARIOS,
         renewal::SCENARIOS,
+        systemd::SCENARIOS,
     ];
     // Before there is a second thread. Listing needs no namespace.
     let root = if arguments.list { Ok(false) } else { meshd::intercept::netns::become_root() };
