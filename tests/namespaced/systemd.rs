@@ -29,6 +29,22 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario!("systemd", reload_applies_what_it_can_and_names_the_rest),
     scenario!("systemd", the_capabilities_of_the_unit_are_enough, Need::Root, Need::Program("setpriv"), Need::Cgroups),
     scenario!("systemd", the_units_are_valid_and_confined, Need::Program("systemd-analyze")),
+    scenario!(
+        "systemd",
+        the_unit_works_under_systemd,
+        Need::Root,
+        Need::Cgroups,
+        Need::Program("systemd-analyze"),
+        Need::Program("nft")
+    ),
+    scenario!(
+        "systemd",
+        the_strict_unit_works_under_systemd,
+        Need::Root,
+        Need::Cgroups,
+        Need::Program("systemd-analyze"),
+        Need::Program("nft")
+    ),
     scenario!("systemd", the_strict_unit_is_the_other_one_before_the_network),
 ];
 
@@ -338,6 +354,25 @@ fn the_units_are_valid_and_confined() -> Result<()> {
     });
     std::fs::remove_dir_all(&dir)?;
     checked
+}
+
+/// Starts, restarts, reloads, kills, freezes and stops it under a systemd of its own; the script says what must hold.
+fn boot(unit: &str) -> Result<()> {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut script = Command::new(here.join("tests/systemd/boot"));
+    let output = script.arg(env!("CARGO_BIN_EXE_meshd")).arg(here.join("systemd").join(unit)).output()?;
+    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    ensure!(output.status.success(), "{unit}: {text}");
+    ensure!(text.contains("ok: nothing is left"), "the script ended early: {text}");
+    Ok(())
+}
+
+fn the_unit_works_under_systemd() -> Result<()> {
+    boot(UNITS[0])
+}
+
+fn the_strict_unit_works_under_systemd() -> Result<()> {
+    boot(UNITS[1])
 }
 
 fn the_strict_unit_is_the_other_one_before_the_network() -> Result<()> {

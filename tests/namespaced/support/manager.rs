@@ -97,7 +97,7 @@ impl Manager {
             } else if has("FDSTOREREMOVE=1") {
                 self.kept.retain(|(kept, _)| *kept != name);
             }
-            let over = until.is_some_and(|until| has(until));
+            let over = until.is_some_and(has);
             self.said.extend(lines);
             if over {
                 return Ok(true);
