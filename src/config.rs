@@ -388,6 +388,16 @@ impl Config {
         Ok(config)
     }
 
+    /// This configuration with the settings of these names as `other` has them.
+    pub fn with(&self, other: &Config, names: &[&str]) -> Config {
+        let mut merged = self.clone();
+        for (at, key) in KEYS.iter().enumerate().filter(|(_, key)| names.contains(&key.name)) {
+            (key.take)(&mut merged, other);
+            merged.origins[at].clone_from(&other.origins[at]);
+        }
+        merged
+    }
+
     /// Applies what a file says.
     fn apply_file(&mut self, path: &Path, text: &str) -> Result<(), ConfigError> {
         let table: toml::Table = text.parse().map_err(|e: toml::de::Error| ConfigError::Syntax {

@@ -21,3 +21,4 @@ pub mod local;
 pub mod logging;
 pub(crate) mod membership;
 pub mod proxy;
+pub(crate) mod systemd;

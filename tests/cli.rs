@@ -422,7 +422,7 @@ fn help_version_completions_manual() {
     for shell in ["bash", "zsh", "fish"] {
         assert!(run(&mut command(dir.path(), &["completions", shell])).out.contains("resolve"), "{shell}");
     }
-    assert_eq!(run(&mut command(dir.path(), &["man", dir.path().to_str().unwrap()])).code, 0);
+    assert_eq!(run(&mut command(dir.path(), &["man", "--dir", dir.path().to_str().unwrap()])).code, 0);
     assert!(dir.path().join("meshd-token-create.1").exists());
 }
 

@@ -1,4 +1,4 @@
-//! `meshd completions` and the hidden `meshd man`: made from the grammar of the commands, for shells and packages.
+//! `meshd completions` and `meshd man`: made from the grammar of the commands, for shells and packages.
 
 use std::path::PathBuf;
 
@@ -31,19 +31,30 @@ impl Completions {
     }
 }
 
-/// Write the manual pages into a directory
+const MAN_EXAMPLES: &str = "\
+Examples:
+  meshd man | man -l -
+  sudo meshd man --dir /usr/local/share/man/man1";
+
+/// Print the manual page, or write those of all commands into a directory
 #[derive(Debug, Args)]
-#[command(hide = true)]
+#[command(after_help = MAN_EXAMPLES)]
 pub(super) struct Man {
-    /// Where to
-    directory: PathBuf,
+    /// Where to; it must exist
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
 }
 
 impl Man {
     pub(super) fn run(self, command: Command) -> Result<Exit, Failure> {
-        clap_mangen::generate_to(command, &self.directory).map_err(|e| {
-            Failure::new(Exit::Failed, format!("cannot write manual pages into {}", self.directory.display())).why(e.to_string())
-        })?;
+        let failed = |e: std::io::Error| Failure::new(Exit::Failed, "cannot write the manual pages").why(e.to_string());
+        let Some(dir) = self.dir else {
+            let mut out = Vec::new();
+            clap_mangen::Man::new(command).render(&mut out).map_err(failed)?;
+            Screen::of_process(false, true).print(&String::from_utf8_lossy(&out))?;
+            return Ok(Exit::Ok);
+        };
+        clap_mangen::generate_to(command, &dir).map_err(failed)?;
         Ok(Exit::Ok)
     }
 }

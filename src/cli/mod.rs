@@ -133,10 +133,16 @@ struct Around<'a> {
 impl Around<'_> {
     /// The configuration, with the flags of the command over those that every command takes.
     fn config(&self, flags: Vec<(&'static Key, String)>) -> Result<Config, ConfigError> {
+        self.reader(flags)()
+    }
+
+    /// The same, to be read again and again.
+    fn reader(&self, flags: Vec<(&'static Key, String)>) -> impl Fn() -> Result<Config, ConfigError> + Send + Sync + use<> {
         let base = [("state_dir", &self.base.state_dir), ("run_dir", &self.base.run_dir)];
         let base = base.into_iter().filter_map(|(name, value)| Some((Key::named(name)?, value.clone()?)));
         let flags: Vec<_> = base.chain(flags).collect();
-        Config::load(self.base.config.as_deref(), self.environment, &flags)
+        let (file, environment) = (self.base.config.clone(), self.environment.clone());
+        move || Config::load(file.as_deref(), &environment, &flags)
     }
 
     /// The daemon.
@@ -221,5 +227,30 @@ mod tests {
             let after = c.get_after_help().map(ToString::to_string).unwrap_or_default();
             assert!(after.contains("meshd "), "{} has no example", c.get_name());
         }
+    }
+
+    #[test]
+    fn every_command_has_a_manual_page_with_its_examples() {
+        let dir = tempfile::tempdir().unwrap();
+        let arguments = ["meshd", "man", "--dir", dir.path().to_str().unwrap()];
+        assert_eq!(Cli::parse_from(arguments).run_here(&Environment::default()).unwrap(), Exit::Ok);
+        let mut root = Cli::command();
+        root.build();
+        let mut pages = vec!["meshd.1".to_owned()];
+        for verb in root.get_subcommands().filter(|c| c.get_name() != "help" && !c.is_hide_set()) {
+            let nested: Vec<_> = verb.get_subcommands().filter(|c| c.get_name() != "help").collect();
+            pages.extend(nested.iter().map(|c| format!("meshd-{}-{}.1", verb.get_name(), c.get_name())));
+            if nested.is_empty() {
+                pages.push(format!("meshd-{}.1", verb.get_name()));
+            }
+        }
+        assert!(pages.len() >= 19, "{pages:?}");
+        for page in pages {
+            let text = std::fs::read_to_string(dir.path().join(&page)).unwrap_or_else(|e| panic!("{page}: {e}"));
+            let wanted = if page == "meshd.1" { "Exit status" } else { "Examples:" };
+            assert!(text.starts_with(".ie") && text.contains(wanted), "{page}: {text}");
+        }
+        let hidden = dir.path().join("meshd-remember.1");
+        assert!(!hidden.exists(), "an inner command has a page");
     }
 }

@@ -10,7 +10,8 @@ use crate::logging::{Log, Style};
 
 const EXAMPLES: &str = "\
 Without a token and without a mesh in sight it founds one; where it sees a mesh it waits for `meshd join TOKEN`. \
-It stays in the foreground and logs to standard error; SIGTERM lets open connections finish, then stops.
+It stays in the foreground and logs to standard error; SIGTERM lets open connections finish, then stops. \
+SIGHUP reads mode, skip_ports, peers and log_level again; SIGUSR1 stops for a restart and leaves the rules to the next daemon.
 
 Examples:
   sudo meshd run
@@ -27,7 +28,8 @@ pub(super) struct Run {
 
 impl Run {
     pub(super) async fn run(self, around: &Around<'_>) -> Result<Exit, Failure> {
-        let config = around.config(self.settings.0)?;
+        let read = around.reader(self.settings.0);
+        let config = read()?;
         let style = Style {
             format: config.log_format,
             colours: io::stderr().is_terminal() && !around.environment.plain(),
@@ -37,7 +39,7 @@ impl Run {
         for note in config.notes() {
             tracing::warn!("{note}");
         }
-        crate::daemon::run(config, log).await?;
+        crate::daemon::run(config, log, Box::new(read)).await?;
         Ok(Exit::Ok)
     }
 }

@@ -17,6 +17,7 @@ pub struct Environment {
     variables: BTreeMap<String, String>,
     plain: bool,
     journal: Option<(u64, u64)>,
+    ended_well: bool,
 }
 
 impl Environment {
@@ -37,6 +38,8 @@ impl Environment {
             if name == JOURNAL {
                 environment.journal = value.split_once(':').and_then(|(dev, ino)| Some((dev.parse().ok()?, ino.parse().ok()?)));
             }
+            // systemd.exec(5): set for ExecStopPost=.
+            environment.ended_well |= name == "SERVICE_RESULT" && value == "success";
             if name.starts_with(PREFIX) && !value.is_empty() && !is_service_link(&value) {
                 environment.variables.insert(name.to_owned(), value.into_owned());
             }
@@ -57,6 +60,11 @@ impl Environment {
     /// Device and inode of the stream that systemd connected to the journal, if any. A stream is that one only if it still has both.
     pub fn journal(&self) -> Option<(u64, u64)> {
         self.journal
+    }
+
+    /// Whether a service manager says that the service which has just ended did so by itself or as it was told to.
+    pub fn ended_well(&self) -> bool {
+        self.ended_well
     }
 
     /// Whether colours are unwanted whatever the terminal (`NO_COLOR`, `TERM=dumb`).

@@ -16,6 +16,7 @@ pub struct Key {
     /// What it is for, in one line.
     pub about: &'static str,
     pub(super) set: fn(&mut Config, &Value) -> Result<(), String>,
+    pub(super) take: fn(&mut Config, &Config),
     show: fn(&Config) -> String,
 }
 
@@ -60,6 +61,7 @@ macro_rules! key {
                 config.$name = $read?;
                 Ok(())
             },
+            take: |config, other| config.$name.clone_from(&other.$name),
             show: |$c| $show,
         }
     };

@@ -44,16 +44,17 @@ pub(super) async fn acquire(
         Some(_) => daemon.enter(Phase::Left),
         None => daemon.enter(Phase::New),
     }
-    let patience = Instant::now() + daemon.config.found_after;
+    let config = daemon.config();
+    let patience = Instant::now() + config.found_after;
     loop {
         let idle = daemon.phase();
         let looking = gone.is_none() && matches!(idle, Phase::New);
         tokio::select! {
-            () = stop.asked() => return Ok(None),
+            _ = stop.asked() => return Ok(None),
             request = inbox.recv() => match request {
                 Some(Request::Join(token, reply)) => {
                     daemon.enter(Phase::Joining);
-                    match redeem(&daemon.config, &daemon.lan, &daemon.key, &token).await {
+                    match redeem(&daemon.config(), &daemon.lan, &daemon.key, &token).await {
                         Ok(joined) => {
                             let (place, answer) = adopt(daemon, joined)?;
                             let _ = reply.send(Ok(answer));
@@ -77,9 +78,9 @@ pub(super) async fn acquire(
                     daemon.enter(Phase::Pending(format!("a mesh answers at {address}, and this host has no token for it")));
                 }
                 None => {
-                    let name = daemon.config.host_name.clone();
+                    let name = config.host_name.clone();
                     let membership = Membership::found(
-                        daemon.key.clone(), daemon.store.clone(), daemon.clock.clone(), name, daemon.config.trust_domain.clone(),
+                        daemon.key.clone(), daemon.store.clone(), daemon.clock.clone(), name, config.trust_domain.clone(),
                     )?;
                     tracing::info!(mesh = %membership.roster().mesh(), "no mesh seen: founded one");
                     return Ok(Some((membership, Vec::new())));
@@ -91,7 +92,7 @@ pub(super) async fn acquire(
 
 /// Looks for any mesh until `patience` is over.
 async fn look(daemon: &Daemon, patience: Instant) -> Option<SocketAddr> {
-    let mut peers = peer_addresses(&daemon.config).await;
+    let mut peers = peer_addresses(&daemon.config()).await;
     loop {
         if let Some(seen) = daemon.lan.seen().iter().find_map(|s| s.addresses.first().copied()) {
             return Some(seen);

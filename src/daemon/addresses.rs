@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, watch};
 use super::lan::Addresses;
 use super::member::Heard;
 use super::rules::Rules;
+use crate::config::{Config, Mode};
 use crate::control::link::{LinkError, Links};
 use crate::intercept::process::since_boot;
 
@@ -72,7 +73,7 @@ impl Book {
 /// What the task works with.
 pub(crate) struct Task {
     pub(crate) me: NodeId,
-    pub(crate) strict: bool,
+    pub(crate) config: watch::Receiver<Arc<Config>>,
     pub(crate) links: Arc<Links>,
     pub(crate) rules: Arc<Rules>,
     pub(crate) catalog: watch::Receiver<Arc<Catalog>>,
@@ -166,8 +167,9 @@ impl Task {
         }
         let catalog = self.catalog.borrow_and_update().clone();
         let own = self.own.borrow_and_update().clone();
+        let strict = self.config.borrow().mode == Mode::Strict;
         let claimants: Vec<Claimant> = catalog.records().map(|r| claimant(r.record())).filter(|c| c.node != self.me).collect();
-        bindings.update(&claimants, &Own { addresses: (*own.own).clone(), strict: self.strict }, now());
+        bindings.update(&claimants, &Own { addresses: (*own.own).clone(), strict }, now());
     }
 
     fn show(&self, bindings: &Bindings, publish: &watch::Sender<Arc<Snapshot>>) {
@@ -193,7 +195,7 @@ impl Task {
 }
 
 /// What was bound where when it was last saved; nothing if that cannot be read, which only means new handshakes.
-fn remembered(store: &Store) -> Vec<(IpAddr, NodeId)> {
+pub(crate) fn remembered(store: &Store) -> Vec<(IpAddr, NodeId)> {
     match store.load(FILE) {
         Ok(Some(saved)) => serde_json::from_slice(&saved.bytes).unwrap_or_default(),
         Ok(None) => Vec::new(),

@@ -18,7 +18,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::kernel::Owners;
 use super::lan::Addresses;
 use super::listeners;
-use crate::config::Mode;
+use crate::config::{Config, Mode};
 use crate::control::gossip::Mailbox;
 use crate::identity::svids::Svids;
 use crate::intercept::sockdiag::SockDiag;
@@ -35,8 +35,7 @@ pub(crate) struct Keeper {
     pub(crate) key: Arc<PrivateKey>,
     pub(crate) owners: Arc<Owners>,
     pub(crate) diag: SockDiag,
-    /// Ports that are nobody's service.
-    pub(crate) except: BTreeSet<u16>,
+    pub(crate) config: watch::Receiver<Arc<Config>>,
     pub(crate) addresses: watch::Receiver<Addresses>,
     pub(crate) presence: watch::Receiver<Presence>,
     /// The presence that was published last.
@@ -50,7 +49,6 @@ pub(crate) struct Keeper {
     pub(crate) sequence: Sequence,
     pub(crate) port: u16,
     pub(crate) zone: Option<String>,
-    pub(crate) mode: Mode,
 }
 
 impl Keeper {
@@ -70,7 +68,8 @@ impl Keeper {
                     published = None;
                 }
             }
-            match listeners::look(&self.diag, &self.owners, &self.except) {
+            let except = listeners::except(&self.config.borrow());
+            match listeners::look(&self.diag, &self.owners, &except) {
                 Ok(found) => self.listeners(found),
                 Err(error) => tracing::warn!(%error, "cannot see what listens on this host"),
             }
@@ -108,7 +107,7 @@ impl Keeper {
             port: self.port,
             addresses: addresses.iter().take(MAX_ADDRESSES).map(|ip| Address { ip: *ip, shared: false }).collect(),
             zone: self.zone.clone(),
-            mode: match self.mode {
+            mode: match self.config.borrow().mode {
                 Mode::Permissive => record::Mode::Permissive,
                 Mode::Strict => record::Mode::Strict,
                 Mode::Audit => record::Mode::Audit,

@@ -47,7 +47,7 @@ async fn round(daemon: &Daemon, member: &Member, first: &[SocketAddr]) {
     let seen = daemon.lan().seen();
     let ours = seen.into_iter().filter(|s| s.tag.is_some_and(|t| tag_matches(mesh, &t)));
     let on_lan: Vec<SocketAddr> = ours.flat_map(|s| s.addresses).collect();
-    let configured = acquire::peer_addresses(daemon.config()).await;
+    let configured = acquire::peer_addresses(&daemon.config()).await;
     let catalog = member.catalog();
     let own = member.own_addresses();
     let mut all: Vec<SocketAddr> = first.iter().copied().chain(configured).chain(on_lan).collect();

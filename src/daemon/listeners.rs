@@ -9,8 +9,26 @@ use std::net::IpAddr;
 use meshd_agent::record::{Listener, MAX_LISTENERS};
 
 use super::kernel::Owners;
+use crate::config::Config;
 use crate::intercept::netlink::NetlinkError;
 use crate::intercept::sockdiag::SockDiag;
+
+/// Ports that are never captured: the configured ones, and those k3s needs to come up without us.
+pub(crate) fn skip_ports(config: &Config) -> BTreeSet<u16> {
+    const K3S: [u16; 6] = [2379, 2380, 6443, 9345, 10250, 10257];
+    let mut skip = config.skip_ports.clone();
+    if std::path::Path::new("/etc/rancher").exists() {
+        skip.extend(K3S);
+    }
+    skip
+}
+
+/// Ports that are nobody's service: our own, and those never captured.
+pub(crate) fn except(config: &Config) -> BTreeSet<u16> {
+    let mut except = skip_ports(config);
+    except.extend([config.port, config.capture_port, config.admin_port]);
+    except
+}
 
 /// Everything that other hosts could connect to, without the ports in `except`; sorted, without repetition, at most
 /// [`MAX_LISTENERS`].

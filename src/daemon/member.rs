@@ -26,8 +26,9 @@ use super::addresses::{self, Book, News};
 use super::directory::Snapshots;
 use super::keeper::{Keeper, Sequence};
 use super::kernel::{HostKernel, Marked, Owners};
+use super::listeners::skip_ports;
 use super::rules::Rules;
-use super::{Daemon, End, Phase, Request, Stop, acquire, knock, memory};
+use super::{Daemon, End, Halt, Phase, Request, Stop, acquire, knock, memory};
 use crate::admin::local::No;
 use crate::admin::view;
 use crate::api::Done;
@@ -105,7 +106,7 @@ impl Member {
     pub(crate) fn own_addresses(&self) -> Arc<BTreeSet<IpAddr>> {
         self.addresses.borrow().own.clone()
     }
-    pub(crate) fn skip_ports(&self) -> &BTreeSet<u16> {
+    pub(crate) fn skip_ports(&self) -> BTreeSet<u16> {
         self.rules.skip_ports()
     }
     fn look_after(&self) {
@@ -143,7 +144,8 @@ pub(super) async fn run(
     inbox: &mut mpsc::Receiver<Request>,
     stop: &mut Stop,
 ) -> anyhow::Result<End> {
-    let config = daemon.config();
+    // What needs a restart to change; mode and skipped ports are asked for where they matter.
+    let config = &*daemon.config();
     let clock = daemon.clock().clone();
     let mut tasks = JoinSet::new();
     let mut roster = membership.watch();
@@ -204,7 +206,9 @@ pub(super) async fn run(
     let owners = Arc::new(Owners::new(membership.name()));
 
     // The kernel and the data plane.
-    let rules = Arc::new(Rules::install(config, skip_ports(daemon))?);
+    let bound = addresses::remembered(&daemon.store).into_iter().filter(|(_, node)| membership.roster().is_active(*node));
+    let bound = bound.map(|(ip, _)| ip).collect();
+    let rules = Arc::new(Rules::install(config, skip_ports(config), &bound, daemon.manager.clone())?);
     let snapshots = Arc::new(Snapshots {
         book: book.clone(),
         catalog: catalog.clone(),
@@ -303,7 +307,7 @@ pub(super) async fn run(
     tasks.spawn(gossip.run(gossip_inbox));
     tasks.spawn(book_side.run(addresses::Task {
         me: membership.me(),
-        strict: config.mode == Mode::Strict,
+        config: daemon.config.subscribe(),
         links: links.clone(),
         rules: rules.clone(),
         catalog: catalog.clone(),
@@ -318,7 +322,7 @@ pub(super) async fn run(
         key: daemon.key.clone(),
         owners,
         diag: SockDiag::open()?,
-        except: except(daemon),
+        config: daemon.config.subscribe(),
         addresses: daemon.lan.addresses(),
         presence: presence_watch,
         told,
@@ -329,7 +333,6 @@ pub(super) async fn run(
         sequence: Sequence::load(daemon.store.clone())?,
         port: config.port,
         zone: config.zone.clone(),
-        mode: config.mode,
     };
     tasks.spawn(keeper.run());
 
@@ -351,7 +354,7 @@ pub(super) async fn run(
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let end = loop {
         tokio::select! {
-            () = stop.asked() => break End::Stop,
+            halt = stop.asked() => break End::Stop(halt),
             Some(node) = sessions.recv() => mailbox.session(node),
             changed = roster.changed() => {
                 changed.context("the roster is gone")?;
@@ -367,7 +370,7 @@ pub(super) async fn run(
             request = inbox.recv() => match request {
                 Some(Request::Join(token, reply)) => match acquire::already(Some(&membership), &token) {
                     Ok(Some(joined)) => { let _ = reply.send(Ok(joined)); }
-                    Ok(None) => match acquire::redeem(config, &daemon.lan, &daemon.key, &token).await {
+                    Ok(None) => match daemon.pulse.during(acquire::redeem(&daemon.config(), &daemon.lan, &daemon.key, &token)).await {
                         Ok(joined) => {
                             let (place, answer) = acquire::adopt(daemon, joined)?;
                             let _ = reply.send(Ok(answer));
@@ -377,13 +380,16 @@ pub(super) async fn run(
                     },
                     Err(error) => { let _ = reply.send(Err(No::new(StatusCode::CONFLICT, "cannot join", error, ""))); }
                 },
-                Some(Request::Leave(reply)) => match leave(&membership, &links).await {
+                Some(Request::Leave(reply)) => match daemon.pulse.during(leave(&membership, &links)).await {
                     Ok(()) => { let _ = reply.send(Ok(Done {})); break End::Left; }
                     Err(no) => { let _ = reply.send(Err(no)); }
                 },
-                None => break End::Stop,
+                None => break End::Stop(Halt::Stop),
             },
-            _ = tick.tick() => member.look_after(),
+            _ = tick.tick() => {
+                member.look_after();
+                daemon.pulse.beat();
+            }
             Some(ended) = tasks.join_next() => if let Err(error) = ended && error.is_panic() {
                 // A part of the daemon that is gone leaves a member that lies about itself: better to be started again.
                 anyhow::bail!("a part of meshd failed: {error}");
@@ -392,28 +398,43 @@ pub(super) async fn run(
     };
 
     // Others first, so that they stop sending here; then our own applications; then what is still open.
-    tracing::info!("stopping: telling the others, then letting connections end");
-    daemon.lan.announce(None);
-    presence.send_replace(Presence::Stopped);
-    let farewell = async {
-        let _ = told_watch.wait_for(|t| *t == Some(Presence::Stopped)).await;
-        mailbox.leave().await;
+    let restart = matches!(end, End::Stop(Halt::Restart));
+    tracing::info!(restart, "stopping: telling the others, then letting connections end");
+    if matches!(end, End::Stop(_)) {
+        daemon.manager.stopping(config.drain + 4 * FAREWELL);
+    }
+    let last = if restart { Presence::Restarting } else { Presence::Stopped };
+    let ending = async {
+        if !restart {
+            daemon.lan.announce(None);
+        }
+        presence.send_replace(last);
+        let farewell = async {
+            let _ = told_watch.wait_for(|t| *t == Some(last)).await;
+            if !restart {
+                mailbox.leave().await;
+            }
+        };
+        let _ = tokio::time::timeout(FAREWELL, farewell).await;
+        if !restart && daemon.config().mode != Mode::Strict {
+            rules.release();
+        }
+        let cut = proxy.live.drain(config.drain).await;
+        if cut > 0 {
+            tracing::warn!(cut, "connections did not end in time and were reset");
+        }
+        close.send_replace(true);
+        if tokio::time::timeout(FAREWELL, memory).await.is_err() {
+            tracing::warn!("what is known of the others was not written in time");
+        }
+        write_svids(daemon, &svids).await;
     };
-    let _ = tokio::time::timeout(FAREWELL, farewell).await;
-    if config.mode != Mode::Strict {
-        rules.peers(BTreeSet::new());
+    daemon.pulse.during(ending).await;
+    // Last: while a connection lives, its service answers a borrowed address that only the rules keep on this host. They stay for the
+    // next process, if somebody keeps the socket they belong to.
+    if !restart {
+        rules.remove();
     }
-    let cut = proxy.live.drain(config.drain).await;
-    if cut > 0 {
-        tracing::warn!(cut, "connections did not end in time and were reset");
-    }
-    close.send_replace(true);
-    if tokio::time::timeout(FAREWELL, memory).await.is_err() {
-        tracing::warn!("what is known of the others was not written in time");
-    }
-    write_svids(daemon, &svids).await;
-    // Last: while a connection lives, its service answers a borrowed address that only the rules keep on this host.
-    rules.remove();
     tasks.shutdown().await;
     Ok(end)
 }
@@ -502,24 +523,6 @@ async fn leave(membership: &Membership, links: &Arc<Links>) -> Result<(), No> {
     }
     let _ = tokio::time::timeout(FAREWELL, async { while told.join_next().await.is_some() {} }).await;
     Ok(())
-}
-
-/// Ports that are never captured: the configured ones, and those k3s needs to come up without us.
-fn skip_ports(daemon: &Daemon) -> BTreeSet<u16> {
-    const K3S: [u16; 6] = [2379, 2380, 6443, 9345, 10250, 10257];
-    let mut skip: BTreeSet<u16> = daemon.config().skip_ports.iter().copied().collect();
-    if std::path::Path::new("/etc/rancher").exists() {
-        skip.extend(K3S);
-    }
-    skip
-}
-
-/// Ports that are nobody's service: our own, and those never captured.
-fn except(daemon: &Daemon) -> BTreeSet<u16> {
-    let config = daemon.config();
-    let mut except = skip_ports(daemon);
-    except.extend([config.port, config.capture_port, config.admin_port]);
-    except
 }
 
 fn settings(daemon: &Daemon) -> proxy::Settings {

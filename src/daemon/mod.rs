@@ -13,8 +13,10 @@ pub(crate) mod lan;
 mod listeners;
 mod member;
 pub(crate) mod memory;
+mod reload;
 mod responder;
 pub(crate) mod rules;
+mod tell;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -39,8 +41,10 @@ use crate::config::Config;
 use crate::logging::Log;
 use crate::membership::{self, Membership};
 use crate::proxy::access::AccessLog;
+use crate::systemd::{Manager, Pulse};
 
 pub(crate) use member::Member;
+pub use reload::Reader;
 
 /// The file of the clock floor: seconds since 1970 as text.
 const CLOCK: &str = "clock";
@@ -75,7 +79,9 @@ enum Request {
 
 /// What every part of the daemon may know.
 pub(crate) struct Daemon {
-    config: Config,
+    config: watch::Sender<Arc<Config>>,
+    manager: Manager,
+    pulse: Arc<Pulse>,
     clock: Clock,
     key: Arc<PrivateKey>,
     store: Arc<Store>,
@@ -91,8 +97,9 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    pub(crate) fn config(&self) -> &Config {
-        &self.config
+    /// The configuration as it is now: a reload changes some of it.
+    pub(crate) fn config(&self) -> Arc<Config> {
+        self.config.borrow().clone()
     }
     pub(crate) fn clock(&self) -> &Clock {
         &self.clock
@@ -178,7 +185,7 @@ type Place = (Membership, Vec<SocketAddr>);
 /// How the phase of a member ended.
 enum End {
     /// Somebody told the process to stop.
-    Stop,
+    Stop(Halt),
     /// It joined another mesh.
     Joined(Box<Place>),
     /// It left, and has answered whoever asked.
@@ -187,33 +194,54 @@ enum End {
     Banished,
 }
 
+/// What the process was told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Halt {
+    /// To stop: the host goes on without meshd.
+    Stop,
+    /// To make room for the next process: nothing may get through unsecured meanwhile.
+    Restart,
+}
+
 /// Signals that end the daemon.
 struct Stop {
     terminate: Signal,
     interrupt: Signal,
+    /// systemd's `RestartKillSignal`.
+    restart: Signal,
 }
 
 impl Stop {
-    async fn asked(&mut self) {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            restart: signal(SignalKind::user_defined1())?,
+        })
+    }
+
+    async fn asked(&mut self) -> Halt {
         tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => Halt::Stop,
+            _ = self.interrupt.recv() => Halt::Stop,
+            _ = self.restart.recv() => Halt::Restart,
         }
     }
 }
 
-/// Runs the daemon until it is told to stop. `log` is where it already says what happens.
+/// Runs the daemon until it is told to stop. `log` is where it already says what happens; `read` is asked for the configuration on SIGHUP.
 ///
 /// # Errors
 /// When it cannot start: the state directory is not usable or used by another daemon, a port is taken, the kernel lacks something.
 /// Once it runs, nothing but a signal ends it.
-pub async fn run(config: Config, log: Log) -> anyhow::Result<()> {
+pub async fn run(config: Config, log: Log, read: Reader) -> anyhow::Result<()> {
+    let manager = Manager::of_process();
     // Before there is a key in memory.
     if let Err(error) = crate::intercept::process::forbid_dumps() {
         tracing::warn!(%error, "core dumps could not be forbidden: one would hold the keys of this node");
     }
     let (store, key, clock) = open(&config)?;
-    let mut stop = Stop { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? };
+    let mut stop = Stop::listen()?;
     let files = crate::intercept::process::raise_file_limit().unwrap_or_else(|error| {
         tracing::warn!(%error, "the limit of open files could not be raised");
         u64::MAX
@@ -225,7 +253,9 @@ pub async fn run(config: Config, log: Log) -> anyhow::Result<()> {
     let (requests, mut inbox) = mpsc::channel(16);
     let lan = lan::Lan::start(&config, key.public().node_id());
     let daemon = Arc::new(Daemon {
-        config,
+        config: watch::Sender::new(Arc::new(config)),
+        manager,
+        pulse: Arc::new(Pulse::new()),
         clock,
         key,
         store,
@@ -240,17 +270,22 @@ pub async fn run(config: Config, log: Log) -> anyhow::Result<()> {
     });
     let api = tokio::spawn(local::serve(socket, daemon.clone()));
     let admin = tokio::spawn(http::serve(daemon.clone()));
+    let beside = [
+        tokio::spawn(reload::serve(daemon.clone(), read)?),
+        tokio::spawn(tell::tell(daemon.clone())),
+        tokio::spawn(daemon.manager.clone().watchdog(daemon.pulse.clone())),
+    ];
     let mut next = Membership::load(daemon.key.clone(), daemon.store.clone(), daemon.clock.clone())?.map(|m| (m, Vec::new()));
     loop {
         let (membership, first) = match next.take() {
             Some(place) => place,
-            None => match acquire::acquire(&daemon, &mut inbox, &mut stop).await? {
+            None => match daemon.pulse.during(acquire::acquire(&daemon, &mut inbox, &mut stop)).await? {
                 Some(place) => place,
                 None => break,
             },
         };
         match member::run(&daemon, Arc::new(membership), first, &mut inbox, &mut stop).await? {
-            End::Stop => break,
+            End::Stop(_) => break,
             End::Joined(place) => next = Some(*place),
             End::Left => gone(&daemon, "left")?,
             End::Banished => gone(&daemon, "banished")?,
@@ -261,6 +296,8 @@ pub async fn run(config: Config, log: Log) -> anyhow::Result<()> {
     admin.abort();
     let access = daemon.access.clone();
     let _ = tokio::task::spawn_blocking(move || access.flush(LAST_LINES)).await;
+    beside.iter().for_each(tokio::task::JoinHandle::abort);
+    daemon.manager.flush();
     tracing::info!("stopped");
     Ok(())
 }

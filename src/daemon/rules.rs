@@ -1,7 +1,8 @@
 //! The capture rules of this daemon: installed once, kept in place, taken away at the end.
 //!
 //! Owns the one [`Capture`] of the process. A failure to change the kernel's table is never fatal: it is logged, shown by `status` and
-//! `check`, and tried again by [`Rules::tend`].
+//! `check`, and tried again by [`Rules::tend`]. Invariant: a start opens no window. The socket that the table belongs to is with the
+//! service manager meanwhile, and what was captured before stays captured until it is proven anew or was given up on.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -14,16 +15,28 @@ use crate::api;
 use crate::config::{Config, Mode};
 use crate::intercept::nft::{Condition, Counters};
 use crate::intercept::{Capture, Enforcement, InterceptError, Ownership, RuleConfig};
+use crate::systemd::Manager;
+
+/// Under this name the service manager keeps the socket that the table belongs to.
+const KEPT: &str = "rules";
+/// How long an address that was captured before this start stays captured without a new proof: as long as a silent member does.
+const CARRY: Duration = Duration::from_secs(30);
+/// The same where plaintext is refused: time for a mesh that comes up all at once after a power cut.
+const CARRY_STRICT: Duration = Duration::from_secs(600);
 
 /// The rules, and whether they are in place.
 pub(crate) struct Rules {
-    config: RuleConfig,
+    manager: Manager,
     state: Mutex<State>,
 }
 
 struct State {
+    config: RuleConfig,
     capture: Option<Capture>,
     peers: BTreeSet<IpAddr>,
+    /// Captured before this start and not proven since; and when they are given up.
+    carried: BTreeSet<IpAddr>,
+    carried_until: Instant,
     trouble: Option<String>,
     /// When table and route were last found changed by somebody else.
     changed: [Option<Instant>; 2],
@@ -48,45 +61,91 @@ pub(crate) struct Examined {
     pub(crate) changed: [Option<Duration>; 2],
 }
 
+fn wanted(config: &Config, skip_ports: BTreeSet<u16>) -> RuleConfig {
+    RuleConfig {
+        capture_port: config.capture_port,
+        mesh_port: config.port,
+        skip_ports,
+        enforcement: match config.mode {
+            Mode::Permissive => Enforcement::Permissive,
+            Mode::Strict => Enforcement::Strict,
+            Mode::Audit => Enforcement::Audit,
+        },
+        ownership: if config.mode == Mode::Strict { Ownership::Persistent } else { Ownership::Owned },
+        own_cgroup: None,
+    }
+}
+
 impl Rules {
-    /// Installs the rules with an empty capture set.
+    /// Installs the rules. Captured are what a daemon before this one captured, and `remembered`.
     ///
     /// # Errors
     /// When another meshd runs in this network namespace. Any other trouble leaves a member that is reachable and captures nothing.
-    pub(crate) fn install(config: &Config, skip_ports: BTreeSet<u16>) -> Result<Self, InterceptError> {
-        let rules = RuleConfig {
-            capture_port: config.capture_port,
-            mesh_port: config.port,
-            skip_ports,
-            enforcement: match config.mode {
-                Mode::Permissive => Enforcement::Permissive,
-                Mode::Strict => Enforcement::Strict,
-                Mode::Audit => Enforcement::Audit,
-            },
-            ownership: if config.mode == Mode::Strict { Ownership::Persistent } else { Ownership::Owned },
-            own_cgroup: None,
-        };
-        let (capture, trouble) = match Capture::install(&rules) {
-            Ok(capture) => (Some(capture), None),
+    pub(crate) fn install(
+        config: &Config,
+        skip_ports: BTreeSet<u16>,
+        remembered: &BTreeSet<IpAddr>,
+        manager: Manager,
+    ) -> Result<Self, InterceptError> {
+        let rules = wanted(config, skip_ports);
+        let mut carried = BTreeSet::new();
+        let (capture, trouble) = match Capture::take_over(&rules, manager.take(KEPT), remembered) {
+            Ok((capture, kept)) => {
+                carried = capture.peers();
+                tracing::debug!(kept, addresses = carried.len(), "capture rules installed");
+                if !kept {
+                    store(&manager, &capture);
+                }
+                (Some(capture), None)
+            }
             Err(error @ InterceptError::Occupied) => return Err(error),
             Err(error) => {
                 tracing::error!(%error, "no capture: connections from this host to members are not secured");
                 (None, Some(error.to_string()))
             }
         };
-        Ok(Self { config: rules, state: Mutex::new(State { capture, peers: BTreeSet::new(), trouble, changed: [None; 2] }) })
+        let patience = if config.mode == Mode::Strict { CARRY_STRICT } else { CARRY };
+        let state = State {
+            config: rules,
+            capture,
+            peers: BTreeSet::new(),
+            carried,
+            carried_until: Instant::now() + patience,
+            trouble,
+            changed: [None; 2],
+        };
+        Ok(Self { manager, state: Mutex::new(state) })
+    }
+
+    /// Goes over to another configuration, in one transaction; peers and counts stay.
+    pub(crate) fn reconfigure(&self, config: &Config, skip_ports: BTreeSet<u16>) {
+        let mut state = self.lock();
+        state.config = wanted(config, skip_ports);
+        let replaced = state.capture.as_ref().map(|capture| capture.replace(&state.config));
+        if let Some(Err(error)) = replaced {
+            tracing::error!(%error, "the capture rules could not be changed");
+            state.trouble = Some(error.to_string());
+        }
     }
 
     /// Ports that are never captured.
-    pub(crate) fn skip_ports(&self) -> &BTreeSet<u16> {
-        &self.config.skip_ports
+    pub(crate) fn skip_ports(&self) -> BTreeSet<u16> {
+        self.lock().config.skip_ports.clone()
     }
 
-    /// Makes these the captured addresses.
+    /// Makes these the captured addresses, besides what is carried over.
     pub(crate) fn peers(&self, peers: BTreeSet<IpAddr>) {
         let mut state = self.lock();
+        // From here on proofs decide about them.
+        state.carried.retain(|ip| !peers.contains(ip));
         state.peers = peers;
         state.apply();
+    }
+
+    /// Captures nothing any more.
+    pub(crate) fn release(&self) {
+        self.lock().carried.clear();
+        self.peers(BTreeSet::new());
     }
 
     /// Lets the kernel refuse a destination for a moment.
@@ -106,13 +165,21 @@ impl Rules {
     /// Looks whether the rules are as they were installed, and repairs them.
     pub(crate) fn tend(&self) {
         let mut state = self.lock();
+        if !state.carried.is_empty() && Instant::now() >= state.carried_until {
+            tracing::warn!(
+                addresses = state.carried.len(),
+                "addresses captured before this start were not proven again: released"
+            );
+            state.carried.clear();
+            state.apply();
+        }
         let broken = match state.capture.as_ref().map(Capture::verify) {
             Some(Ok(Condition::Intact)) => state.trouble.is_some(),
             Some(Ok(condition @ (Condition::TableChanged | Condition::RouteMissing))) => {
                 tracing::warn!("somebody changed the capture rules: installing them again");
                 state.changed[usize::from(condition == Condition::RouteMissing)] = Some(Instant::now());
                 // In one transaction, peers included; only a table that cannot be replaced is started anew.
-                if let Some(Err(error)) = state.capture.as_ref().map(|capture| capture.replace(&self.config)) {
+                if let Some(Err(error)) = state.capture.as_ref().map(|capture| capture.replace(&state.config)) {
                     tracing::error!(%error, "the capture rules could not be repaired");
                     state.capture = None;
                 }
@@ -128,8 +195,11 @@ impl Rules {
             return;
         }
         if state.capture.is_none() {
-            match Capture::install(&self.config) {
-                Ok(capture) => state.capture = Some(capture),
+            match Capture::install(&state.config) {
+                Ok(capture) => {
+                    store(&self.manager, &capture);
+                    state.capture = Some(capture);
+                }
                 Err(error) => {
                     state.trouble = Some(error.to_string());
                     return;
@@ -152,7 +222,7 @@ impl Rules {
         Examined {
             state: api::Capture { on: capture.is_some() && state.trouble.is_none(), why: state.trouble.clone() },
             condition: capture.map(|c| c.verify().map_err(|e| e.to_string())),
-            protection: capture.map(|c| (c.ownership(), self.config.ownership)),
+            protection: capture.map(|c| (c.ownership(), state.config.ownership)),
             borrows: capture.map(Capture::can_borrow_addresses),
             addresses: state.peers.len(),
             counters: capture.and_then(|c| c.counters().ok()),
@@ -167,6 +237,7 @@ impl Rules {
         {
             tracing::error!(%error, "the capture rules could not be removed; `meshd cleanup` tries again");
         }
+        self.manager.forget(KEPT);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -174,10 +245,22 @@ impl Rules {
     }
 }
 
+/// Has the service manager keep the socket that the table belongs to, instead of one before.
+fn store(manager: &Manager, capture: &Capture) {
+    match capture.socket() {
+        Ok(socket) => {
+            manager.forget(KEPT);
+            manager.keep(KEPT, socket);
+        }
+        Err(error) => tracing::warn!(%error, "the rules will not outlive this process"),
+    }
+}
+
 impl State {
     fn apply(&mut self) {
         let Some(capture) = &self.capture else { return };
-        self.trouble = capture.set_peers(&self.peers).err().map(|error| {
+        let all = self.peers.union(&self.carried).copied().collect();
+        self.trouble = capture.set_peers(&all).err().map(|error| {
             tracing::error!(%error, "the capture set could not be changed");
             error.to_string()
         });

@@ -255,12 +255,20 @@ impl Host {
     /// # Errors
     /// [`LabError::Io`] when it cannot be started.
     pub fn spawn(&self, command: &mut Command, log: &str) -> Result<Process, LabError> {
+        self.spawn_with(command, Stdio::null(), log)
+    }
+
+    /// The same with something to read.
+    ///
+    /// # Errors
+    /// As [`Host::spawn`].
+    pub fn spawn_with(&self, command: &mut Command, stdin: Stdio, log: &str) -> Result<Process, LabError> {
         let what = command.get_program().to_string_lossy().into_owned();
         let path = self.dir.join(format!("{log}.log"));
         let file =
             File::options().append(true).create(true).open(&path).map_err(io_error(format!("write {}", path.display())))?;
         let error = file.try_clone().map_err(io_error("share a log file"))?;
-        command.stdin(Stdio::null()).stdout(file).stderr(error);
+        command.stdin(stdin).stdout(file).stderr(error);
         process::die_with_parent(command);
         let child = self.netns.run(|| command.spawn())?.map_err(io_error(format!("start {what} on {}", self.name)))?;
         Ok(Process { child, log: path })

@@ -7,6 +7,7 @@
 use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use super::message::{self, Builder, Content, Message};
@@ -17,6 +18,8 @@ pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 const RECEIVE_BYTES: usize = 65_536;
 /// Wanted size of the socket's queues; a large batch is one datagram.
 const QUEUE_BYTES: libc::c_int = 4 << 20;
+/// `ioctl` request of `linux/sockios.h`: the network namespace of a socket.
+const SIOCGSKNS: libc::Ioctl = 0x894c;
 /// Bound on the objects of one dump.
 const MAX_OBJECTS: usize = 1 << 20;
 
@@ -86,6 +89,16 @@ pub enum Family {
     Netfilter,
 }
 
+impl Family {
+    fn protocol(self) -> libc::c_int {
+        match self {
+            Family::Route => libc::NETLINK_ROUTE,
+            Family::SockDiag => libc::NETLINK_SOCK_DIAG,
+            Family::Netfilter => libc::NETLINK_NETFILTER,
+        }
+    }
+}
+
 /// An open socket of one family in the network namespace in which it was opened.
 #[derive(Debug)]
 pub struct Socket {
@@ -103,16 +116,32 @@ impl Socket {
         Socket::subscribe(family, 0, false)
     }
 
+    /// Goes on with a socket that another process of this program opened, was not sent to since, and left: its objects in the kernel
+    /// are this one's from now on. `None` if it is no socket of that family, or of another network namespace than the current one.
+    pub fn adopt(fd: OwnedFd, family: Family) -> Option<Socket> {
+        let is = |name, wanted| option(fd.as_fd(), name).is_some_and(|value| value == wanted);
+        if !is(libc::SO_DOMAIN, libc::AF_NETLINK) || !is(libc::SO_PROTOCOL, family.protocol()) || !is_of_this_network(fd.as_fd())
+        {
+            return None;
+        }
+        let mut socket = Socket { fd, sequence: 1, buffer: vec![0; RECEIVE_BYTES] };
+        socket.discard_queued();
+        Some(socket)
+    }
+
+    /// The same socket once more, for somebody who keeps it open when this process is gone.
+    ///
+    /// # Errors
+    /// Too many open files.
+    pub fn duplicate(&self) -> io::Result<OwnedFd> {
+        self.fd.try_clone()
+    }
+
     /// Opens a socket that also receives the notifications of `groups` (bit mask as in `sockaddr_nl`).
     pub(super) fn subscribe(family: Family, groups: u32, nonblocking: bool) -> Result<Socket, NetlinkError> {
-        let protocol = match family {
-            Family::Route => libc::NETLINK_ROUTE,
-            Family::SockDiag => libc::NETLINK_SOCK_DIAG,
-            Family::Netfilter => libc::NETLINK_NETFILTER,
-        };
         let blocking = if nonblocking { libc::SOCK_NONBLOCK } else { 0 };
         // SAFETY: socket(2) takes no pointers.
-        let fd = unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC | blocking, protocol) };
+        let fd = unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC | blocking, family.protocol()) };
         if fd < 0 {
             return Err(NetlinkError::Open(io::Error::last_os_error()));
         }
@@ -141,13 +170,8 @@ impl Socket {
 
     /// Bytes that fit into one datagram to the kernel. Without privilege over the whole machine this is about 400 KiB.
     pub fn capacity(&self) -> usize {
-        let mut value: libc::c_int = 0;
-        let mut len = size_of::<libc::c_int>() as libc::socklen_t;
-        // SAFETY: `value` and `len` live through the call and `len` is the size of `value`.
-        let got = unsafe {
-            libc::getsockopt(self.fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_SNDBUF, (&raw mut value).cast(), &raw mut len)
-        };
-        if got < 0 { 64 << 10 } else { usize::try_from(value).unwrap_or(0).saturating_sub(4096) }
+        let bytes = option(self.fd.as_fd(), libc::SO_SNDBUF);
+        bytes.map_or(64 << 10, |bytes| usize::try_from(bytes).unwrap_or(0).saturating_sub(4096))
     }
 
     /// Sends the messages and waits for the acknowledgement: of the message that was marked, or else of the last one.
@@ -348,6 +372,28 @@ fn kernel_address() -> libc::sockaddr_nl {
     let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
     address.nl_family = libc::AF_NETLINK as libc::sa_family_t;
     address
+}
+
+/// A number that the kernel keeps about a socket (`SOL_SOCKET`).
+fn option(fd: BorrowedFd<'_>, name: libc::c_int) -> Option<libc::c_int> {
+    let mut value: libc::c_int = 0;
+    let mut len = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: `value` and `len` live through the call and `len` is the size of `value`.
+    let got = unsafe { libc::getsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, name, (&raw mut value).cast(), &raw mut len) };
+    (got == 0).then_some(value)
+}
+
+/// Whether a socket belongs to the network namespace this thread is in; the kernel tells it to whoever may administer that one.
+fn is_of_this_network(socket: BorrowedFd<'_>) -> bool {
+    // SAFETY: this request takes no argument and returns a new descriptor.
+    let fd = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCGSKNS) };
+    if fd < 0 {
+        return false;
+    }
+    // SAFETY: the descriptor was just returned to us and nobody else owns it.
+    let network = std::fs::File::from(unsafe { OwnedFd::from_raw_fd(fd) });
+    let inode = network.metadata().map(|meta| meta.ino());
+    super::netns::NetNs::current().is_ok_and(|here| inode.is_ok_and(|inode| inode == here.inode()))
 }
 
 /// `setsockopt` with a plain value.

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -121,8 +122,34 @@ impl Capture {
     /// # Errors
     /// [`InterceptError`]; nothing is changed then.
     pub fn install(config: &RuleConfig) -> Result<Capture, InterceptError> {
+        let (capture, _) = Capture::take_over(config, None, &BTreeSet::new())?;
+        capture.set_peers(&BTreeSet::new())?;
+        Ok(capture)
+    }
+
+    /// The same with no moment in which less is captured: what the table of a meshd that is gone captured stays captured, and so are
+    /// `also`. `kept` is that meshd's socket ([`Capture::socket`]), which the table still belongs to; one that does not fit is not used.
+    /// Returns whether it was.
+    ///
+    /// # Errors
+    /// [`InterceptError`]; nothing is changed then.
+    pub fn take_over(
+        config: &RuleConfig,
+        kept: Option<OwnedFd>,
+        also: &BTreeSet<IpAddr>,
+    ) -> Result<(Capture, bool), InterceptError> {
+        let kept = kept.and_then(|fd| Socket::adopt(fd, Family::Netfilter));
+        let used = kept.is_some();
+        let mut socket = kept.map_or_else(|| Socket::open(Family::Netfilter), Ok)?;
+        let mut peers: BTreeSet<IpAddr> = also.iter().copied().filter(|ip| can_be_captured(*ip)).collect();
+        if socket.table(TABLE)?.is_some() {
+            peers.extend(socket.peers()?);
+        }
+        if peers.len() > MAX_PEERS {
+            return Err(InterceptError::TooManyPeers(peers.len()));
+        }
         let mut installed = Installed {
-            socket: Socket::open(Family::Netfilter)?,
+            socket,
             config: config.clone(),
             ownership: Ownership::Open,
             routed: None,
@@ -130,8 +157,16 @@ impl Capture {
             generation: None,
             snapshot: Snapshot::default(),
         };
-        installed.install(config, &BTreeSet::new())?;
-        Ok(Capture(Mutex::new(installed)))
+        installed.install(config, &peers)?;
+        Ok((Capture(Mutex::new(installed)), used))
+    }
+
+    /// The socket that the tables belong to, once more. As long as somebody has it, they outlive this process.
+    ///
+    /// # Errors
+    /// Too many open files.
+    pub fn socket(&self) -> std::io::Result<OwnedFd> {
+        self.lock().socket.duplicate()
     }
 
     /// Replaces the rules in one transaction; peers and counts are kept. Also repairs what [`Capture::verify`] found missing.
@@ -586,6 +621,21 @@ impl Socket {
             found.extend(keys_in(payload).map(<[u8]>::to_vec));
         })?;
         Ok(found)
+    }
+
+    /// The captured addresses; none of a table that is not ours inside.
+    fn peers(&mut self) -> Result<BTreeSet<IpAddr>, NetlinkError> {
+        let mut peers = BTreeSet::new();
+        for version in Version::BOTH {
+            let keys = match self.elements(rules::peers_set(version)) {
+                Err(e) if e.errno() == Some(libc::ENOENT) => continue,
+                other => other?,
+            };
+            let v4 = |key: &[u8]| <[u8; 4]>::try_from(key).ok().map(IpAddr::from);
+            let v6 = |key: &[u8]| <[u8; 16]>::try_from(key).ok().map(IpAddr::from);
+            peers.extend(keys.iter().filter_map(|key| v4(key).or_else(|| v6(key))));
+        }
+        Ok(peers)
     }
 
     fn dump_all(&mut self, kind: u16, filter: impl Fn(&mut Builder), each: &mut dyn FnMut(&[u8])) -> Result<(), NetlinkError> {

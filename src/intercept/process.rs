@@ -3,9 +3,13 @@
 //! Owns nothing; every function is one system call.
 
 use std::io;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
 
 /// The user this process acts as.
 pub fn effective_uid() -> u32 {
@@ -94,9 +98,17 @@ pub fn file_limit() -> u64 {
 
 /// Time since the machine started, suspend included; does not go backwards and needs no clock battery.
 pub fn since_boot() -> Duration {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `time` lives through the call. The clock exists since Linux 2.6.39; on failure the value stays zero.
-    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut time) };
+    since(ClockId::Boottime)
+}
+
+/// The clock that service managers compare moments by (`CLOCK_MONOTONIC`); it stands still in suspend.
+pub fn monotonic() -> Duration {
+    since(ClockId::Monotonic)
+}
+
+/// Asked with 64 bits of seconds on every target: libc's own call has 32 on 32-bit Arm.
+fn since(clock: ClockId) -> Duration {
+    let time = clock_gettime(clock);
     Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
@@ -112,6 +124,22 @@ pub fn clock_is_synchronised() -> Option<bool> {
     }
 }
 
+/// Becomes the owner of a descriptor that whoever started this process passed to it (`LISTEN_FDS`). Descriptors are taken in ascending
+/// order and once: none for one that is not above those taken before, or is not open.
+pub fn inherited(fd: RawFd) -> Option<OwnedFd> {
+    static TAKEN: AtomicI32 = AtomicI32::new(2);
+    if TAKEN.fetch_max(fd, Ordering::Relaxed) >= fd {
+        return None;
+    }
+    // SAFETY: takes no pointers; a number that is no descriptor is an error.
+    if unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 {
+        return None;
+    }
+    // SAFETY: it is open, and nobody else owns it: it was there before this process opened anything, so nothing in it has this number,
+    // and it is handed out once.
+    Some(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -121,6 +149,7 @@ mod tests {
         let before = since_boot();
         assert!(before > Duration::ZERO);
         assert!(since_boot() >= before);
+        assert!(monotonic() > Duration::ZERO && monotonic() <= since_boot());
         assert!(raise_file_limit().unwrap() >= 256);
     }
 
@@ -132,6 +161,13 @@ mod tests {
         let limits = std::fs::read_to_string("/proc/self/limits").unwrap();
         let core = limits.lines().find(|l| l.starts_with("Max core file size")).unwrap();
         assert!(core.split_whitespace().skip(4).take(2).eq(["0", "0"]), "{core}");
+    }
+
+    #[test]
+    fn nothing_is_inherited_twice_or_unopened() {
+        assert!(inherited(0).is_none(), "standard input is not handed over");
+        assert!(inherited(1 << 20).is_none(), "not open");
+        assert!(inherited(3).is_none(), "below one that was asked for before");
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod moves;
 mod renewal;
 mod rules;
 mod support;
+mod systemd;
 mod tcp;
 mod untouched;
 
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
         edge::power::SCENARIOS,
         edge::clocks::SCENARIOS,
         checks::SCENARIOS,
+        systemd::SCENARIOS,
     ];
     // Before there is a second thread. Listing needs no namespace.
     let root = if arguments.list { Ok(false) } else { meshd::intercept::netns::become_root() };

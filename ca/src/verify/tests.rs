@@ -31,14 +31,18 @@ fn name(s: &str) -> HostName {
 }
 
 fn mesh() -> Mesh {
+    mesh_at(NOW)
+}
+
+fn mesh_at(now: UnixTime) -> Mesh {
     let (founder, other, pi) =
         (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
     let node = founder.public().node_id();
-    let issuer = Issuer::create(&domain(), node, NOW - YEAR, 10 * YEAR).unwrap();
+    let issuer = Issuer::create(&domain(), node, now - YEAR, 10 * YEAR).unwrap();
     let root = issuer.root_der().to_vec();
     let mut roster = Roster::found(MeshId::from_bytes([1; 10]), domain(), &founder, name("one"), root).unwrap();
     let other_node = other.public().node_id();
-    let other_issuer = Issuer::create(&domain(), other_node, NOW - YEAR, 2 * YEAR).unwrap();
+    let other_issuer = Issuer::create(&domain(), other_node, now - YEAR, 2 * YEAR).unwrap();
     roster.admit(&founder, other.public(), &name("two")).unwrap();
     roster.grant(&founder, other_node, vec![other_issuer.root_der().to_vec()]).unwrap();
     roster.admit(&founder, pi.public(), &name("pi")).unwrap();
@@ -65,6 +69,26 @@ impl Mesh {
 
 fn uri(workload: &str) -> String {
     format!("spiffe://{}{workload}", domain())
+}
+
+#[test]
+fn dates_beyond_32_bits_are_issued_and_judged_right() {
+    // 2038, where signed seconds of 32 bits end, and 2106, where unsigned ones do.
+    for (edge, ends) in [(1 << 31, &b"380119041408Z"[..]), (1 << 32, &b"21060207072816Z"[..])] {
+        let edge = UnixTime(edge);
+        let m = mesh_at(edge);
+        let id: SpiffeId = uri("/host/pi").parse().unwrap();
+        let leaf = m.issuer.issue(&id, m.pi.public(), m.holder(), 2 * HOUR, edge - HOUR).unwrap();
+        assert_eq!(leaf.not_after, edge + HOUR);
+        assert!(leaf.der.windows(ends.len()).any(|w| w == ends), "the date is not in the certificate");
+        for now in [edge - HOUR, edge - Duration::from_secs(1), edge, edge + HOUR] {
+            assert_eq!(m.verify_at(&leaf.der, now).map(|peer| peer.not_after), Ok(edge + HOUR), "{now}");
+        }
+        for now in [UnixTime(0), edge - 3 * HOUR, edge + 2 * HOUR, edge + 20 * YEAR] {
+            assert!(m.verify_at(&leaf.der, now).is_err(), "{now}");
+        }
+        assert_eq!(m.issuer.not_after(), edge - YEAR + 10 * YEAR);
+    }
 }
 
 #[test]

@@ -13,6 +13,7 @@ use meshd::demo::capture::{Capture, Report};
 use meshd::demo::lab::{Host, Lab, Process};
 use serde::de::DeserializeOwned;
 
+use super::manager::{self, Manager};
 use super::scenario::command;
 use super::traffic::{self, Server, addresses};
 use super::{eventually, marker};
@@ -144,6 +145,17 @@ impl Mesh {
         Ok((done, report))
     }
 
+    /// The same with an action that starts and stops daemons.
+    pub(crate) fn watched_mut<T>(&mut self, texts: &[&str], action: impl FnOnce(&mut Mesh) -> Result<T>) -> Result<(T, Report)> {
+        let texts: Vec<&[u8]> = texts.iter().map(|t| t.as_bytes()).collect();
+        let capture = Capture::start(&self.lab, &texts)?;
+        let done = action(self);
+        let report = capture.stop()?;
+        let done = done?;
+        ensure!(report.lost == 0, "{} frames were too fast for the capture", report.lost);
+        Ok((done, report))
+    }
+
     /// Runs `action`, which must move `text` between hosts, and proves that it was nowhere on the link while the mesh port was used.
     pub(crate) fn encrypted<T>(&self, text: &str, action: impl FnOnce() -> Result<T>) -> Result<T> {
         let (done, report) = self.watched(&[text], action)?;
@@ -244,9 +256,32 @@ impl Member {
         Ok(())
     }
 
-    /// The process id of the running daemon.
+    /// Starts the daemon as a service of `manager`; `before` are words in front of its command.
+    pub(crate) fn start_under(&mut self, manager: &mut Manager, before: &[&str]) -> Result<()> {
+        let (mut command, stdin) = manager.service(&manager::daemon(&self.host, before))?;
+        self.daemon = Some(self.host.spawn_with(&mut command, stdin, "meshd")?);
+        Ok(())
+    }
+
+    /// The process id of the daemon.
     pub(crate) fn pid(&self) -> Result<u32> {
         Ok(self.daemon.as_ref().with_context(|| format!("no daemon runs on {}", self.host.name))?.pid())
+    }
+
+    /// Sends the daemon a signal, named as kill(1) has it.
+    pub(crate) fn signal(&self, name: &str) -> Result<()> {
+        let status = Command::new("kill").arg(format!("-{name}")).arg(self.pid()?.to_string()).status()?;
+        ensure!(status.success(), "kill -{name} failed");
+        Ok(())
+    }
+
+    /// Waits for a clean end of the daemon.
+    pub(crate) fn ended_well(&mut self, patience: Duration) -> Result<()> {
+        let Some(mut daemon) = self.daemon.take() else { bail!("no daemon runs on {}", self.host.name) };
+        match daemon.wait(patience)? {
+            Some(status) if status.success() => Ok(()),
+            other => bail!("the daemon of {} ended with {other:?}:\n{}", self.host.name, daemon.log()),
+        }
     }
 
     /// Stops the daemon as systemd does, and expects a clean end.

@@ -1,6 +1,7 @@
 //! What the scenarios share: a mesh of real daemons, plain traffic, and what to expect of both.
 
 pub(crate) mod air;
+pub(crate) mod manager;
 pub(crate) mod mesh;
 pub(crate) mod role;
 pub(crate) mod scenario;
