@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use hyper::StatusCode;
 use meshd_agent::source::mdns::tag_matches;
-use meshd_ca::join::Joined;
+use meshd_ca::join::{JoinError, Joined};
 use meshd_ca::keys::PrivateKey;
 use meshd_ca::token::JoinToken;
 use tokio::sync::mpsc;
@@ -173,6 +173,10 @@ pub(super) async fn redeem(
             tried.push(address);
             match join::join(token, &[address], key, &config.host_name, tls.clone(), &dial).await {
                 Ok(joined) => return Ok((joined, address)),
+                // Another member, or somebody who copies the announcement of one: the authority may still answer elsewhere.
+                Err(other @ JoinFailure::Refused(_, JoinError::WrongAuthority(_))) => {
+                    failure = join::more_telling(failure, other);
+                }
                 Err(refused @ JoinFailure::Refused(..)) => return Err(refused),
                 Err(other) => failure = join::more_telling(failure, other),
             }

@@ -17,6 +17,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario!("joining", wrong_used_revoked_and_ended_tokens_open_nothing),
     scenario!("joining", a_token_works_before_the_first_start),
     scenario!("joining", where_multicast_does_not_reach_the_token_leads),
+    scenario!("joining", whoever_else_answers_first_does_not_end_a_join),
     scenario!("joining", traffic_goes_on_while_a_host_joins),
     scenario!("joining", everyone_comes_back_after_a_restart),
     scenario!("joining", the_founder_may_be_away),
@@ -131,6 +132,25 @@ fn where_multicast_does_not_reach_the_token_leads() -> Result<()> {
     let mesh = Setup::of(&["a", "b", "c"]).configured("mdns = false").start()?;
     mesh.secured_between("b", "c", 8000)?;
     mesh.secured_between("c", "a", 8001)
+}
+
+/// A member that is no authority, at the first address that is tried.
+fn whoever_else_answers_first_does_not_end_a_join() -> Result<()> {
+    let mut mesh = Setup::of(&["a", "b", "c"]).hosts()?;
+    mesh.at_mut("a").start()?;
+    mesh.at("a").until(State::Member)?;
+    mesh.at_mut("b").start()?;
+    mesh.at("b").until(State::Pending)?;
+    let token = mesh.at("a").token()?;
+    mesh.at("b").cli(&["join", &token])?;
+    mesh.at_mut("c").start()?;
+    mesh.at("c").until(State::Pending)?;
+    let [other, authority] = ["b", "a"].map(|name| format!("{}:6374", mesh.host(name).ipv4));
+    let token = mesh.at("a").token_of(&["--hint", &other, "--hint", &authority])?;
+    mesh.at("c").cli(&["join", &token])?;
+    mesh.at("c").until(State::Member)?;
+    mesh.settled()?;
+    mesh.secured_between("c", "b", 8000)
 }
 
 /// Connections in both directions, from before the first daemon knows the second until all are secured: none may fail.
