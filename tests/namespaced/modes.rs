@@ -97,7 +97,7 @@ fn audit_lets_it_pass_and_tells() -> Result<()> {
     drop(server);
     eventually(Duration::from_secs(10), "the plaintext is reported", || {
         let (_, report, _) = mesh.at("b").try_cli(&["check"])?;
-        ensure!(report.contains("2 connections in plaintext"), "{report}");
+        ensure!(report.contains("2 connections from addresses of members came in plaintext"), "{report}");
         Ok(())
     })
 }

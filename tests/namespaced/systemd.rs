@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use crate::support::manager::Manager;
 use crate::support::mesh::{Mesh, SETTLED, Setup, run_on};
 use crate::support::scenario::{Need, Scenario, command, scenario};
-use crate::support::traffic::{Server, ask, connect_within, sockets};
+use crate::support::traffic::{Server, ask, connect, connect_within, sockets};
 use crate::support::units::inside;
 use crate::support::{equal, eventually, marker, role};
 
@@ -249,7 +249,9 @@ fn reload_applies_what_it_can_and_names_the_rest() -> Result<()> {
     mesh.secured_between("b", "a", 8001)?;
     mesh.secured_between("a", "b", 8002)?;
     eventually(PATIENCE, "the log is more talkative", || {
-        ensure!(mesh.at("a").log().contains("DEBUG"), "no debug lines");
+        // Something to say: somebody who comes to the mesh port and goes again.
+        drop(connect(mesh.host("b"), sockets(mesh.host("a"), 6374)[0])?);
+        ensure!(mesh.at("a").log().contains("DEBUG"), "no debug lines: {}", mesh.at("a").log());
         Ok(())
     })?;
     eventually(PATIENCE, "b knows that a is strict", || {

@@ -69,7 +69,7 @@ fn founded_in_1970_and_set_right() -> Result<()> {
     comes_right(&mesh, 8010)?;
     equal!(mesh.at("a").status()?.clock.source, "system", "the clock of a");
     let (_, report, _) = mesh.at("a").try_cli(&["check"])?;
-    ensure!(report.contains("all is well"), "{report}");
+    ensure!(!report.contains("check-clock") && !report.contains('×'), "{report}");
     // One of them spends a year in a drawer: its certificates have ended long ago when it is back, and so has what it remembers.
     mesh.at_mut("b").kill();
     set(&mesh, "a", "+1y")?;
