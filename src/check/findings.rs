@@ -102,6 +102,18 @@ pub(crate) mod testing {
     pub(crate) fn ill(found: &[Finding]) -> Vec<(&str, Level)> {
         levels(found).into_iter().filter(|(_, level)| *level != Level::Ok).collect()
     }
+
+    /// With this change to the facts, exactly these are not well.
+    #[track_caller]
+    pub(crate) fn ill_with<F>(
+        mut facts: F,
+        change: impl FnOnce(&mut F),
+        judge: impl FnOnce(&F) -> Vec<Finding>,
+        expected: &[(&str, Level)],
+    ) {
+        change(&mut facts);
+        assert_eq!(ill(&judge(&facts)), expected);
+    }
 }
 
 #[cfg(test)]

@@ -314,7 +314,7 @@ fn join(list: &str, more: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::findings::testing::{ill, levels};
+    use super::super::findings::testing::{ill_with, levels};
     use super::*;
     use crate::api::Level::{Fail, Ok as Fine, Warn};
 
@@ -340,9 +340,7 @@ mod tests {
 
     #[track_caller]
     fn with(change: impl FnOnce(&mut Facts), expected: &[(&str, crate::api::Level)]) {
-        let mut facts = well();
-        change(&mut facts);
-        assert_eq!(ill(&findings(&facts)), expected);
+        ill_with(well(), change, findings, expected);
     }
 
     #[test]

@@ -185,7 +185,7 @@ pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::findings::testing::ill;
+    use super::super::findings::testing::ill_with;
     use super::*;
     use crate::api::Level::Warn;
 
@@ -203,9 +203,7 @@ mod tests {
 
     #[track_caller]
     fn with(change: impl FnOnce(&mut Facts), expected: &[(&str, crate::api::Level)]) {
-        let mut facts = well();
-        change(&mut facts);
-        assert_eq!(ill(&findings(&facts)), expected);
+        ill_with(well(), change, findings, expected);
     }
 
     #[test]

@@ -92,7 +92,7 @@ pub(super) fn leftovers(ruleset: Option<&Ruleset>) -> Vec<Finding> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::findings::testing::ill;
+    use super::super::findings::testing::{ill, ill_with};
     use super::*;
     use crate::api::Capture;
     use crate::api::Level::{Fail, Warn};
@@ -112,9 +112,7 @@ mod tests {
 
     #[track_caller]
     fn with(change: impl FnOnce(&mut Examined), expected: &[(&str, crate::api::Level)]) {
-        let mut rules = well();
-        change(&mut rules);
-        assert_eq!(ill(&findings(&rules)), expected);
+        ill_with(well(), change, findings, expected);
     }
 
     #[test]

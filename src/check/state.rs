@@ -151,7 +151,7 @@ fn private(facts: &Facts) -> Verdict {
 
 #[cfg(test)]
 mod tests {
-    use super::super::findings::testing::ill;
+    use super::super::findings::testing::ill_with;
     use super::*;
     use crate::api::Level::{Fail, Warn};
 
@@ -171,9 +171,7 @@ mod tests {
 
     #[track_caller]
     fn with(change: impl FnOnce(&mut Facts), expected: &[(&str, crate::api::Level)]) {
-        let mut facts = well();
-        change(&mut facts);
-        assert_eq!(ill(&findings(&facts)), expected);
+        ill_with(well(), change, findings, expected);
     }
 
     #[test]

@@ -450,16 +450,7 @@ fn traffic_that_is_not_covered() -> Result<()> {
     let server = Server::echo(mesh.host("b"), 8000)?;
     let mut old = connect(mesh.host("a"), sockets(mesh.host("b"), 8000)[1])?;
     echo(&mut old, "before there was a mesh")?;
-    for name in ["a", "b"] {
-        mesh.at_mut(name).start()?;
-        mesh.at(name).until_answers()?;
-        if name == "b" {
-            let token = mesh.at("a").token()?;
-            mesh.at("b").cli(&["join", &token])?;
-        }
-        mesh.at(name).until(State::Member)?;
-    }
-    mesh.settled()?;
+    mesh.bring_up(Member::start)?;
     // Secured ones beside it are not taken for old ones, at neither end.
     let mut new: Vec<_> =
         sockets(mesh.host("b"), 8000).into_iter().map(|to| connect(mesh.host("a"), to)).collect::<Result<_, _>>()?;

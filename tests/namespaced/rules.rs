@@ -11,7 +11,7 @@ use meshd::demo::lab::Host;
 use meshd::intercept::netns::NetNs;
 use meshd::intercept::rtnetlink::Route;
 
-use crate::support::mesh::{Mesh, SETTLED, Setup, run_on};
+use crate::support::mesh::{Member, Mesh, SETTLED, Setup, run_on};
 use crate::support::scenario::{Need, Scenario, command, scenario};
 use crate::support::traffic::{Server, ask, connect, connect_within, echo, sockets};
 use crate::support::{equal, eventually, marker};
@@ -214,16 +214,7 @@ fn state(host: &Host) -> Result<Vec<String>> {
 fn nothing_is_left_behind() -> Result<()> {
     let mut mesh = Setup::of(&["a", "b"]).configured("drain = \"0s\"").hosts()?;
     let before = state(mesh.host("a"))?;
-    for name in ["a", "b"] {
-        mesh.at_mut(name).start()?;
-        mesh.at(name).until_answers()?;
-        if name == "b" {
-            let token = mesh.at("a").token()?;
-            mesh.at("b").cli(&["join", &token])?;
-        }
-        mesh.at(name).until(State::Member)?;
-    }
-    mesh.settled()?;
+    mesh.bring_up(Member::start)?;
     mesh.secured_between("b", "a", 8000)?;
     ensure!(state(mesh.host("a"))? != before, "a running daemon shows nowhere: this test would see nothing");
     mesh.at_mut("a").stop()?;

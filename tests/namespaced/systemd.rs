@@ -285,17 +285,10 @@ fn the_capabilities_of_the_unit_are_enough() -> Result<()> {
     let bounding = format!("--bounding-set=-all,{}", rights.join(","));
     let confined = ["setpriv", "--no-new-privs", "--inh-caps=-all", &bounding];
     let mut mesh = Setup::of(&["a", "b"]).hosts()?;
-    for name in ["a", "b"] {
-        let mut manager = Manager::new(mesh.host(name).dir())?;
-        mesh.at_mut(name).start_under(&mut manager, &confined)?;
-        mesh.at(name).until_answers()?;
-        if name == "b" {
-            let token = mesh.at("a").token()?;
-            mesh.at("b").cli(&["join", &token])?;
-        }
-        mesh.at(name).until(State::Member)?;
-    }
-    mesh.settled()?;
+    mesh.bring_up(|member| {
+        let mut manager = Manager::new(member.dir())?;
+        member.start_under(&mut manager, &confined)
+    })?;
     let held = std::fs::read_to_string(format!("/proc/{}/status", mesh.at("a").pid()?))?;
     let held = held.lines().find_map(|l| l.strip_prefix("CapEff:")).context("no capabilities")?.trim().to_owned();
     // CAP_NET_BIND_SERVICE is 10, CAP_NET_ADMIN is 12.

@@ -29,6 +29,16 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
 /// A hint that leads nowhere: the new host has to find the mesh by itself.
 const NOWHERE: [&str; 2] = ["--hint", "192.0.2.1:6374"];
 
+/// One host founds, the other sees that there is a mesh and finds it by itself with its token.
+fn meet(mesh: &mut Mesh) -> Result<()> {
+    mesh.at_mut("a").start()?;
+    mesh.at("a").until(State::Member)?;
+    mesh.at_mut("b").start()?;
+    mesh.at("b").until(State::Pending)?;
+    admit(mesh, "b", &NOWHERE)?;
+    mesh.settled()
+}
+
 fn without_a_default_route() -> Result<()> {
     let mut mesh = trio().hosts()?;
     for host in mesh.lab().hosts() {
@@ -39,13 +49,8 @@ fn without_a_default_route() -> Result<()> {
     }
     let beyond = connect_within(mesh.host("a"), "192.0.2.1:22".parse()?, Duration::from_secs(1));
     ensure!(beyond.is_err_and(|e| e.raw_os_error() == Some(101)), "there is a way out of this network");
-    mesh.at_mut("a").start()?;
-    mesh.at("a").until(State::Member)?;
-    mesh.at_mut("b").start()?;
     // Seen by multicast, which needs no route either.
-    mesh.at("b").until(State::Pending)?;
-    admit(&mesh, "b", &NOWHERE)?;
-    mesh.settled()?;
+    meet(&mut mesh)?;
     let mut ssh = Ssh::open(&mesh)?;
     secured(&mesh, 8000)?;
     ssh.goes_on()?;
@@ -60,13 +65,8 @@ fn without_multicast() -> Result<()> {
         "table inet access_point { chain input { type filter hook input priority 0; udp dport 5353 drop; };
            chain output { type filter hook output priority 0; udp dport 5353 drop; }; }",
     )?;
-    mesh.at_mut("a").start()?;
-    mesh.at("a").until(State::Member)?;
-    mesh.at_mut("b").start()?;
     // A configured peer is enough to know that there is a mesh: nothing is founded beside it.
-    mesh.at("b").until(State::Pending)?;
-    admit(&mesh, "b", &NOWHERE)?;
-    mesh.settled()?;
+    meet(&mut mesh)?;
     let mut ssh = Ssh::open(&mesh)?;
     secured(&mesh, 8000)?;
     let (_, report, _) = mesh.at("b").try_cli(&["check"])?;

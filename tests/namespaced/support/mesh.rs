@@ -81,18 +81,7 @@ impl Setup {
     /// Builds the hosts, founds the mesh, joins the others, and waits until all secure their connections to all.
     pub(crate) fn start(self) -> Result<Mesh> {
         let mut mesh = self.hosts()?;
-        for number in 0..mesh.members.len() {
-            mesh.members[number].start()?;
-            if number == 0 {
-                mesh.members[0].until(State::Member)?;
-            } else {
-                let token = mesh.members[0].token()?;
-                mesh.members[number].until_answers()?;
-                mesh.members[number].cli(&["join", &token])?;
-                mesh.members[number].until(State::Member)?;
-            }
-        }
-        mesh.settled()?;
+        mesh.bring_up(Member::start)?;
         Ok(mesh)
     }
 }
@@ -116,6 +105,20 @@ impl Mesh {
     /// Any host of that name.
     pub(crate) fn host(&self, name: &str) -> &Host {
         self.lab.hosts().iter().find(|h| h.name == name).expect("a host of this name")
+    }
+
+    /// Starts every member in its turn, joins all to the first, and waits until all secure their connections to all.
+    pub(crate) fn bring_up(&mut self, mut start: impl FnMut(&mut Member) -> Result<()>) -> Result<()> {
+        for number in 0..self.members.len() {
+            start(&mut self.members[number])?;
+            self.members[number].until_answers()?;
+            if number > 0 {
+                let token = self.members[0].token()?;
+                self.members[number].cli(&["join", &token])?;
+            }
+            self.members[number].until(State::Member)?;
+        }
+        self.settled()
     }
 
     /// The hosts and their switch.
