@@ -1,28 +1,30 @@
-//! The join handshake with a join token, on both sides, without sockets and without a clock on the joiner's side.
+//! The join handshake, on both sides, without sockets and without a clock on the joiner's side.
 //!
 //! It runs inside TLS 1.3 where both ends show self-signed certificates over their node keys: TLS proves that each end has its
 //! key, and nothing more. Then, each message one kind byte and a body:
 //!
 //! | | from | body |
 //! | --- | --- | --- |
-//! | `H` | joiner | JSON: method, token id, nonce, wished name |
+//! | `H` | joiner | JSON: method, token id if there is one, nonce, wished name |
 //! | `C` | authority | JSON: mesh id, nonce |
 //! | `P` | joiner | MAC under the joiner's key |
 //! | `W` | authority | MAC under the authority's key, JSON: name, time, roster with the joiner in it |
 //! | `R` | authority | JSON: why not. Not authenticated, so it can only end a join, never begin one |
 //!
-//! Both MAC keys are derived from the token's secret. Both MACs are over the TLS exporter of this connection, both node keys and
+//! Both sides share a secret: that of a join token, or an approval code that a person carried from the joiner to the mesh. Both MAC
+//! keys are derived from it. Both MACs are over the TLS exporter of this connection, both node keys and
 //! all messages before (`W` also over its own body), so a proof is worth nothing on another connection, to another authority, for
-//! another key or a second time. The joiner says nothing at all to an authority whose key is not the one pinned in the token,
-//! and believes nothing before it has checked the authority's MAC. What a man in the middle can learn are MACs under keys of 160
-//! bits.
+//! another key or a second time. With a token the joiner says nothing at all to an authority whose key is not the one pinned in it;
+//! with a code it asks whoever it sees. It believes nothing before it has checked the authority's MAC. What a man in the middle can
+//! learn are MACs under keys of 160 bits, 80 with a code.
 //!
-//! The authority redeems a token before it answers, and the same node gets the same answer again if that answer was lost.
+//! The authority redeems a token or a code before it answers, and the same node gets the same answer again if that answer was lost.
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
+use crate::approval::{ApprovalCode, Approvals};
 use crate::identity::{HostName, MeshId, NodeId};
 use crate::keys::{KeyError, PrivateKey, PublicKey, base64url, derive, mac, random, same, sha256};
 use crate::roster::{MAX_ROSTER, Roster, RosterError, Standing};
@@ -69,6 +71,12 @@ pub enum Reason {
     /// The node that was asked is not an authority (any more).
     #[error("this node is not an authority any more: make a token on another one")]
     NotAuthority,
+    /// The node has no token, and nobody has typed its code.
+    #[error("nobody has approved this host yet: `meshd approve CODE` on a member, with the code that `meshd status` shows here")]
+    NotApproved,
+    /// The code has admitted another node.
+    #[error("another host has used this code: restart meshd here for a new one, and find out which host that was")]
+    CodeUsed,
     /// The message was not understood; the versions may differ.
     #[error("the other side did not understand: are both of the same version of meshd?")]
     Protocol,
@@ -144,12 +152,14 @@ const REFUSAL: u8 = b'R';
 #[serde(rename_all = "kebab-case")]
 enum Method {
     Token,
+    Approval,
 }
 
 #[derive(Serialize, Deserialize)]
 struct Hello {
     method: Method,
-    token: TokenId,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    token: Option<TokenId>,
     #[serde(with = "base64url")]
     nonce: Vec<u8>,
     name: HostName,
@@ -197,7 +207,7 @@ struct Proofs {
 }
 
 impl Proofs {
-    fn new(secret: &[u8; 20], mesh: MeshId, exporter: &[u8; 32], joiner: &PublicKey, authority: &PublicKey) -> Self {
+    fn new(secret: &[u8], mesh: MeshId, exporter: &[u8; 32], joiner: &PublicKey, authority: &PublicKey) -> Self {
         let salt = [&mesh.as_bytes()[..], authority.node_id().as_bytes()].concat();
         Self {
             joiner: derive(secret, &salt, b"meshd join 1 joiner"),
@@ -240,15 +250,21 @@ pub struct Joined {
     pub time: UnixTime,
 }
 
+/// The secret that the joiner shares with the mesh.
+enum Ticket {
+    Token(JoinToken),
+    Code(ApprovalCode),
+}
+
 enum JoinerState {
     Greeted,
-    Proved(Box<Proofs>),
+    Proved(Box<Proofs>, MeshId),
     Over,
 }
 
 /// The joiner's side of one connection.
 pub struct Joiner {
-    token: JoinToken,
+    ticket: Ticket,
     channel: Channel,
     said: Transcript,
     state: JoinerState,
@@ -267,16 +283,34 @@ impl Joiner {
         if !same(node.as_bytes(), &token.pin) {
             return Err(JoinError::WrongAuthority(node));
         }
-        let hello = Hello { method: Method::Token, token: token.id, nonce: random::<32>()?.to_vec(), name: wish };
-        let message = encode(HELLO, &hello);
+        Self::greet(Ticket::Token(token), channel, wish)
+    }
+
+    /// Asks whoever answers to be let in because a person has typed `code` in that mesh. Returns the first message too.
+    ///
+    /// # Errors
+    /// [`JoinError::OwnToken`] when this very node answers, [`JoinError::Key`].
+    pub fn ask(code: ApprovalCode, channel: Channel, wish: HostName) -> Result<(Self, Vec<u8>), JoinError> {
+        if channel.mine == channel.theirs {
+            return Err(JoinError::OwnToken);
+        }
+        Self::greet(Ticket::Code(code), channel, wish)
+    }
+
+    fn greet(ticket: Ticket, channel: Channel, wish: HostName) -> Result<(Self, Vec<u8>), JoinError> {
+        let (method, token) = match &ticket {
+            Ticket::Token(token) => (Method::Token, Some(token.id)),
+            Ticket::Code(_) => (Method::Approval, None),
+        };
+        let message = encode(HELLO, &Hello { method, token, nonce: random::<32>()?.to_vec(), name: wish });
         let mut said = Transcript::default();
         said.add(&message);
-        Ok((Self { token, channel, said, state: JoinerState::Greeted }, message))
+        Ok((Self { ticket, channel, said, state: JoinerState::Greeted }, message))
     }
 
     /// Longest message that may come next, in bytes, so that a reader of frames can refuse a longer one unread.
     pub fn limit(&self) -> usize {
-        if matches!(self.state, JoinerState::Proved(_)) { MAX_WELCOME } else { MAX_MESSAGE }
+        if matches!(self.state, JoinerState::Proved(..)) { MAX_WELCOME } else { MAX_MESSAGE }
     }
 
     /// Takes the authority's next message.
@@ -290,33 +324,35 @@ impl Joiner {
         }
         match state {
             JoinerState::Greeted => self.prove(message),
-            JoinerState::Proved(proofs) => self.believe(message, &proofs).map(Step::Done),
+            JoinerState::Proved(proofs, mesh) => self.believe(message, &proofs, mesh).map(Step::Done),
             JoinerState::Over => Err(JoinError::Protocol),
         }
     }
 
     fn prove(&mut self, message: &[u8]) -> Result<Step<Joined>, JoinError> {
         let challenge: Challenge = decode(message, CHALLENGE)?;
-        if challenge.mesh != self.token.mesh {
-            return Err(JoinError::WrongMesh);
-        }
+        let secret = match &self.ticket {
+            Ticket::Token(token) if token.mesh != challenge.mesh => return Err(JoinError::WrongMesh),
+            Ticket::Token(token) => &token.secret[..],
+            Ticket::Code(code) => code.secret(),
+        };
         self.said.add(message);
         let Channel { exporter, mine, theirs } = &self.channel;
-        let proofs = Proofs::new(&self.token.secret, self.token.mesh, exporter, mine, theirs);
+        let proofs = Proofs::new(secret, challenge.mesh, exporter, mine, theirs);
         let proof = [&[PROOF][..], &proofs.of_joiner(&self.said)].concat();
         self.said.add(&proof);
-        self.state = JoinerState::Proved(Box::new(proofs));
+        self.state = JoinerState::Proved(Box::new(proofs), challenge.mesh);
         Ok(Step::Send(proof))
     }
 
-    fn believe(&self, message: &[u8], proofs: &Proofs) -> Result<Joined, JoinError> {
+    fn believe(&self, message: &[u8], proofs: &Proofs, mesh: MeshId) -> Result<Joined, JoinError> {
         let (proof, body) = body(message, WELCOME, MAX_WELCOME)?.split_first_chunk::<32>().ok_or(JoinError::Protocol)?;
         if !same(proof, &proofs.of_authority(&self.said, body)) {
             return Err(JoinError::WrongProof);
         }
         let welcome: Welcome = serde_json::from_slice(body).map_err(|_| JoinError::Protocol)?;
         let roster = Roster::from_bytes(welcome.roster.as_bytes()).map_err(JoinError::Roster)?;
-        if roster.mesh() != self.token.mesh {
+        if roster.mesh() != mesh {
             return Err(JoinError::Roster(RosterError::ForeignMesh));
         }
         let me = roster.member(self.channel.mine.node_id()).ok_or(JoinError::Roster(RosterError::NotMember))?;
@@ -341,15 +377,30 @@ pub struct Admitted {
 pub trait Authority {
     /// The authority's node key.
     fn key(&self) -> &PrivateKey;
+    /// The codes that were typed in this mesh.
+    fn approvals(&mut self) -> &mut Approvals;
     /// Its tokens.
     fn tokens(&mut self) -> &mut TokenTable;
     /// The roster.
     fn roster(&mut self) -> &mut Roster;
 }
 
+/// What the joiner says it has.
+#[derive(Clone, Copy)]
+enum Claim {
+    Token(TokenId),
+    Code,
+}
+
+/// What it has proved to have.
+enum Used {
+    Token(TokenId),
+    Code(ApprovalCode),
+}
+
 enum AdmissionState {
     Waiting,
-    Challenged { token: TokenId, wish: HostName },
+    Challenged { claim: Claim, wish: HostName },
     Over,
 }
 
@@ -358,12 +409,18 @@ pub struct Admission {
     channel: Channel,
     said: Transcript,
     state: AdmissionState,
+    asks: Option<HostName>,
 }
 
 impl Admission {
     /// Waits for the joiner's first message.
     pub fn start(channel: Channel) -> Self {
-        Self { channel, said: Transcript::default(), state: AdmissionState::Waiting }
+        Self { channel, said: Transcript::default(), state: AdmissionState::Waiting, asks: None }
+    }
+
+    /// The name that a joiner without a token wishes for, once it has asked: somebody may want to approve it.
+    pub fn asks(&self) -> Option<&HostName> {
+        self.asks.as_ref()
     }
 
     /// Takes the joiner's next message, at the authority's mesh time.
@@ -373,7 +430,7 @@ impl Admission {
     pub fn receive(&mut self, message: &[u8], authority: &mut dyn Authority, now: UnixTime) -> Result<Step<Admitted>, JoinError> {
         match std::mem::replace(&mut self.state, AdmissionState::Over) {
             AdmissionState::Waiting => self.challenge(message, authority, now),
-            AdmissionState::Challenged { token, wish } => self.admit(message, token, &wish, authority, now),
+            AdmissionState::Challenged { claim, wish } => self.admit(message, claim, &wish, authority, now),
             AdmissionState::Over => Err(JoinError::Protocol),
         }
     }
@@ -383,33 +440,61 @@ impl Admission {
         if hello.nonce.len() != 32 {
             return Err(JoinError::Protocol);
         }
-        self.secret(hello.token, authority, now)?;
+        self.not_banished(authority)?;
+        let claim = match (hello.method, hello.token) {
+            (Method::Token, Some(token)) => {
+                self.secret(token, authority, now)?;
+                Claim::Token(token)
+            }
+            (Method::Approval, None) => {
+                self.asks = Some(hello.name.clone());
+                // Which mesh this is need not be told to everybody who asks.
+                if !authority.approvals().any(now) {
+                    return Err(JoinError::Refused(Reason::NotApproved));
+                }
+                Claim::Code
+            }
+            _ => return Err(JoinError::Protocol),
+        };
         self.said.add(message);
         let reply = encode(CHALLENGE, &Challenge { mesh: authority.roster().mesh(), nonce: random::<32>()?.to_vec() });
         self.said.add(&reply);
-        self.state = AdmissionState::Challenged { token: hello.token, wish: hello.name };
+        self.state = AdmissionState::Challenged { claim, wish: hello.name };
         Ok(Step::Send(reply))
     }
 
     fn admit(
         &mut self,
         message: &[u8],
-        token: TokenId,
+        claim: Claim,
         wish: &HostName,
         authority: &mut dyn Authority,
         now: UnixTime,
     ) -> Result<Step<Admitted>, JoinError> {
         let proof = body(message, PROOF, MAX_MESSAGE)?;
-        // Asked again: since the first message others may have used the token, and the operator may have taken it back.
-        let secret = self.secret(token, authority, now)?;
+        self.not_banished(authority)?;
         let Channel { exporter, mine, theirs } = &self.channel;
-        let proofs = Proofs::new(&secret, authority.roster().mesh(), exporter, theirs, mine);
-        if !same(proof, &proofs.of_joiner(&self.said)) {
-            authority.tokens().failed(token);
-            return Err(JoinError::Refused(Reason::WrongProof));
-        }
-        self.said.add(message);
+        let mesh = authority.roster().mesh();
+        let proofs_with = |secret: &[u8]| Proofs::new(secret, mesh, exporter, theirs, mine);
+        let proves = |proofs: &Proofs| same(proof, &proofs.of_joiner(&self.said));
         let node = theirs.node_id();
+        let (proofs, used) = match claim {
+            Claim::Token(token) => {
+                // Asked again: since the first message others may have used the token, and the operator may have taken it back.
+                let proofs = proofs_with(&self.secret(token, authority, now)?[..]);
+                if !proves(&proofs) {
+                    authority.tokens().failed(token);
+                    return Err(JoinError::Refused(Reason::WrongProof));
+                }
+                (proofs, Used::Token(token))
+            }
+            Claim::Code => match authority.approvals().find(now, |code| proves(&proofs_with(code.secret()))) {
+                None => return Err(JoinError::Refused(Reason::NotApproved)),
+                Some((_, Some(other))) if other != node => return Err(JoinError::Refused(Reason::CodeUsed)),
+                Some((code, _)) => (proofs_with(code.secret()), Used::Code(code)),
+            },
+        };
+        self.said.add(message);
         let again = authority.roster().is_active(node);
         let mut roster = authority.roster().clone();
         let name = roster.admit(authority.key(), theirs, wish).map_err(|e| match e {
@@ -420,21 +505,27 @@ impl Admission {
         })?;
         let document = String::from_utf8(roster.to_bytes()).map_err(|_| JoinError::Protocol)?;
         *authority.roster() = roster;
-        authority.tokens().redeemed(token, node, again);
+        match used {
+            Used::Token(token) => authority.tokens().redeemed(token, node, again),
+            Used::Code(code) => authority.approvals().admitted(&code, node),
+        }
         let body = encode(WELCOME, &Welcome { name: name.clone(), time: now, roster: document });
         let proof = proofs.of_authority(&self.said, &body[1..]);
         let reply = [&[WELCOME][..], &proof, &body[1..]].concat();
         Ok(Step::Finish(reply, Admitted { node, name }))
     }
 
+    fn not_banished(&self, authority: &mut dyn Authority) -> Result<(), JoinError> {
+        match authority.roster().member(self.channel.theirs.node_id()).map(|m| m.standing) {
+            Some(Standing::Banished) => Err(JoinError::Refused(Reason::Banished)),
+            _ => Ok(()),
+        }
+    }
+
     /// The token's secret, if this node may use the token now.
     fn secret(&self, token: TokenId, authority: &mut dyn Authority, now: UnixTime) -> Result<Zeroizing<[u8; 20]>, JoinError> {
         let node = self.channel.theirs.node_id();
-        let standing = authority.roster().member(node).map(|m| m.standing);
-        if standing == Some(Standing::Banished) {
-            return Err(JoinError::Refused(Reason::Banished));
-        }
-        let again = (standing == Some(Standing::Active)).then_some(node);
+        let again = authority.roster().is_active(node).then_some(node);
         let secret = authority.tokens().usable(token, again, now);
         secret.cloned().map_err(|closed: Closed| {
             JoinError::Refused(match closed {

@@ -13,12 +13,16 @@ const HOUR: Duration = Duration::from_secs(3600);
 struct Desk {
     key: PrivateKey,
     tokens: TokenTable,
+    approvals: Approvals,
     roster: Roster,
 }
 
 impl Authority for Desk {
     fn key(&self) -> &PrivateKey {
         &self.key
+    }
+    fn approvals(&mut self) -> &mut Approvals {
+        &mut self.approvals
     }
     fn tokens(&mut self) -> &mut TokenTable {
         &mut self.tokens
@@ -33,7 +37,7 @@ fn desk() -> Desk {
     let domain = TrustDomain::of(mesh);
     let root = Issuer::create(&domain, key.public().node_id(), NOW, 24 * HOUR).unwrap().root_der().to_vec();
     let roster = Roster::found(mesh, domain, &key, name("one"), root).unwrap();
-    Desk { key, tokens: TokenTable::default(), roster }
+    Desk { key, tokens: TokenTable::default(), approvals: Approvals::default(), roster }
 }
 
 impl Desk {
@@ -70,10 +74,21 @@ fn run(
     token: &JoinToken,
     (mine, theirs): (Channel, Channel),
     now: UnixTime,
+    meddle: impl FnMut(usize, &mut Vec<u8>),
+) -> (End, Option<Joined>) {
+    converse(desk, Joiner::start(token.clone(), mine, name("pi")), theirs, now, meddle)
+}
+
+/// The same for a joiner that has begun, whatever it begins with.
+fn converse(
+    desk: &mut Desk,
+    joiner: Result<(Joiner, Vec<u8>), JoinError>,
+    theirs: Channel,
+    now: UnixTime,
     mut meddle: impl FnMut(usize, &mut Vec<u8>),
 ) -> (End, Option<Joined>) {
     let mut admission = Admission::start(theirs);
-    let (mut joiner, mut message) = match Joiner::start(token.clone(), mine, name("pi")) {
+    let (mut joiner, mut message) = match joiner {
         Ok(started) => started,
         Err(e) => return (End::Joiner(e), None),
     };
@@ -229,7 +244,7 @@ fn a_rogue_authority_with_the_right_key_but_no_secret_is_not_believed() {
     fake.roster = desk.roster.clone();
     let (mut joiner, hello) = Joiner::start(token.clone(), mine.clone(), name("pi")).unwrap();
     let guess = Zeroizing::new([0; 20]);
-    let proofs = Proofs::new(&guess, token.mesh, &theirs.exporter, key.public(), fake.key.public());
+    let proofs = Proofs::new(&guess[..], token.mesh, &theirs.exporter, key.public(), fake.key.public());
     let challenge = encode(CHALLENGE, &Challenge { mesh: token.mesh, nonce: vec![0; 32] });
     let Ok(Step::Send(proof)) = joiner.receive(&challenge) else { panic!() };
     fake.roster.admit(&fake.key, key.public(), &name("pi")).unwrap();
@@ -319,7 +334,7 @@ fn the_joiner_checks_what_an_honest_proof_covers() {
     let token = desk.token(1);
     let try_with = |roster: Vec<u8>, called: &str| {
         let (mine, _) = wire(key.public(), desk.key.public());
-        let proofs = Proofs::new(&token.secret, token.mesh, &mine.exporter, key.public(), desk.key.public());
+        let proofs = Proofs::new(&token.secret[..], token.mesh, &mine.exporter, key.public(), desk.key.public());
         let (mut joiner, hello) = Joiner::start(token.clone(), mine, name("pi")).unwrap();
         let challenge = encode(CHALLENGE, &Challenge { mesh: token.mesh, nonce: vec![1; 32] });
         let Ok(Step::Send(proof)) = joiner.receive(&challenge) else { panic!() };
@@ -475,5 +490,98 @@ proptest! {
             prop_assert!(admission.receive(&message, &mut desk, NOW).is_err());
         }
         prop_assert!(desk.untouched());
+    }
+}
+
+mod approval {
+    use super::*;
+    use crate::approval::LIFETIME;
+
+    fn code() -> ApprovalCode {
+        ApprovalCode::generate().unwrap()
+    }
+
+    fn ask(desk: &mut Desk, code: &ApprovalCode, key: &PrivateKey, now: UnixTime) -> End {
+        let (mine, theirs) = wire(key.public(), desk.key.public());
+        converse(desk, Joiner::ask(code.clone(), mine, name("pi")), theirs, now, |_, _| {}).0
+    }
+
+    #[test]
+    fn a_host_whose_code_was_typed_is_admitted_and_no_other() {
+        let (mut desk, key, other) = (desk(), PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
+        let shown = code();
+        assert_eq!(ask(&mut desk, &shown, &key, NOW), refused(Reason::NotApproved));
+        assert!(desk.untouched());
+        assert_eq!(desk.approvals.approve(shown.clone(), NOW), None);
+        // Somebody who saw no code.
+        assert_eq!(ask(&mut desk, &code(), &other, NOW), refused(Reason::NotApproved));
+        assert!(desk.untouched());
+        assert_eq!(ask(&mut desk, &shown, &key, NOW), End::Joined(name("pi")));
+        assert_eq!(desk.approvals.approve(shown.clone(), NOW), Some(key.public().node_id()));
+        // Its answer was lost: the same node may ask again, and nobody else may have the code.
+        assert_eq!(ask(&mut desk, &shown, &key, NOW), End::Joined(name("pi")));
+        assert_eq!(ask(&mut desk, &shown, &other, NOW), refused(Reason::CodeUsed));
+        assert_eq!(desk.roster.members().count(), 2);
+    }
+
+    #[test]
+    fn an_approval_ends() {
+        let (mut desk, key, shown) = (desk(), PrivateKey::generate().unwrap(), code());
+        desk.approvals.approve(shown.clone(), NOW);
+        assert_eq!(ask(&mut desk, &shown, &key, NOW + LIFETIME), refused(Reason::NotApproved));
+        assert!(desk.untouched());
+    }
+
+    #[test]
+    fn a_banished_key_is_not_approved() {
+        let (mut desk, key, shown) = (desk(), PrivateKey::generate().unwrap(), code());
+        desk.approvals.approve(shown.clone(), NOW);
+        assert_eq!(ask(&mut desk, &shown, &key, NOW), End::Joined(name("pi")));
+        desk.roster.banish(&desk.key, key.public().node_id()).unwrap();
+        desk.approvals.approve(code(), NOW);
+        assert_eq!(ask(&mut desk, &shown, &key, NOW), refused(Reason::Banished));
+    }
+
+    #[test]
+    fn nobody_asks_itself() {
+        let desk = desk();
+        let (mine, _) = wire(desk.key.public(), desk.key.public());
+        assert!(matches!(Joiner::ask(code(), mine, name("pi")), Err(JoinError::OwnToken)));
+    }
+
+    /// A mesh in which nobody typed the code, but whose owner would like to have the host.
+    #[test]
+    fn a_rogue_mesh_cannot_adopt_a_host_that_waits() {
+        let (mut rogue, key, shown) = (desk(), PrivateKey::generate().unwrap(), code());
+        // It knows another code, and answers as if that were the host's.
+        let guessed = code();
+        rogue.approvals.approve(guessed.clone(), NOW);
+        let (mine, theirs) = wire(key.public(), rogue.key.public());
+        let (mut joiner, hello) = Joiner::ask(shown, mine, name("pi")).unwrap();
+        let mut admission = Admission::start(theirs.clone());
+        let Ok(Step::Send(challenge)) = admission.receive(&hello, &mut rogue, NOW) else { panic!() };
+        let Ok(Step::Send(proof)) = joiner.receive(&challenge) else { panic!() };
+        assert!(admission.receive(&proof, &mut rogue, NOW).is_err());
+        // It puts the joiner in its roster and says welcome with the only keys it has.
+        let said = Transcript(vec![sha256(&[&hello]), sha256(&[&challenge]), sha256(&[&proof])]);
+        let proofs = Proofs::new(guessed.secret(), rogue.roster.mesh(), &theirs.exporter, key.public(), rogue.key.public());
+        let admitted = rogue.roster.admit(&rogue.key, key.public(), &name("pi")).unwrap();
+        let roster = String::from_utf8(rogue.roster.to_bytes()).unwrap();
+        let body = encode(WELCOME, &Welcome { name: admitted, time: NOW, roster });
+        let welcome = [&[WELCOME][..], &proofs.of_authority(&said, &body[1..]), &body[1..]].concat();
+        assert_eq!(joiner.receive(&welcome).unwrap_err(), JoinError::WrongProof);
+    }
+
+    /// Somebody in the middle passes every message on: both see his key, so both proofs are worth nothing.
+    #[test]
+    fn a_code_cannot_be_relayed() {
+        let (mut desk, key, shown) = (desk(), PrivateKey::generate().unwrap(), code());
+        desk.approvals.approve(shown.clone(), NOW);
+        let middle = PrivateKey::generate().unwrap();
+        let (mine, _) = wire(key.public(), middle.public());
+        let (_, theirs) = wire(middle.public(), desk.key.public());
+        let end = converse(&mut desk, Joiner::ask(shown, mine, name("pi")), theirs, NOW, |_, _| {}).0;
+        assert_eq!(end, refused(Reason::NotApproved));
+        assert!(desk.untouched());
     }
 }
