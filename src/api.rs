@@ -68,6 +68,10 @@ pub mod path {
     pub const TOKENS: &str = "/v1/tokens";
     /// [`super::JoinRequest`] posted.
     pub const JOIN: &str = "/v1/join";
+    /// [`super::Pending`] hosts.
+    pub const PENDING: &str = "/v1/pending";
+    /// [`super::ApproveRequest`] posted.
+    pub const APPROVE: &str = "/v1/approve";
     /// An empty body posted.
     pub const LEAVE: &str = "/v1/leave";
     /// [`super::LogLevel`], to be read and to be put.
@@ -134,6 +138,9 @@ pub struct Status {
     pub state: State,
     /// Why it is not a member yet, or any more.
     pub reason: Option<String>,
+    /// What to type on a member to let this host in (`meshd approve`): only while it waits, and only for root.
+    #[serde(default)]
+    pub code: Option<Secret>,
     /// The mesh it is a member of, or sees.
     pub mesh: Option<MeshId>,
     /// The trust domain of that mesh.
@@ -445,6 +452,35 @@ pub struct Joined {
     pub name: HostName,
     /// Whether it was a member already, so that nothing was done.
     pub already: bool,
+}
+
+/// The code of a host that waits, typed by a person.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApproveRequest {
+    /// The code.
+    pub code: Secret,
+}
+
+/// Whom a code has let in so far.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Approved {
+    /// The node, once it has come.
+    pub node: Option<NodeId>,
+    /// Its name in the mesh, once that is known here.
+    pub name: Option<HostName>,
+}
+
+/// A host that asks to be let in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pending {
+    /// The name it wishes for.
+    pub name: HostName,
+    /// Its node id.
+    pub node: NodeId,
+    /// Where it asked from.
+    pub address: IpAddr,
+    /// For how many seconds it has been asking.
+    pub waiting_seconds: u64,
 }
 
 /// How much the daemon logs.

@@ -20,7 +20,7 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use crate::api::{
-    CreatedToken, Done, Edge, ErrorBody, Finding, Identity, JoinRequest, Joined, LogLevel, MAX_ANSWER, NewToken, Node, Resolve,
+    ApproveRequest, Approved, CreatedToken, Done, Edge, ErrorBody, Finding, Identity, JoinRequest, Joined, LogLevel, MAX_ANSWER, NewToken, Node, Pending, Resolve,
     Service, Status, TokenInfo, VERSION_HEADER, path,
 };
 
@@ -174,6 +174,20 @@ impl Local {
     /// [`LocalError`].
     pub async fn join(&self, request: &JoinRequest) -> Result<Joined, LocalError> {
         self.ask(Method::POST, path::JOIN, self.json(request)?, WORK).await
+    }
+    /// Passes on the code of a host that waits. Asked again, it says whether the host has come.
+    ///
+    /// # Errors
+    /// [`LocalError`].
+    pub async fn approve(&self, request: &ApproveRequest) -> Result<Approved, LocalError> {
+        self.ask(Method::POST, path::APPROVE, self.json(request)?, LOOK).await
+    }
+    /// The hosts that wait to be approved.
+    ///
+    /// # Errors
+    /// [`LocalError`].
+    pub async fn pending(&self) -> Result<Vec<Pending>, LocalError> {
+        self.look(path::PENDING).await
     }
     /// Leaves the mesh.
     ///

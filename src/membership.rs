@@ -8,10 +8,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use meshd_ca::approval::{ApprovalCode, Approvals};
 use meshd_ca::bundle::Bundle;
 use meshd_ca::identity::{HostName, MeshId, NodeId, SpiffeId, TrustDomain, Workload};
 use meshd_ca::issue::{Issuer, Leaf, may_hold};
-use meshd_ca::join::{Admission, Admitted, Authority, JoinError, Step};
+use meshd_ca::join::{Admission, Admitted, Authority, JoinError, Reason, Step};
 use meshd_ca::keys::{self, PrivateKey, PublicKey};
 use meshd_ca::roster::{Entry, Member, Roster, RosterError};
 use meshd_ca::store::{Store, StoreError};
@@ -73,6 +74,8 @@ struct State {
 struct Office {
     issuer: Issuer,
     tokens: TokenTable,
+    /// In memory only: a person types again after a restart.
+    approvals: Approvals,
 }
 
 /// Borrows the state as the join protocol wants to see an authority.
@@ -80,11 +83,15 @@ struct Desk<'a> {
     key: &'a PrivateKey,
     roster: &'a mut Roster,
     tokens: &'a mut TokenTable,
+    approvals: &'a mut Approvals,
 }
 
 impl Authority for Desk<'_> {
     fn key(&self) -> &PrivateKey {
         self.key
+    }
+    fn approvals(&mut self) -> &mut Approvals {
+        self.approvals
     }
     fn tokens(&mut self) -> &mut TokenTable {
         self.tokens
@@ -127,7 +134,7 @@ impl Membership {
         let tokens = TokenTable::default();
         store.save(TOKENS, &tokens.to_bytes())?;
         store.save(ROSTER, &roster.to_bytes())?;
-        Ok(Self::with(key, store, clock, roster, Some(Office { issuer, tokens })))
+        Ok(Self::with(key, store, clock, roster, Some(Office { issuer, tokens, approvals: Approvals::default() })))
     }
 
     /// The membership saved in `store`, if there is one and this node is active in it.
@@ -145,7 +152,7 @@ impl Membership {
                         Some(saved) => TokenTable::from_bytes(&saved.bytes)?,
                         None => TokenTable::default(),
                     };
-                    Some(Office { issuer: Issuer::from_parts(&root_key.bytes, &root_der.bytes)?, tokens })
+                    Some(Office { issuer: Issuer::from_parts(&root_key.bytes, &root_der.bytes)?, tokens, approvals: Approvals::default() })
                 }
                 _ => None,
             };
@@ -227,9 +234,10 @@ impl Membership {
     ) -> Result<Result<Step<Admitted>, JoinError>, MembershipError> {
         let mut state = self.state.lock().await;
         let State { roster, office } = &mut *state;
-        let Some(office) = office else { return Err(self.not_authority(roster)) };
+        // Hosts without a token ask every member they see.
+        let Some(office) = office else { return Ok(Err(JoinError::Refused(Reason::NotAuthority))) };
         let (roster_before, tokens_before) = (roster.digest(), office.tokens.to_bytes());
-        let mut desk = Desk { key: &self.key, roster, tokens: &mut office.tokens };
+        let mut desk = Desk { key: &self.key, roster, tokens: &mut office.tokens, approvals: &mut office.approvals };
         let step = admission.receive(message, &mut desk, self.clock.now());
         let tokens = office.tokens.to_bytes();
         if *tokens != *tokens_before {
@@ -239,6 +247,14 @@ impl Membership {
             self.save_roster(roster).await?;
         }
         Ok(step)
+    }
+
+    /// Notes that a person typed the code of a host that waits. Returns whom it has let in already.
+    pub(crate) async fn approve(&self, code: ApprovalCode) -> Result<Option<NodeId>, MembershipError> {
+        let mut state = self.state.lock().await;
+        let State { roster, office } = &mut *state;
+        let Some(office) = office else { return Err(self.not_authority(roster)) };
+        Ok(office.approvals.approve(code, self.clock.now()))
     }
 
     /// A new join token that leads to these addresses.

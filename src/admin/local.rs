@@ -25,7 +25,7 @@ use super::view;
 use crate::api::{self, ErrorBody, path};
 use crate::check;
 use crate::control::crowd::Crowd;
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, approve};
 use crate::intercept::process::effective_uid;
 
 /// Connections answered at once, and of one user.
@@ -145,7 +145,12 @@ async fn route(daemon: &Arc<Daemon>, trusted: bool, request: Request<Incoming>) 
         ));
     }
     match (&parts.method, asked) {
-        (&Method::GET, path::STATUS) => json(&view::status(daemon).await),
+        (&Method::GET, path::STATUS) => {
+            let mut status = view::status(daemon).await;
+            // Whoever knows the code could be let in instead.
+            status.code = daemon.code().filter(|_| trusted).map(|code| code.to_text().to_string().into());
+            json(&status)
+        }
         (&Method::GET, path::NODES) => json(&view::nodes(&*daemon.member()?)),
         (&Method::GET, path::SERVICES) => json(&view::services(&*daemon.member()?)),
         (&Method::GET, path::EDGES) => json(&view::edges(&*daemon.member()?)),
@@ -168,6 +173,8 @@ async fn route(daemon: &Arc<Daemon>, trusted: bool, request: Request<Incoming>) 
             json(&view::revoke_token(&*daemon.member()?, token_id.unwrap_or_default()).await?)
         }
         (&Method::POST, path::JOIN) => json(&daemon.join(read(body).await?).await?),
+        (&Method::GET, path::PENDING) => json(&approve::pending(&*daemon.member()?).await?),
+        (&Method::POST, path::APPROVE) => json(&approve::approve(&*daemon.member()?, read(body).await?).await?),
         (&Method::POST, path::LEAVE) => json(&daemon.leave().await?),
         (&Method::GET, path::LOG_LEVEL) => json(&api::LogLevel { level: daemon.log().level() }),
         (&Method::PUT, path::LOG_LEVEL) => {

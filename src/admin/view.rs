@@ -28,6 +28,7 @@ pub(crate) async fn status(daemon: &Daemon) -> Status {
     let mut status = Status {
         state: State::New,
         reason: None,
+        code: None,
         mesh: None,
         trust_domain: None,
         node: Some(daemon.node()),

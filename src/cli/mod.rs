@@ -4,6 +4,7 @@
 //! configuration, asks the daemon over the local API or calls the daemon's own entry points, and shows the answer. Whatever comes from
 //! elsewhere is printed through `screen`, which lets no control character through.
 
+mod approve;
 mod check;
 mod cleanup;
 mod completions;
@@ -95,6 +96,8 @@ enum Verb {
     Status(status::Status),
     Token(token::Token),
     Join(join::Join),
+    Pending(approve::Pending),
+    Approve(approve::Approve),
     Leave(leave::Leave),
     Nodes(nodes::Nodes),
     Services(services::Services),
@@ -178,6 +181,8 @@ impl Cli {
             Verb::Status(verb) => verb.run(&around).await,
             Verb::Token(verb) => verb.run(&around).await,
             Verb::Join(verb) => verb.run(&around).await,
+            Verb::Pending(verb) => verb.run(&around).await,
+            Verb::Approve(verb) => verb.run(&around).await,
             Verb::Leave(verb) => verb.run(&around).await,
             Verb::Nodes(verb) => verb.run(&around).await,
             Verb::Services(verb) => verb.run(&around).await,

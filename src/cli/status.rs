@@ -42,6 +42,12 @@ fn text(status: &api::Status, screen: &Screen) -> String {
     let with = |text: String, why: &Option<String>| why.as_ref().map_or(text.clone(), |why| format!("{text}: {}", plain(why)));
     let mut lines: Vec<(&str, String)> = Vec::new();
     lines.push(("state", with(screen.paint(colour, &status.state.to_string()), &status.reason)));
+    if let Some(code) = &status.code {
+        let code = plain(code.expose());
+        lines.push(("code", format!("{code}: `sudo meshd approve {code}` on a member lets this host in")));
+    } else if status.state == State::Pending {
+        lines.push(("code", "`sudo meshd status` shows it".into()));
+    }
     lines.extend(status.mesh.map(|mesh| ("mesh", mesh.to_string())));
     lines.extend(status.trust_domain.as_ref().map(|domain| ("trust domain", domain.to_string())));
     lines.push(("host", format!("{}{}", status.host_name, if status.authority { " (authority)" } else { "" })));

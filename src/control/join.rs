@@ -6,8 +6,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use meshd_ca::approval::ApprovalCode;
 use meshd_ca::identity::{HostName, NodeId};
-use meshd_ca::join::{Admission, Channel, EXPORTER_LABEL, JoinError, Joined, Joiner, MAX_MESSAGE, Step};
+use meshd_ca::join::{Admission, Channel, EXPORTER_LABEL, JoinError, Joined, Joiner, MAX_MESSAGE, Reason, Step};
 use meshd_ca::keys::PrivateKey;
 use meshd_ca::token::JoinToken;
 use rustls::{ClientConfig, ConnectionCommon};
@@ -20,6 +21,7 @@ use tokio_rustls::server::TlsStream;
 use super::crowd::Crowd;
 use super::frames;
 use super::link::{DIAL_TIMEOUT, Dial};
+use super::waiting::Waiting;
 use crate::identity::tls::NodeTls;
 use crate::identity::verifier::peer_key;
 use crate::membership::Membership;
@@ -55,12 +57,20 @@ pub(crate) enum JoinFailure {
     Refused(SocketAddr, JoinError),
 }
 
-/// Joins the mesh of `token` through the first of `addresses` that proves to be its authority.
+/// What a host has that wants in.
+#[derive(Clone, Copy)]
+pub(crate) enum Ticket<'a> {
+    Token(&'a JoinToken),
+    /// Its own code, which a person may have typed in the mesh.
+    Code(&'a ApprovalCode),
+}
+
+/// Joins a mesh through the first of `addresses` where the ticket is good.
 ///
 /// # Errors
 /// The most telling failure when none does: a refusal before a broken connection before an unreachable address.
 pub(crate) async fn join(
-    token: &JoinToken,
+    ticket: Ticket<'_>,
     addresses: &[SocketAddr],
     key: &PrivateKey,
     wish: &HostName,
@@ -69,7 +79,7 @@ pub(crate) async fn join(
 ) -> Result<Joined, JoinFailure> {
     let mut worst = JoinFailure::NoAddress;
     for &address in addresses {
-        match timeout(TIMEOUT, join_at(address, token, key, wish, tls.clone(), dial)).await {
+        match timeout(TIMEOUT, join_at(address, ticket, key, wish, tls.clone(), dial)).await {
             Ok(Ok(joined)) => return Ok(joined),
             Ok(Err(failure)) => worst = more_telling(worst, failure),
             Err(_) => worst = more_telling(worst, JoinFailure::Timeout(address)),
@@ -92,7 +102,7 @@ pub(crate) fn more_telling(a: JoinFailure, b: JoinFailure) -> JoinFailure {
 
 async fn join_at(
     address: SocketAddr,
-    token: &JoinToken,
+    ticket: Ticket<'_>,
     key: &PrivateKey,
     wish: &HostName,
     tls: Arc<ClientConfig>,
@@ -105,7 +115,11 @@ async fn join_at(
     let mut stream = TlsConnector::from(tls).connect(name, tcp).await.map_err(broken)?;
     let channel = channel(stream.get_ref().1, key).map_err(broken)?;
     let refused = |e| JoinFailure::Refused(address, e);
-    let (mut joiner, first) = Joiner::start(token.clone(), channel, wish.clone()).map_err(refused)?;
+    let begun = match ticket {
+        Ticket::Token(token) => Joiner::start(token.clone(), channel, wish.clone()),
+        Ticket::Code(code) => Joiner::ask(code.clone(), channel, wish.clone()),
+    };
+    let (mut joiner, first) = begun.map_err(refused)?;
     frames::send(&mut stream, &first).await.map_err(broken)?;
     loop {
         let message = frames::receive(&mut stream, joiner.limit()).await.map_err(broken)?;
@@ -131,19 +145,34 @@ pub(crate) async fn serve(
     from: SocketAddr,
     membership: Arc<Membership>,
     pending: Crowd<IpAddr>,
+    waiting: &Waiting,
 ) -> Option<NodeId> {
     let (place, _) = pending.enter(from.ip());
     let admitted = tokio::select! {
-        done = timeout(TIMEOUT, converse(&mut stream, from, &membership)) => {
+        done = timeout(TIMEOUT, converse(&mut stream, from, &membership, waiting)) => {
             done.unwrap_or_else(|_| Err(anyhow::anyhow!("it took too long")))
         }
         () = place.lost() => Err(anyhow::anyhow!("too many want to join at once")),
     };
-    admitted.inspect_err(|error| tracing::warn!(%from, %error, "a join failed")).ok()
+    match admitted {
+        Ok(admitted) => admitted,
+        Err(error) => {
+            tracing::warn!(%from, %error, "a join failed");
+            None
+        }
+    }
 }
 
-async fn converse(stream: &mut TlsStream<TcpStream>, from: SocketAddr, membership: &Membership) -> anyhow::Result<NodeId> {
-    let mut admission = Admission::start(channel(stream.get_ref().1, membership.key())?);
+/// Who was admitted. Nobody, and nothing wrong with it: a host that asks without a token and was not approved yet.
+async fn converse(
+    stream: &mut TlsStream<TcpStream>,
+    from: SocketAddr,
+    membership: &Membership,
+    waiting: &Waiting,
+) -> anyhow::Result<Option<NodeId>> {
+    let channel = channel(stream.get_ref().1, membership.key())?;
+    let node = channel.theirs.node_id();
+    let mut admission = Admission::start(channel);
     loop {
         let message = frames::receive(stream, MAX_MESSAGE).await?;
         let step = match membership.admit(&mut admission, &message).await? {
@@ -151,7 +180,16 @@ async fn converse(stream: &mut TlsStream<TcpStream>, from: SocketAddr, membershi
             Err(refused) => {
                 // In words that give nothing away: an expired token is worth knowing, a wrong one is not.
                 frames::send(stream, &refused.refusal()).await?;
-                return Err(refused.into());
+                match (&refused, admission.asks()) {
+                    (JoinError::Refused(Reason::NotApproved), Some(name)) => {
+                        if waiting.saw(node, name, from.ip()) {
+                            tracing::info!(%from, %node, %name, "a host waits for `meshd approve`");
+                        }
+                        return Ok(None);
+                    }
+                    (JoinError::Refused(Reason::NotAuthority), _) => return Ok(None),
+                    _ => return Err(refused.into()),
+                }
             }
         };
         let admitted = match step {
@@ -166,7 +204,8 @@ async fn converse(stream: &mut TlsStream<TcpStream>, from: SocketAddr, membershi
             Step::Done(admitted) => admitted,
         };
         tracing::info!(%from, node = %admitted.node, name = %admitted.name, "admitted a member");
-        return Ok(admitted.node);
+        waiting.admitted(admitted.node);
+        return Ok(Some(admitted.node));
     }
 }
 

@@ -10,3 +10,4 @@ pub(crate) mod issuance;
 pub(crate) mod join;
 pub(crate) mod link;
 pub(crate) mod serve;
+pub(crate) mod waiting;

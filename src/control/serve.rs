@@ -25,6 +25,7 @@ use tokio_rustls::server::TlsStream;
 use super::crowd::Crowd;
 use super::gossip::Mailbox;
 use super::link::{Hello, Links, MAX_HELLO};
+use super::waiting::Waiting;
 use crate::clock::Clock;
 use crate::identity::verifier::peer_key;
 use crate::membership::Membership;
@@ -74,6 +75,18 @@ pub(crate) struct SvidAnswer {
 pub(crate) struct Pong {
     /// What the system clock shows, in milliseconds since 1970.
     pub(crate) time_millis: u64,
+}
+
+/// A code that a person typed on a member.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Approve {
+    pub(crate) code: crate::api::Secret,
+}
+
+/// Whom it has let in so far.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Approved {
+    pub(crate) admitted: Option<NodeId>,
 }
 
 /// A DER certificate in JSON.
@@ -167,6 +180,7 @@ pub(crate) struct Api {
     /// How long the SVIDs live that this node issues, should it be an authority.
     pub(crate) svid_lifetime: Duration,
     pub(crate) callers: Callers,
+    pub(crate) waiting: Arc<Waiting>,
 }
 
 /// A refusal: status and reason.
@@ -214,6 +228,8 @@ impl Api {
             }
             "/v1/ping" => to_json(&Pong { time_millis: Clock::system_millis() }),
             "/v1/svid" => self.svid(node, &body).await,
+            "/v1/approve" => self.approve(node, &body).await,
+            "/v1/pending" => to_json(&self.waiting.list()),
             _ => Err(No(StatusCode::NOT_FOUND, "no such call; this meshd may be older than the one that asks".into())),
         }
     }
@@ -244,6 +260,15 @@ impl Api {
         self.links.called(node, from);
         let mine = roster.entry(self.membership.me()).cloned().ok_or_else(busy)?;
         to_json(&Hello { entry: mine, port: self.port })
+    }
+
+    async fn approve(&self, node: NodeId, body: &[u8]) -> Result<Bytes, No> {
+        let request: Approve = parse(body)?;
+        let bad = |e: meshd_ca::approval::CodeError| No(StatusCode::BAD_REQUEST, e.to_string());
+        let code = request.code.expose().parse().map_err(bad)?;
+        let admitted = self.membership.approve(code).await.map_err(|e| No(StatusCode::FORBIDDEN, e.to_string()))?;
+        tracing::info!(member = %node, ?admitted, "a member approves a host");
+        to_json(&Approved { admitted })
     }
 
     async fn svid(&self, node: NodeId, body: &[u8]) -> Result<Bytes, No> {

@@ -4,11 +4,13 @@
 //! seen is only a hint, so a liar on the LAN can make a new host wait, and nothing else.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::StatusCode;
-use meshd_agent::source::mdns::tag_matches;
+use meshd_agent::source::mdns::{Sighting, tag_matches};
+use meshd_ca::identity::MeshId;
 use meshd_ca::join::{JoinError, Joined};
 use meshd_ca::keys::PrivateKey;
 use meshd_ca::token::JoinToken;
@@ -17,11 +19,11 @@ use tokio::time::{Instant, sleep};
 
 use super::kernel::Marked;
 use super::lan::Lan;
-use super::{Daemon, GONE, Phase, Place, Request, Stop};
+use super::{Daemon, GONE, Member, Phase, Place, Request, Stop};
 use crate::admin::local::No;
 use crate::api::{self, Done};
 use crate::config::Config;
-use crate::control::join::{self, JoinFailure};
+use crate::control::join::{self, JoinFailure, Ticket};
 use crate::control::link::Dial;
 use crate::identity::provider;
 use crate::identity::tls::NodeTls;
@@ -29,6 +31,12 @@ use crate::membership::Membership;
 
 /// How long a join looks for the mesh of its token on the LAN when the token's own addresses do not answer.
 const SEARCH: Duration = Duration::from_secs(6);
+/// How often a host without a token asks to be let in, in its first minutes of waiting and later.
+const ASK: Duration = Duration::from_secs(4);
+const ASK_LATER: Duration = Duration::from_secs(25);
+const EAGER: Duration = Duration::from_secs(600);
+/// Whom it asks at most each time.
+const MAX_ASKED: usize = 16;
 /// How often the LAN is looked at while searching.
 const STEP: Duration = Duration::from_millis(100);
 
@@ -46,8 +54,10 @@ pub(super) async fn acquire(
     }
     let config = daemon.config();
     let patience = Instant::now() + config.found_after;
+    let mut asking = pin!(ask(daemon, None));
     loop {
         let idle = daemon.phase();
+        let waiting = matches!(idle, Phase::Pending(_));
         let looking = gone.is_none() && matches!(idle, Phase::New);
         tokio::select! {
             _ = stop.asked() => return Ok(None),
@@ -72,6 +82,10 @@ pub(super) async fn acquire(
                 }
                 None => return Ok(None),
             },
+            joined = &mut asking, if waiting => {
+                tracing::info!(mesh = %joined.0.roster.mesh(), "approved");
+                return Ok(Some(adopt(daemon, joined)?.0));
+            }
             seen = look(daemon, patience), if looking => match seen {
                 Some(address) => {
                     tracing::info!(%address, "a mesh is there and this host has no token for it: waiting");
@@ -108,6 +122,56 @@ async fn look(daemon: &Daemon, patience: Instant) -> Option<SocketAddr> {
         }
         sleep(STEP).await;
     }
+}
+
+/// Who is on the LAN and not of this mesh.
+pub(super) fn strangers(lan: &Lan, own: Option<MeshId>) -> impl Iterator<Item = Sighting> {
+    lan.seen().into_iter().filter(move |s| own.is_none_or(|own| s.tag.is_some_and(|tag| !tag_matches(own, &tag))))
+}
+
+/// Asks whoever can be seen to let this host in, until somebody has typed its code there. `own` is the mesh it has meanwhile.
+async fn ask(daemon: &Daemon, own: Option<&Member>) -> (Joined, SocketAddr) {
+    let begun = Instant::now();
+    loop {
+        if own.is_none_or(Member::is_alone) {
+            let config = daemon.config();
+            let peers = peer_addresses(&config).await.into_iter().map(|peer| vec![peer]);
+            let seen = strangers(&daemon.lan, own.map(Member::mesh)).map(|s| s.addresses);
+            let candidates: Vec<Vec<SocketAddr>> = seen.chain(peers).take(MAX_ASKED).collect();
+            if let Some(joined) = ask_once(daemon, &config, &candidates).await {
+                return joined;
+            }
+        }
+        let pause = if begun.elapsed() < EAGER { ASK } else { ASK_LATER };
+        // Hosts that were switched on together do not ask together for ever.
+        let jitter = meshd_ca::keys::random().map_or(0, u16::from_be_bytes);
+        sleep(pause.mul_f64(0.8 + 0.4 * f64::from(jitter) / f64::from(u16::MAX))).await;
+    }
+}
+
+/// The same for a member, which goes on being one until then.
+pub(super) async fn ask_elsewhere(daemon: &Daemon, member: &Member) -> (Joined, SocketAddr) {
+    ask(daemon, Some(member)).await
+}
+
+/// Asks each of `candidates` at the first of its addresses where it answers.
+async fn ask_once(daemon: &Daemon, config: &Config, candidates: &[Vec<SocketAddr>]) -> Option<(Joined, SocketAddr)> {
+    let tls = NodeTls::new(&provider::provider(provider::has_aes()), &daemon.key).ok()?.join_client;
+    for addresses in candidates {
+        for address in addresses {
+            let ticket = Ticket::Code(&daemon.code);
+            match join::join(ticket, &[*address], &daemon.key, &config.host_name, tls.clone(), &Marked).await {
+                Ok(joined) => return Some((joined, *address)),
+                Err(failure) => {
+                    tracing::debug!(%failure, "asked to be let in");
+                    if matches!(failure, JoinFailure::Refused(..)) {
+                        break;
+                    }
+                }
+            }
+        }
+    }
+    None
 }
 
 /// Takes the place that a join has granted. What it was granted with is on disk when this returns.
@@ -171,7 +235,7 @@ pub(super) async fn redeem(
                 continue;
             }
             tried.push(address);
-            match join::join(token, &[address], key, &config.host_name, tls.clone(), &dial).await {
+            match join::join(Ticket::Token(token), &[address], key, &config.host_name, tls.clone(), &dial).await {
                 Ok(joined) => return Ok((joined, address)),
                 // Another member, or somebody who copies the announcement of one: the authority may still answer elsewhere.
                 Err(other @ JoinFailure::Refused(_, JoinError::WrongAuthority(_))) => {

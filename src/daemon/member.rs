@@ -14,7 +14,7 @@ use hyper::StatusCode;
 use meshd_agent::catalog::Catalog;
 use meshd_agent::gossip::{Gossip, GossipConfig};
 use meshd_agent::record::{Listener, Presence};
-use meshd_ca::identity::NodeId;
+use meshd_ca::identity::{MeshId, NodeId};
 use meshd_ca::roster::{Roster, Standing};
 use meshd_ca::time::UnixTime;
 use tokio::net::TcpListener;
@@ -40,6 +40,7 @@ use crate::control::issuance::Authorities;
 use crate::control::join;
 use crate::control::link::Links;
 use crate::control::serve::{self, Api, Callers};
+use crate::control::waiting::Waiting;
 use crate::identity::provider;
 use crate::identity::svids::{Patience, Svids};
 use crate::identity::tls::{DataTls, NodeTls};
@@ -78,11 +79,20 @@ pub(crate) struct Member {
     catalog: watch::Receiver<Arc<Catalog>>,
     addresses: watch::Receiver<super::lan::Addresses>,
     heard: Arc<Heard>,
+    /// Who asks to be let in without a token.
+    pub(crate) waiting: Arc<Waiting>,
 }
 
 impl Member {
     pub(crate) fn me(&self) -> NodeId {
         self.membership.me()
+    }
+    pub(crate) fn mesh(&self) -> MeshId {
+        self.membership.roster().mesh()
+    }
+    /// Whether this is a mesh of one, which may still be given up for another.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.membership.roster().active().count() == 1
     }
     pub(crate) fn now(&self) -> UnixTime {
         self.clock.now()
@@ -226,6 +236,7 @@ pub(super) async fn run(
     );
 
     let heard = Arc::new(Heard::default());
+    let waiting = Arc::new(Waiting::default());
     let counters = Arc::new(front::Counters::default());
     let member = Arc::new(Member {
         membership: membership.clone(),
@@ -240,6 +251,7 @@ pub(super) async fn run(
         catalog: catalog.clone(),
         addresses: daemon.lan.addresses(),
         heard: heard.clone(),
+        waiting: waiting.clone(),
     });
 
     // Doors.
@@ -261,11 +273,13 @@ pub(super) async fn run(
             port: config.port,
             svid_lifetime: config.svid_lifetime,
             callers: Callers::default(),
+            waiting: waiting.clone(),
         }),
         proxy: proxy.clone(),
         membership: membership.clone(),
         mailbox: mailbox.clone(),
         joining: join::pending(),
+        waiting,
     });
     let mesh_door = front::Door::new();
     for ip in [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()] {
@@ -352,6 +366,7 @@ pub(super) async fn run(
 
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut asking = std::pin::pin!(acquire::ask_elsewhere(daemon, &member));
     let end = loop {
         tokio::select! {
             halt = stop.asked() => break End::Stop(halt),
@@ -386,6 +401,11 @@ pub(super) async fn run(
                 },
                 None => break End::Stop(Halt::Stop),
             },
+            joined = &mut asking => {
+                tracing::info!(mesh = %joined.0.roster.mesh(), "approved in another mesh: this one had no other member and is given up");
+                let (place, _) = acquire::adopt(daemon, joined)?;
+                break End::Joined(Box::new(place));
+            }
             _ = tick.tick() => {
                 member.look_after();
                 daemon.pulse.beat();
@@ -446,6 +466,7 @@ struct Arrivals {
     membership: Arc<Membership>,
     mailbox: Mailbox,
     joining: Crowd<IpAddr>,
+    waiting: Arc<Waiting>,
 }
 
 impl Arrivals {
@@ -454,7 +475,7 @@ impl Arrivals {
             Arrived::Data(tunnel) => proxy::inbound::serve(&self.proxy, tunnel, from).await,
             Arrived::Control(stream) => serve::serve(stream, from, self.api.clone()).await,
             Arrived::Join(stream) => {
-                let admitted = join::serve(stream, from, self.membership.clone(), self.joining.clone()).await;
+                let admitted = join::serve(stream, from, self.membership.clone(), self.joining.clone(), &self.waiting).await;
                 if let Some(entry) = admitted.and_then(|node| self.membership.roster().entry(node).cloned()) {
                     self.mailbox.entry(entry);
                 }

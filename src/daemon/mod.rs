@@ -5,6 +5,7 @@
 
 mod acquire;
 mod addresses;
+pub(crate) mod approve;
 mod directory;
 mod keeper;
 mod kernel;
@@ -24,6 +25,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use hyper::StatusCode;
+use meshd_ca::approval::ApprovalCode;
 use meshd_ca::identity::NodeId;
 use meshd_ca::keys::PrivateKey;
 use meshd_ca::store::Store;
@@ -84,6 +86,8 @@ pub(crate) struct Daemon {
     pulse: Arc<Pulse>,
     clock: Clock,
     key: Arc<PrivateKey>,
+    /// What a person types on a member to let this host in.
+    code: ApprovalCode,
     store: Arc<Store>,
     started: Instant,
     phase: watch::Sender<Phase>,
@@ -139,7 +143,7 @@ impl Daemon {
         let (why, remedy) = match self.phase() {
             Phase::Member(member) => return Ok(member),
             Phase::New => ("it is still looking for one".into(), "try again in a moment"),
-            Phase::Pending(why) => (why, "make a token with `meshd token create` on a member, then `meshd join TOKEN` here"),
+            Phase::Pending(why) => (why, "`sudo meshd status` shows a code: `meshd approve CODE` on a member lets this host in; or `meshd join TOKEN` here"),
             Phase::Joining => ("it is joining one".into(), "try again in a moment"),
             Phase::Left => ("it left".into(), "`meshd join TOKEN` brings it into a mesh"),
             Phase::Banished => ("it was banished".into(), "a banished key stays out; empty the state directory to start anew"),
@@ -166,6 +170,16 @@ impl Daemon {
         let stopping = || No::new(StatusCode::SERVICE_UNAVAILABLE, "meshd is stopping", "", "start it again first");
         self.requests.send(request(reply)).await.map_err(|_| stopping())?;
         answer.await.map_err(|_| stopping())?
+    }
+
+    /// The code of this host, while it can let this host in somewhere: it waits, or is alone and sees a mesh of others.
+    pub(crate) fn code(&self) -> Option<&ApprovalCode> {
+        let asks = match self.phase() {
+            Phase::Pending(_) => true,
+            Phase::Member(member) => member.is_alone() && acquire::strangers(&self.lan, Some(member.mesh())).next().is_some(),
+            _ => false,
+        };
+        asks.then_some(&self.code)
     }
 
     fn enter(&self, phase: Phase) {
@@ -258,6 +272,7 @@ pub async fn run(config: Config, log: Log, read: Reader) -> anyhow::Result<()> {
         pulse: Arc::new(Pulse::new()),
         clock,
         key,
+        code: ApprovalCode::generate().context("cannot make the code of this host")?,
         store,
         started: Instant::now(),
         phase: watch::Sender::new(Phase::New),

@@ -47,7 +47,7 @@ fn serves(daemon: &Daemon, phase: &Phase) -> bool {
 fn line(phase: &Phase) -> String {
     match phase {
         Phase::New => "looking for a mesh".into(),
-        Phase::Pending(why) => format!("waiting for `meshd join`: {why}"),
+        Phase::Pending(why) => format!("waiting for `meshd approve` or `meshd join`: {why}"),
         Phase::Joining => "joining a mesh".into(),
         Phase::Left => "left its mesh; `meshd join` brings it into one".into(),
         Phase::Banished => "banished from its mesh".into(),

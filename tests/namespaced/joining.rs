@@ -4,9 +4,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use meshd::api::{Standing, State};
+use meshd::api::{Pending, Standing, State};
 
-use crate::support::mesh::Setup;
+use crate::support::mesh::{Member, SETTLED, SHOWN, Setup};
 use crate::support::scenario::{Scenario, scenario};
 use crate::support::traffic::{Server, ask, sockets};
 use crate::support::{equal, eventually, marker};
@@ -14,6 +14,8 @@ use crate::support::{equal, eventually, marker};
 pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario!("joining", a_host_alone_founds_and_others_join_with_tokens),
     scenario!("joining", without_a_token_a_host_beside_a_mesh_stays_pending),
+    scenario!("joining", a_host_without_a_token_is_approved_on_any_member),
+    scenario!("joining", of_two_meshes_of_one_the_approved_one_is_given_up),
     scenario!("joining", wrong_used_revoked_and_ended_tokens_open_nothing),
     scenario!("joining", a_token_works_before_the_first_start),
     scenario!("joining", where_multicast_does_not_reach_the_token_leads),
@@ -65,6 +67,89 @@ fn without_a_token_a_host_beside_a_mesh_stays_pending() -> Result<()> {
     mesh.at("b").until(State::Member)?;
     mesh.settled()?;
     mesh.secured_between("a", "b", 8001)
+}
+
+/// The code that a host shows to its root.
+fn code(member: &Member) -> Result<String> {
+    let shown = || member.status()?.code.map(|c| c.expose().to_owned()).context("no code is shown");
+    eventually(SHOWN, "a code", shown)
+}
+
+fn a_host_without_a_token_is_approved_on_any_member() -> Result<()> {
+    let mut mesh = Setup::of(&["a", "b", "c", "d"]).hosts()?;
+    for name in ["a", "b"] {
+        mesh.at_mut(name).start()?;
+        if name == "b" {
+            let token = mesh.at("a").token()?;
+            mesh.at("b").until_answers()?;
+            mesh.at("b").cli(&["join", &token])?;
+        }
+        mesh.at(name).until(State::Member)?;
+    }
+    mesh.at("a").until_captures(mesh.host("b"))?;
+    equal!(mesh.at("b").cli(&["pending"])?, "no host waits\n".to_owned(), "who waits");
+    for name in ["c", "d"] {
+        mesh.at_mut(name).start()?;
+        mesh.at(name).until(State::Pending)?;
+    }
+    let (shown, other) = (code(mesh.at("c"))?, code(mesh.at("d"))?);
+    ensure!(shown != other, "two hosts show the same code");
+    ensure!(mesh.at("c").try_cli(&["status"])?.1.contains(&format!("meshd approve {shown}")), "status does not say what to do");
+    // Any member knows who waits, and that no code was typed yet.
+    eventually(SHOWN, "both wait", || {
+        let waiting: Vec<Pending> = mesh.at("b").json(&["pending"])?;
+        let mut names: Vec<String> = waiting.iter().map(|w| format!("{} {}", w.name, w.address)).collect();
+        names.sort();
+        equal!(names, ["c", "d"].map(|n| format!("{n} {}", mesh.host(n).ipv4)).to_vec(), "who waits");
+        Ok(())
+    })?;
+    // A code that nobody shows lets nobody in.
+    let (ok, out, err) = mesh.at("b").try_cli(&["approve", "--wait", "9s", "aaaa-bbbb-cccc-dddd"])?;
+    ensure!(!ok && err.contains("no host has come with this code yet"), "{out}{err}");
+    let (ok, out, err) = mesh.at("b").try_cli(&["approve", "aaaa-bbbb-cccc-ddd1"])?;
+    ensure!(!ok && err.contains("no '1'"), "{out}{err}");
+    equal!(mesh.at("a").nodes()?.len(), 2, "nodes");
+    // The right one, in capitals and without its hyphens, on a member that is no authority.
+    let typed = shown.replace('-', "").to_uppercase();
+    equal!(mesh.at("b").cli(&["approve", &typed])?, "c is a member now\n".to_owned(), "what is said");
+    mesh.at("c").until(State::Member)?;
+    ensure!(mesh.at("c").status()?.code.is_none(), "a member shows a code");
+    equal!(mesh.at("d").status()?.state, State::Pending, "the other host");
+    mesh.at("c").until_captures(mesh.host("b"))?;
+    mesh.at("b").until_captures(mesh.host("c"))?;
+    let server = Server::answering(mesh.host("b"), 8000, "got ")?;
+    let word = marker("approved");
+    let (_, report) = mesh.watched(&[&word], || Ok(ask(mesh.host("c"), (mesh.host("b").ipv4, 8000).into(), &word)?))?;
+    ensure!(report.hits.iter().all(|h| *h == 0), "what was said is on the wire");
+    drop(server);
+    // What was typed is in no log.
+    for name in ["a", "b", "c"] {
+        let log = mesh.at(name).log().to_lowercase().replace('-', "");
+        ensure!(!log.contains(&shown.replace('-', "")), "the log of {name} has the code");
+    }
+    Ok(())
+}
+
+fn of_two_meshes_of_one_the_approved_one_is_given_up() -> Result<()> {
+    // Switched on in the same second: neither sees the other in time.
+    let mut mesh = Setup::of(&["a", "b"]).configured("found_after = \"0s\"").hosts()?;
+    for name in ["a", "b"] {
+        mesh.at_mut(name).start()?;
+    }
+    for name in ["a", "b"] {
+        mesh.at(name).until(State::Member)?;
+    }
+    ensure!(mesh.at("a").status()?.mesh != mesh.at("b").status()?.mesh, "they are in one mesh already");
+    let shown = code(mesh.at("b"))?;
+    mesh.at("a").cli(&["approve", &shown])?;
+    eventually(SETTLED, "one mesh", || {
+        let (a, b) = (mesh.at("a").status()?, mesh.at("b").status()?);
+        ensure!(a.mesh == b.mesh && a.members.active == 2 && b.members.active == 2, "{a:?} {b:?}");
+        equal!((a.authority, b.authority), (true, false), "who is the authority");
+        ensure!(a.code.is_none() && b.code.is_none(), "a code is still shown");
+        Ok(())
+    })?;
+    mesh.settled()
 }
 
 fn wrong_used_revoked_and_ended_tokens_open_nothing() -> Result<()> {
