@@ -20,8 +20,8 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use crate::api::{
-    ApproveRequest, Approved, CreatedToken, Done, Edge, ErrorBody, Finding, Identity, JoinRequest, Joined, LogLevel, MAX_ANSWER, NewToken, Node, Pending, Resolve,
-    Service, Status, TokenInfo, VERSION_HEADER, path,
+    ApproveRequest, Approved, CreatedToken, Done, Edge, ErrorBody, Finding, Identity, JoinRequest, Joined, LogLevel, MAX_ANSWER,
+    NewToken, Node, Pending, Resolve, Service, Status, TokenInfo, VERSION_HEADER, path,
 };
 
 /// How long the daemon may take to accept a connection.

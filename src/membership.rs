@@ -152,7 +152,11 @@ impl Membership {
                         Some(saved) => TokenTable::from_bytes(&saved.bytes)?,
                         None => TokenTable::default(),
                     };
-                    Some(Office { issuer: Issuer::from_parts(&root_key.bytes, &root_der.bytes)?, tokens, approvals: Approvals::default() })
+                    Some(Office {
+                        issuer: Issuer::from_parts(&root_key.bytes, &root_der.bytes)?,
+                        tokens,
+                        approvals: Approvals::default(),
+                    })
                 }
                 _ => None,
             };

@@ -31,7 +31,9 @@ const MAX_TEXT: usize = 64;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum CodeError {
     /// Another number of characters.
-    #[error("a code has {CHARACTERS} characters, in groups of four: copy what `sudo meshd status` shows on the host that is to join")]
+    #[error(
+        "a code has {CHARACTERS} characters, in groups of four: copy what `sudo meshd status` shows on the host that is to join"
+    )]
     Length,
     /// A character that no code has.
     #[error("codes have a-z and 2-7 only, and no {0:?}: is it a typing error?")]

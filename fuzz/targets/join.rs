@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
+use meshd_ca::approval::{ApprovalCode, Approvals};
 use meshd_ca::join::{Admission, Authority, Channel, Joiner, MAX_MESSAGE, Step};
 use meshd_ca::keys::PrivateKey;
 use meshd_ca::roster::Roster;
@@ -14,11 +15,15 @@ use meshd_fuzz::{Input, NOW, WORLD, host, within};
 struct Desk {
     roster: Roster,
     tokens: TokenTable,
+    approvals: Approvals,
 }
 
 impl Authority for Desk {
     fn key(&self) -> &PrivateKey {
         &WORLD.keys[0]
+    }
+    fn approvals(&mut self) -> &mut Approvals {
+        &mut self.approvals
     }
     fn tokens(&mut self) -> &mut TokenTable {
         &mut self.tokens
@@ -34,6 +39,7 @@ static TABLE: LazyLock<(JoinToken, Vec<u8>)> = LazyLock::new(|| {
     let token = table.create(WORLD.roster.mesh(), WORLD.keys[0].public(), NOW, hour, 1, vec![]).expect("a token");
     (token, table.to_bytes().to_vec())
 });
+static CODE: LazyLock<ApprovalCode> = LazyLock::new(|| ApprovalCode::generate().expect("random bytes"));
 static NEW: LazyLock<PrivateKey> = LazyLock::new(|| PrivateKey::generate().expect("random bytes"));
 
 fn sides() -> (Channel, Channel) {
@@ -45,12 +51,17 @@ fn sides() -> (Channel, Channel) {
 fuzz_target!(|data: &[u8]| {
     let mut input = Input(data);
     let (token, table) = (&TABLE.0, &TABLE.1);
-    let mut desk = Desk { roster: WORLD.roster.clone(), tokens: TokenTable::from_bytes(table).expect("our own table") };
+    let tokens = TokenTable::from_bytes(table).expect("our own table");
+    let mut desk = Desk { roster: WORLD.roster.clone(), tokens, approvals: Approvals::default() };
+    desk.approvals.approve(CODE.clone(), NOW);
     let (of_joiner, of_authority) = sides();
     match input.byte() % 3 {
-        // A rogue authority.
+        // A rogue authority, to a host with a token and to one that shows a code.
         0 => {
-            let (mut joiner, _) = Joiner::start(token.clone(), of_joiner, host(9)).expect("the pinned authority");
+            let (mut joiner, _) = match input.byte() % 2 {
+                0 => Joiner::start(token.clone(), of_joiner, host(9)).expect("the pinned authority"),
+                _ => Joiner::ask(CODE.clone(), of_joiner, host(9)).expect("another node"),
+            };
             while !input.is_empty() {
                 let message = input.piece();
                 match within(64 * 1024 + 8 * message.len(), || joiner.receive(message)) {

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use libfuzzer_sys::fuzz_target;
 use meshd::config::{PeerAddress, parse_duration, show_duration};
 use meshd_agent::source::static_file;
+use meshd_ca::approval::ApprovalCode;
 use meshd_ca::identity::{HostName, MeshId, NodeId, SpiffeId, TrustDomain, Workload, escape, unescape};
 use meshd_ca::token::{JoinToken, MAX_HINTS, TokenId, TokenTable};
 use meshd_fuzz::within;
@@ -32,6 +33,9 @@ fuzz_target!(|data: &[u8]| {
     word::<MeshId>(text, true);
     word::<TokenId>(text, true);
     word::<PeerAddress>(text, false);
+    if let Ok(code) = within(8192, || text.parse::<ApprovalCode>()) {
+        assert!(code.to_text().parse::<ApprovalCode>().expect("what is shown is read") == code);
+    }
     if let Ok(token) = within(8192, || text.parse::<JoinToken>()) {
         assert!(token.hints.len() <= MAX_HINTS);
         let printed = token.to_text();

@@ -71,7 +71,7 @@ pub(super) fn findings(facts: &Facts, met: &[Met]) -> Vec<Finding> {
             none if none.is_empty() => Verdict::ok(""),
             who => Verdict::warn(
                 format!("{who}: members of another mesh, whose connections with this host are in plaintext"),
-                "two by mistake? `meshd leave` in one, then join the other with a token; else nothing is wrong",
+                "two by mistake? a host that is alone shows a code (`sudo meshd status`) to approve on the other side; else nothing is wrong",
             ),
         },
     );

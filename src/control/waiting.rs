@@ -64,7 +64,8 @@ impl Waiting {
 
     /// Those who still ask, the longest first.
     pub(crate) fn list(&self) -> Vec<Asker> {
-        let of = |e: &Entry| Asker { node: e.node, name: e.name.clone(), address: e.address, seconds: e.first.elapsed().as_secs() };
+        let of =
+            |e: &Entry| Asker { node: e.node, name: e.name.clone(), address: e.address, seconds: e.first.elapsed().as_secs() };
         self.current().iter().map(of).collect()
     }
 

@@ -18,15 +18,10 @@ use crate::control::waiting::Asker;
 
 /// `POST /v1/approve`: takes the code, again and again until it has let a host in.
 pub(crate) async fn approve(member: &Member, request: api::ApproveRequest) -> Result<api::Approved, No> {
-    let code: ApprovalCode = request
-        .code
-        .expose()
-        .parse()
-        .map_err(|e| No::new(StatusCode::BAD_REQUEST, "that is not the code of a host", e, "`sudo meshd status` on that host shows it"))?;
-    let mut admitted = match member.membership.approve(code.clone()).await {
-        Ok(admitted) => Some(admitted),
-        Err(_) => None,
-    };
+    let code: ApprovalCode = request.code.expose().parse().map_err(|e| {
+        No::new(StatusCode::BAD_REQUEST, "that is not the code of a host", e, "`sudo meshd status` on that host shows it")
+    })?;
+    let mut admitted = member.membership.approve(code.clone()).await.ok();
     let body = Approve { code: code.to_text().to_string().into() };
     for answer in others::<Approved>(member, "/v1/approve", &body).await {
         admitted = Some(admitted.flatten().or(answer.admitted));
@@ -60,7 +55,12 @@ pub(crate) async fn pending(member: &Member) -> Result<Vec<api::Pending>, No> {
 }
 
 fn none_in_reach(what: &str) -> No {
-    No::new(StatusCode::SERVICE_UNAVAILABLE, what, "no authority of this mesh can be reached", "`meshd nodes` shows which hosts are; start meshd there")
+    No::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        what,
+        "no authority of this mesh can be reached",
+        "`meshd nodes` shows which hosts are; start meshd there",
+    )
 }
 
 /// What the other authorities answer, those that do.

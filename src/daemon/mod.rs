@@ -143,7 +143,10 @@ impl Daemon {
         let (why, remedy) = match self.phase() {
             Phase::Member(member) => return Ok(member),
             Phase::New => ("it is still looking for one".into(), "try again in a moment"),
-            Phase::Pending(why) => (why, "`sudo meshd status` shows a code: `meshd approve CODE` on a member lets this host in; or `meshd join TOKEN` here"),
+            Phase::Pending(why) => (
+                why,
+                "`sudo meshd status` shows a code: `meshd approve CODE` on a member lets this host in; or `meshd join TOKEN` here",
+            ),
             Phase::Joining => ("it is joining one".into(), "try again in a moment"),
             Phase::Left => ("it left".into(), "`meshd join TOKEN` brings it into a mesh"),
             Phase::Banished => ("it was banished".into(), "a banished key stays out; empty the state directory to start anew"),
