@@ -42,6 +42,7 @@ pub(crate) async fn status(daemon: &Daemon) -> Status {
         uptime_seconds: daemon.uptime().as_secs(),
     };
     match phase {
+        Phase::New if !daemon.lan().has_address() => status.reason = Some("waiting for a network".into()),
         Phase::New => status.reason = Some("looking for a mesh on this network".into()),
         Phase::Pending(reason) => (status.state, status.reason) = (State::Pending, Some(reason)),
         Phase::Joining => status.state = State::Joining,

@@ -37,6 +37,8 @@ const ASK_LATER: Duration = Duration::from_secs(25);
 const EAGER: Duration = Duration::from_secs(600);
 /// Whom it asks at most each time.
 const MAX_ASKED: usize = 16;
+/// How long a host that has no address waits for its network before it founds a mesh all the same.
+const NO_NETWORK: Duration = Duration::from_secs(30);
 /// How often the LAN is looked at while searching.
 const STEP: Duration = Duration::from_millis(100);
 
@@ -53,7 +55,7 @@ pub(super) async fn acquire(
         None => daemon.enter(Phase::New),
     }
     let config = daemon.config();
-    let patience = Instant::now() + config.found_after;
+    let mut patience = Patience { begun: Instant::now(), network: None };
     let mut asking = pin!(ask(daemon, None));
     loop {
         let idle = daemon.phase();
@@ -86,7 +88,7 @@ pub(super) async fn acquire(
                 tracing::info!(mesh = %joined.0.roster.mesh(), "approved");
                 return Ok(Some(adopt(daemon, joined)?.0));
             }
-            seen = look(daemon, patience), if looking => match seen {
+            seen = look(daemon, &mut patience), if looking => match seen {
                 Some(address) => {
                     tracing::info!(%address, "a mesh is there and this host has no token for it: waiting");
                     daemon.enter(Phase::Pending(format!("a mesh answers at {address}, and this host has no token for it")));
@@ -104,8 +106,24 @@ pub(super) async fn acquire(
     }
 }
 
+/// How long a new host looks for a mesh: from when on there is a network to look at, which on Wi-Fi is long after the start.
+struct Patience {
+    begun: Instant,
+    network: Option<Instant>,
+}
+
+impl Patience {
+    fn is_over(&mut self, daemon: &Daemon) -> bool {
+        if self.network.is_none() && daemon.lan.has_address() {
+            self.network = Some(Instant::now());
+        }
+        let found_after = daemon.config().found_after;
+        self.network.map_or(self.begun + NO_NETWORK.max(found_after), |up| up + found_after) <= Instant::now()
+    }
+}
+
 /// Looks for any mesh until `patience` is over.
-async fn look(daemon: &Daemon, patience: Instant) -> Option<SocketAddr> {
+async fn look(daemon: &Daemon, patience: &mut Patience) -> Option<SocketAddr> {
     let mut peers = peer_addresses(&daemon.config()).await;
     loop {
         if let Some(seen) = daemon.lan.seen().iter().find_map(|s| s.addresses.first().copied()) {
@@ -117,7 +135,7 @@ async fn look(daemon: &Daemon, patience: Instant) -> Option<SocketAddr> {
         {
             return Some(peer);
         }
-        if Instant::now() >= patience && peers.is_empty() {
+        if patience.is_over(daemon) && peers.is_empty() {
             return None;
         }
         sleep(STEP).await;

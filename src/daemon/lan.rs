@@ -67,6 +67,11 @@ impl Lan {
         self.addresses.clone()
     }
 
+    /// Whether others could reach this host.
+    pub(crate) fn has_address(&self) -> bool {
+        !self.addresses.borrow().published.is_empty()
+    }
+
     /// The neighbours seen so far.
     pub(crate) fn seen(&self) -> Vec<Sighting> {
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);

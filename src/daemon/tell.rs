@@ -1,7 +1,7 @@
 //! Tells the service manager how this daemon is: ready once it serves, and in one line what it does.
 //!
 //! Owns the words. *Serving* is having a place in life that lasts: a member at work, or a host that waits for a token. Looking for a mesh
-//! and joining one are not; nor is a strict member whose rules are not in place, because what is ordered behind it counts on them.
+//! and joining one are not, unless there is no network to look at, for which nothing may wait; nor is a strict member whose rules are not in place, because what is ordered behind it counts on them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +20,7 @@ pub(super) async fn tell(daemon: Arc<Daemon>) {
     daemon.manager.patience(daemon.config().found_after + Duration::from_secs(30));
     loop {
         let phase = phases.borrow_and_update().clone();
-        let line = line(&phase);
+        let line = line(&daemon, &phase);
         if line != said {
             daemon.manager.status(&line);
             said = line;
@@ -38,14 +38,16 @@ pub(super) async fn tell(daemon: Arc<Daemon>) {
 
 fn serves(daemon: &Daemon, phase: &Phase) -> bool {
     match phase {
-        Phase::New | Phase::Joining => false,
+        Phase::New => !daemon.lan.has_address() && daemon.config().mode != Mode::Strict,
+        Phase::Joining => false,
         Phase::Pending(_) | Phase::Left | Phase::Banished => true,
         Phase::Member(member) => daemon.config().mode != Mode::Strict || member.rules.state().on,
     }
 }
 
-fn line(phase: &Phase) -> String {
+fn line(daemon: &Daemon, phase: &Phase) -> String {
     match phase {
+        Phase::New if !daemon.lan.has_address() => "waiting for a network".into(),
         Phase::New => "looking for a mesh".into(),
         Phase::Pending(why) => format!("waiting for `meshd approve` or `meshd join`: {why}"),
         Phase::Joining => "joining a mesh".into(),

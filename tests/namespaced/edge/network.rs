@@ -24,6 +24,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario!("edge", a_flood_of_mdns_records),
     scenario!("edge", wifi_that_loses_and_delays),
     scenario!("edge", an_interface_that_goes_down_and_up),
+    scenario!("edge", a_host_that_is_faster_than_its_network),
 ];
 
 /// A hint that leads nowhere: the new host has to find the mesh by itself.
@@ -277,4 +278,26 @@ fn an_interface_that_goes_down_and_up() -> Result<()> {
 /// For the other files of this topic.
 pub(super) fn ip(mesh: &Mesh, host: &str, words: &[&str]) -> Result<String> {
     run_on(mesh.host(host), command("ip").args(words))
+}
+
+/// As on Wi-Fi: the daemon runs long before there is an address.
+fn a_host_that_is_faster_than_its_network() -> Result<()> {
+    let mut mesh = trio().hosts()?;
+    mesh.at_mut("a").start()?;
+    mesh.at("a").until(State::Member)?;
+    mesh.host("b").link_down()?;
+    mesh.at_mut("b").start()?;
+    mesh.at("b").until_answers()?;
+    // Much longer than a host with a network looks around before it founds.
+    std::thread::sleep(Duration::from_secs(6));
+    let status = mesh.at("b").status()?;
+    equal!((status.state, status.reason.as_deref()), (State::New, Some("waiting for a network")), "without a network");
+    mesh.host("b").link_up()?;
+    // The kernel took it with the link.
+    mesh.host("b").add_address(mesh.host("b").ipv6.into())?;
+    mesh.at("b").until(State::Pending)?;
+    let code = mesh.at("b").status()?.code.context("a code")?;
+    mesh.at("a").cli(&["approve", code.expose()])?;
+    mesh.settled()?;
+    secured(&mesh, 8000)
 }
