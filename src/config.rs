@@ -20,6 +20,7 @@ use meshd_ca::identity::{HostName, TrustDomain};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub(crate) use duration::ago;
 pub use duration::{DurationError, parse_duration, show_duration};
 pub use environment::Environment;
 pub use keys::{KEYS, Key};

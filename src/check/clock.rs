@@ -3,6 +3,7 @@
 use super::findings::{Findings, Verdict};
 use crate::api::{Finding, code};
 use crate::clock::Clock;
+use crate::config::ago;
 
 /// No clock that is set shows less: 2026-01-01, when there was no meshd yet.
 const BEFORE_MESHD: u64 = 1_767_225_600;
@@ -43,7 +44,7 @@ pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
             found.warn(
                 code::CLOCK,
                 name,
-                format!("it is {behind} s behind, so certificates are judged by the mesh's {source}"),
+                format!("it is {} behind, so certificates are judged by the mesh's {source}", ago(behind)),
                 hint,
             );
         }
@@ -83,7 +84,9 @@ mod tests {
         assert!(ill(&findings(&Facts { battery: false, synchronised: Some(false), mesh: None, ..well.clone() })).is_empty());
         let behind = Facts { mesh: Some(("floor", 1_800_000_060)), ..well.clone() };
         assert_eq!(ill(&findings(&behind)), [(code::CLOCK, Warn)]);
-        assert!(findings(&behind)[0].detail.as_ref().unwrap().contains("60 s behind"));
+        assert!(findings(&behind)[0].detail.as_ref().unwrap().contains("it is 1m behind"));
+        let year = Facts { mesh: Some(("floor", 1_800_000_000 + 400 * 86_400 + 3700)), ..behind };
+        assert!(findings(&year)[0].detail.as_ref().unwrap().contains("it is 400d1h behind"), "{year:?}");
         assert_eq!(ill(&findings(&Facts { system: 100, mesh: None, ..well })), [(code::CLOCK_SET, Warn)]);
     }
 }

@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout};
 use super::findings::{Findings, Verdict, some_of};
 use crate::api::{Finding, code};
 use crate::clock::Clock;
-use crate::config::Mode;
+use crate::config::{Mode, ago};
 use crate::control::serve::Pong;
 use crate::daemon::Member;
 
@@ -165,7 +165,7 @@ fn clocks(met: &[Met]) -> Verdict {
     let off = met.iter().filter_map(|m| Some((m, m.ahead.filter(|a| a.saturating_abs() > limit)?)));
     let off = some_of(off.map(|(m, ahead)| {
         let way = if ahead > 0 { "ahead" } else { "behind" };
-        format!("{} is {} s {way}", m.name, ahead.unsigned_abs() / 1000)
+        format!("{} is {} {way}", m.name, ago(ahead.unsigned_abs() / 1000))
     }));
     let told: Vec<u64> = met.iter().filter_map(|m| Some(m.ahead?.unsigned_abs())).collect();
     match (off.is_empty(), told.iter().max()) {
@@ -216,7 +216,7 @@ mod tests {
         with(Met { version: Some("0.0.9".into()), ..met("b") }, &[(code::PEER_VERSION, Warn)]);
         with(Met { version: None, mode: None, ..met("b") }, &[]);
         with(Met { mode: Some(Mode::Strict), ..met("b") }, &[(code::PEER_MODE, Warn)]);
-        for (ahead, text) in [(61_000, "b is 61 s ahead"), (-3_600_000, "b is 3600 s behind")] {
+        for (ahead, text) in [(61_000, "b is 1m1s ahead"), (-3_600_000, "b is 1h behind")] {
             with(Met { ahead: Some(ahead), ..met("b") }, &[(code::PEER_CLOCK, Warn)]);
             let found = findings(&[Met { ahead: Some(ahead), ..met("b") }], Mode::Permissive, 6374);
             assert_eq!(found.last().unwrap().detail.as_deref(), Some(text));

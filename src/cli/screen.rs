@@ -1,5 +1,6 @@
 //! Standard output: text or JSON, colours only where they are wanted, and never a control character that somebody else chose.
 
+pub(super) use crate::config::ago;
 use std::io::{self, IsTerminal, Write};
 
 use serde::Serialize;
@@ -102,20 +103,6 @@ pub(super) fn json<T: Serialize + ?Sized>(value: &T) -> Result<String, Failure> 
     }
     out.push('\n');
     Ok(out)
-}
-
-/// A length of time as one or two units: `4s`, `3m10s`, `2d4h`.
-pub(super) fn ago(seconds: u64) -> String {
-    let (big, size, small, per) = match seconds {
-        0..60 => return format!("{seconds}s"),
-        60..3600 => ("m", 60, "s", 1),
-        3600..86_400 => ("h", 3600, "m", 60),
-        _ => ("d", 86_400, "h", 3600),
-    };
-    match seconds % size / per {
-        0 => format!("{}{big}", seconds / size),
-        rest => format!("{}{big}{rest}{small}", seconds / size),
-    }
 }
 
 /// A number of bytes in binary units: `17 B`, `1.5 KiB`, `20 MiB`.

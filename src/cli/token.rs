@@ -4,12 +4,14 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use tokio::time::{Instant, sleep};
 
 use super::screen::{ago, remark};
 use super::table::Table;
 use super::{Around, Exit, Failure, Output};
-use crate::api::{self, NewToken, TokenInfo};
+use crate::api::{self, NewToken, State, TokenInfo};
 use crate::config::{DurationError, parse_duration};
+use crate::local::Local;
 
 const CREATE: &str = "\
 Standard output has the token alone, on a line of its own; remarks go to standard error. Whoever has the token can join \
@@ -82,6 +84,10 @@ struct Revoke {
     output: Output,
 }
 
+/// How long a daemon that has just been started may look for a mesh until a token is asked of it all the same, and how often it is asked
+/// whether it still does.
+const STARTING: (Duration, Duration) = (Duration::from_secs(10), Duration::from_millis(100));
+
 /// Longest life of a token: a year.
 const MAX_LIFETIME: Duration = Duration::from_secs(366 * 86_400);
 
@@ -106,6 +112,7 @@ impl Token {
         let local = around.local()?;
         match self.verb {
             Verb::Create(Create { lifetime, uses, hints, output }) => {
+                until_decided(&local).await;
                 let token = local.create_token(&NewToken { lifetime_seconds: lifetime.as_secs(), uses, hints }).await?;
                 let screen = around.screen(output);
                 screen.show(&token, || format!("{}\n", super::screen::plain(token.token.expose())))?;
@@ -128,6 +135,15 @@ impl Token {
             }
         }
         Ok(Exit::Ok)
+    }
+}
+
+/// Waits while the daemon has not found out yet whether it is to found a mesh: the first token is asked for right after the first start.
+async fn until_decided(local: &Local) {
+    let (patience, pause) = STARTING;
+    let end = Instant::now() + patience;
+    while local.status().await.is_ok_and(|status| status.state == State::New) && Instant::now() < end {
+        sleep(pause).await;
     }
 }
 

@@ -68,6 +68,20 @@ pub fn show_duration(duration: Duration) -> String {
     if text.is_empty() { "0s".into() } else { text }
 }
 
+/// A length of time as a person says it, in one or two units: `4s`, `3m10s`, `2d4h`.
+pub(crate) fn ago(seconds: u64) -> String {
+    let (big, size, small, per) = match seconds {
+        0..60 => return format!("{seconds}s"),
+        60..3600 => ("m", 60, "s", 1),
+        3600..86_400 => ("h", 3600, "m", 60),
+        _ => ("d", 86_400, "h", 3600),
+    };
+    match seconds % size / per {
+        0 => format!("{}{big}", seconds / size),
+        rest => format!("{}{big}{rest}{small}", seconds / size),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

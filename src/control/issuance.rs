@@ -32,6 +32,9 @@ pub(crate) enum IssuanceError {
     /// No authority answers.
     #[error("no authority answers: {0}")]
     Unreachable(LinkError),
+    /// The authority answers, and says no.
+    #[error("the authority says no: {0}")]
+    Refused(LinkError),
     /// No other member is an authority.
     #[error("no authority is known")]
     NoAuthority,
@@ -92,6 +95,7 @@ impl Authorities {
             }
             match self.links.post(authority, "/v1/svid", body.clone()).await {
                 Ok(answer) => return self.read(&request, &answer),
+                Err(error @ LinkError::Refused(..)) => failure = IssuanceError::Refused(error),
                 Err(error) => failure = IssuanceError::Unreachable(error),
             }
         }

@@ -2,6 +2,7 @@
 //!
 //! Control connections are HTTP/2 over TLS 1.3 between pinned node keys; no date is ever checked on them (design section 4).
 
+mod budget;
 pub(crate) mod crowd;
 pub(crate) mod frames;
 pub(crate) mod front;

@@ -19,14 +19,16 @@ use meshd_ca::keys::{PublicKey, Signature, base64url};
 use meshd_ca::roster::MAX_MEMBERS;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::server::TlsStream;
 
+use super::budget::Budget;
 use super::crowd::Crowd;
 use super::gossip::Mailbox;
 use super::link::{Hello, Links, MAX_HELLO};
 use super::waiting::Waiting;
 use crate::clock::Clock;
+use crate::identity::svids::MAX_WORKLOADS;
 use crate::identity::verifier::peer_key;
 use crate::membership::Membership;
 
@@ -49,6 +51,11 @@ const MAX_STRANGERS_PER_SOURCE: usize = 8;
 const INTRODUCTION: Duration = Duration::from_secs(10);
 /// SVIDs in one request.
 pub(crate) const MAX_SVIDS: usize = 64;
+
+/// SVIDs that one member may ask for at once, twice as many as it can hold, and how long it takes until it may have one more. It needs one
+/// for each workload in a third of their life.
+const SVIDS_AT_ONCE: u32 = 2 * MAX_WORKLOADS as u32;
+const SVID_EVERY: Duration = Duration::from_millis(50);
 
 /// A request for SVIDs: for each, what it names, the key it is for, and the proof that the asker holds that key.
 #[derive(Debug, Serialize, Deserialize)]
@@ -102,6 +109,7 @@ pub(crate) fn possession(node: NodeId, workload: &Workload) -> Vec<u8> {
 pub(crate) struct Callers {
     members: Crowd<NodeId>,
     strangers: Crowd<IpAddr>,
+    svids: Budget<NodeId>,
 }
 
 impl Default for Callers {
@@ -109,6 +117,7 @@ impl Default for Callers {
         Self {
             members: Crowd::new(MAX_PER_MEMBER * MAX_MEMBERS, MAX_PER_MEMBER),
             strangers: Crowd::new(MAX_STRANGERS, MAX_STRANGERS_PER_SOURCE),
+            svids: Budget::new(SVIDS_AT_ONCE, SVID_EVERY, MAX_MEMBERS),
         }
     }
 }
@@ -128,6 +137,21 @@ impl Callers {
             let (place, _) = self.members.enter(node);
             place.lost().await;
         }
+    }
+}
+
+impl Callers {
+    /// Whether `node` may have `wanted` more SVIDs now. A request for none is one, too.
+    fn ration(&self, node: NodeId, wanted: usize, now: Instant) -> Result<(), No> {
+        if wanted > MAX_SVIDS {
+            return Err(No(StatusCode::PAYLOAD_TOO_LARGE, format!("at most {MAX_SVIDS} SVIDs in one request")));
+        }
+        self.svids.take(node, wanted.max(1) as u32, now).map_err(|wait| {
+            let seconds = wait.as_secs() + 1;
+            tracing::warn!(%node, wanted, seconds, "refused to issue SVIDs: this member asks for too many");
+            let why = format!("more than {SVIDS_AT_ONCE} SVIDs were asked for in a short time: ask again in {seconds} s");
+            No(StatusCode::TOO_MANY_REQUESTS, why)
+        })
     }
 }
 
@@ -184,6 +208,7 @@ pub(crate) struct Api {
 }
 
 /// A refusal: status and reason.
+#[derive(Debug)]
 struct No(StatusCode, String);
 
 impl Api {
@@ -273,9 +298,7 @@ impl Api {
 
     async fn svid(&self, node: NodeId, body: &[u8]) -> Result<Bytes, No> {
         let request: SvidRequest = parse(body)?;
-        if request.wanted.len() > MAX_SVIDS {
-            return Err(No(StatusCode::PAYLOAD_TOO_LARGE, format!("at most {MAX_SVIDS} SVIDs in one request")));
-        }
+        self.callers.ration(node, request.wanted.len(), Instant::now())?;
         let mut wanted = Vec::with_capacity(request.wanted.len());
         for w in request.wanted {
             w.key
@@ -305,4 +328,28 @@ fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, No> {
 
 fn to_json(value: &impl Serialize) -> Result<Bytes, No> {
     serde_json::to_vec(value).map(Into::into).map_err(|e| No(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_that_asks_for_too_many_svids_is_told_so_and_the_others_are_served() {
+        let node = |n: u8| NodeId::from_bytes([n; 16]);
+        let (callers, now) = (Callers::default(), Instant::now());
+        assert_eq!(callers.ration(node(1), MAX_SVIDS + 1, now).unwrap_err().0, StatusCode::PAYLOAD_TOO_LARGE);
+        // As many as it can hold, twice: a restart during which everything is renewed.
+        for _ in 0..SVIDS_AT_ONCE as usize / MAX_SVIDS {
+            callers.ration(node(1), MAX_SVIDS, now).unwrap();
+        }
+        for wanted in [0, 1, MAX_SVIDS] {
+            let No(status, why) = callers.ration(node(1), wanted, now).unwrap_err();
+            assert_eq!(status, StatusCode::TOO_MANY_REQUESTS);
+            assert!(why.contains("more than 2048 SVIDs were asked for") && why.contains("ask again in "), "{why}");
+        }
+        callers.ration(node(2), MAX_SVIDS, now).unwrap();
+        callers.ration(node(1), MAX_SVIDS, now + MAX_SVIDS as u32 * SVID_EVERY).unwrap();
+        callers.ration(node(1), 1, now + MAX_SVIDS as u32 * SVID_EVERY).unwrap_err();
+    }
 }

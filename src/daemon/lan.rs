@@ -8,12 +8,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use meshd_agent::interfaces::{self, Interface, InterfaceAddress};
-use meshd_agent::source::mdns::{MdnsConfig, Sighting};
+use meshd_agent::source::mdns::{MdnsConfig, News, Sighting};
 use meshd_ca::identity::{MeshId, NodeId};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
-use super::responder::Responder;
+use super::responder::{Heard, Responder};
 use crate::config::Config;
 use crate::intercept::netlink::NetlinkError;
 use crate::intercept::rtnetlink::{Route, Watch};
@@ -24,6 +25,8 @@ const LOOK: Duration = Duration::from_secs(30);
 const SETTLE: Duration = Duration::from_millis(100);
 /// Neighbours remembered.
 const MAX_SEEN: usize = 256;
+/// How long a neighbour is remembered of whom nothing was heard since mDNS was started anew. Whoever is there answers within seconds.
+const UNHEARD: Duration = Duration::from_secs(300);
 
 /// The addresses of this host.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -72,10 +75,11 @@ impl Lan {
         !self.addresses.borrow().published.is_empty()
     }
 
-    /// The neighbours seen so far.
+    /// The neighbours that announce themselves now.
     pub(crate) fn seen(&self) -> Vec<Sighting> {
-        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.neighbours.values().map(|(_, sighting)| sighting.clone()).collect()
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.expire(Instant::now());
+        seen.neighbours.values().map(|n| n.sighting.clone()).collect()
     }
 
     /// Announces this node as a member of `mesh`, or nothing any more.
@@ -107,8 +111,13 @@ async fn run(
                 (Some(_), None) => {}
                 (None, _) => return,
             },
-            sighting = next(&mut mdns) => {
-                seen.lock().unwrap_or_else(PoisonError::into_inner).remember(sighting);
+            heard = next(&mut mdns) => {
+                let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+                match heard {
+                    Heard::News(News::Seen(sighting)) => seen.remember(sighting),
+                    Heard::News(News::Gone(sighting)) => seen.forget(&sighting),
+                    Heard::Anew => seen.doubt(Instant::now()),
+                }
             }
             () = changed(&mut watch) => {
                 tokio::time::sleep(SETTLE).await;
@@ -126,7 +135,7 @@ async fn run(
     }
 }
 
-async fn next(mdns: &mut Option<Responder>) -> Sighting {
+async fn next(mdns: &mut Option<Responder>) -> Heard {
     match mdns {
         Some(m) => m.next().await,
         None => std::future::pending().await,
@@ -147,8 +156,17 @@ async fn changed(watch: &mut Option<Watch>) {
 /// The neighbours seen, by their first address: whoever announces himself under many names gains nothing.
 #[derive(Debug, Default)]
 struct Seen {
-    neighbours: BTreeMap<SocketAddr, (u64, Sighting)>,
+    neighbours: BTreeMap<SocketAddr, Neighbour>,
     count: u64,
+}
+
+#[derive(Debug)]
+struct Neighbour {
+    /// When it was told of, by order.
+    at: u64,
+    sighting: Sighting,
+    /// Since when nobody listens for its end: it was heard by a responder that is gone.
+    doubted: Option<Instant>,
 }
 
 impl Seen {
@@ -156,12 +174,29 @@ impl Seen {
     fn remember(&mut self, sighting: Sighting) {
         let Some(first) = sighting.addresses.iter().min().copied() else { return };
         self.count += 1;
-        self.neighbours.insert(first, (self.count, sighting));
+        // An announcement arrives in pieces, and under another tag in another life.
+        self.neighbours.retain(|_, n| n.sighting.addresses.iter().any(|a| !sighting.addresses.contains(a)));
+        self.neighbours.insert(first, Neighbour { at: self.count, sighting, doubted: None });
         if self.neighbours.len() > MAX_SEEN
-            && let Some(oldest) = self.neighbours.iter().min_by_key(|(_, (at, _))| *at).map(|(address, _)| *address)
+            && let Some(oldest) = self.neighbours.iter().min_by_key(|(_, n)| n.at).map(|(address, _)| *address)
         {
             self.neighbours.remove(&oldest);
         }
+    }
+
+    /// Forgets one that is gone, also as it was known before it had the addresses it had last.
+    fn forget(&mut self, gone: &Sighting) {
+        self.neighbours
+            .retain(|_, n| n.sighting.tag != gone.tag || n.sighting.addresses.iter().any(|a| !gone.addresses.contains(a)));
+    }
+
+    /// From `now` on everybody has to be heard of again.
+    fn doubt(&mut self, now: Instant) {
+        self.neighbours.values_mut().for_each(|n| n.doubted = n.doubted.or(Some(now)));
+    }
+
+    fn expire(&mut self, now: Instant) {
+        self.neighbours.retain(|_, n| n.doubted.is_none_or(|since| now.saturating_duration_since(since) < UNHEARD));
     }
 }
 
@@ -226,8 +261,31 @@ mod tests {
             seen.remember(sighting(n));
         }
         assert_eq!(seen.neighbours.len(), MAX_SEEN);
-        assert!(seen.neighbours.values().any(|(_, s)| *s == sighting(999)), "the last one is not remembered");
+        assert!(seen.neighbours.values().any(|n| n.sighting == sighting(999)), "the last one is not remembered");
         seen.remember(Sighting { addresses: Vec::new(), tag: None, version: 1 });
         assert_eq!(seen.neighbours.len(), MAX_SEEN);
+    }
+
+    #[test]
+    fn who_is_gone_is_forgotten() {
+        let (mut seen, begun) = (Seen::default(), Instant::now());
+        let there = |seen: &Seen| seen.neighbours.values().map(|n| n.sighting.clone()).collect::<Vec<_>>();
+        (1..4).for_each(|n| seen.remember(sighting(n)));
+        // It was known by one address first, and has two now.
+        let both = Sighting { addresses: [sighting(0), sighting(1)].map(|s| s.addresses[0]).to_vec(), ..sighting(1) };
+        seen.remember(both.clone());
+        seen.forget(&both);
+        assert_eq!(there(&seen), [sighting(2), sighting(3)]);
+        seen.forget(&Sighting { version: 2, addresses: both.addresses.clone(), tag: None });
+        // Another responder: whoever is not heard of again within five minutes is not there any more.
+        seen.doubt(begun);
+        seen.remember(sighting(3));
+        seen.expire(begun + UNHEARD / 2);
+        seen.doubt(begun + UNHEARD / 2);
+        assert_eq!(there(&seen), [sighting(2), sighting(3)]);
+        seen.expire(begun + UNHEARD);
+        assert_eq!(there(&seen), [sighting(3)], "doubted for long enough, and heard of since");
+        seen.expire(begun + UNHEARD / 2 + UNHEARD);
+        assert!(there(&seen).is_empty());
     }
 }

@@ -1,27 +1,32 @@
 //! The mDNS responder of this daemon, kept alive.
 //!
 //! Owns the one [`Mdns`] of the process and starts another when it has ended, when port 5353 was taken, or when somebody floods its
-//! cache. Invariant: whatever happens to a responder, the next one announces what the last one was told to announce. A host without
-//! mDNS still has its other hints, so nothing here is ever fatal.
+//! cache or keeps it too busy. Invariant: whatever happens to a responder, the next one announces what the last one was told to announce. A
+//! host without mDNS still has its other hints, so nothing here is ever fatal, and a flood costs no more than a few per cent of a core.
 
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use meshd_agent::source::mdns::{MAX_CACHED, Mdns, MdnsConfig, MdnsError, Sighting, Sightings, Tag};
+use meshd_agent::source::mdns::{MAX_CACHED, Mdns, MdnsConfig, MdnsError, News, Sightings, THREAD, Tag};
 use meshd_ca::identity::MeshId;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until, timeout};
+
+use crate::intercept::{process, socket};
 
 /// How long it stays silent after trouble, at first and at most. A flood costs this host a responder's start in each pause.
 const PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// A responder that worked for this long had no trouble: the next pause is a short one again.
 const WELL: Duration = Duration::from_secs(120);
-/// How often the cache is looked at. It grows without bound in between, so this is also the limit of what a flood can cost.
-const LOOK: Duration = Duration::from_secs(2);
+/// How often it is looked at: how large its cache is, and what it costs. Both are without bound in between, so this is also the limit of
+/// what a flood can cost.
+const LOOK: Duration = Duration::from_secs(1);
+/// More of a core than this, per cent, over the time between two looks is no announcement of anybody: some ten thousand packets a second.
+const TOO_BUSY: u32 = 50;
 /// How long it may take to say how large the cache is: it answers nobody while packets come faster than it can look at them.
 const ANSWER: Duration = Duration::from_secs(10);
 
@@ -38,6 +43,37 @@ enum Trouble {
     Flooded(u64),
     #[error("more packets arrive than it can look at: somebody floods the local network")]
     Swamped,
+    #[error("it takes {0} % of a core: somebody floods the local network")]
+    Busy(u32),
+}
+
+/// What came of listening.
+#[derive(Debug)]
+pub(super) enum Heard {
+    /// Of a neighbour.
+    News(News),
+    /// There is another responder now: of those who were there before nothing is known.
+    Anew,
+}
+
+/// What the responder's thread cost so far, and when that was read.
+#[derive(Debug, Clone, Copy)]
+struct Cost {
+    spent: Duration,
+    at: Instant,
+}
+
+impl Cost {
+    fn now() -> Self {
+        Self { spent: process::cpu_time_of(THREAD), at: Instant::now() }
+    }
+
+    /// How much of a core it took from `before` until this, in per cent; nothing when hardly any time has passed.
+    fn since(self, before: Self) -> u32 {
+        let passed = self.at.saturating_duration_since(before.at);
+        let spent = self.spent.saturating_sub(before.spent).as_micros() * 100;
+        if passed < LOOK / 2 { 0 } else { u32::try_from(spent / passed.as_micros().max(1)).unwrap_or(u32::MAX) }
+    }
 }
 
 /// A responder, or the intention to have one.
@@ -50,6 +86,7 @@ pub(super) struct Responder {
     since: Instant,
     pause: Duration,
     look: Interval,
+    cost: Cost,
 }
 
 impl Responder {
@@ -57,8 +94,9 @@ impl Responder {
     pub(super) fn new(config: MdnsConfig) -> Self {
         let mut look = interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (since, cost) = (Instant::now(), Cost::now());
         let mut responder =
-            Self { config, announced: None, running: None, ending: None, since: Instant::now(), pause: Duration::ZERO, look };
+            Self { config, announced: None, running: None, ending: None, since, pause: Duration::ZERO, look, cost };
         responder.start();
         responder
     }
@@ -83,8 +121,8 @@ impl Responder {
         }
     }
 
-    /// The next new or changed sighting. Keeps the responder running meanwhile; cancel-safe.
-    pub(super) async fn next(&mut self) -> Sighting {
+    /// What is heard next. Keeps the responder running meanwhile; cancel-safe.
+    pub(super) async fn next(&mut self) -> Heard {
         loop {
             let Some((mdns, sightings)) = &mut self.running else {
                 if let Some(ending) = &mut self.ending {
@@ -94,19 +132,27 @@ impl Responder {
                 }
                 sleep_until(self.since + self.pause).await;
                 self.start();
-                continue;
+                return Heard::Anew;
             };
             let trouble = tokio::select! {
                 sighting = sightings.next() => match sighting {
-                    Some(sighting) => return sighting,
+                    Some(news) => return Heard::News(news),
                     None => Trouble::Ended,
                 },
-                _ = self.look.tick() => match timeout(ANSWER, mdns.cached()).await {
-                    Ok(Some(records)) if records > MAX_CACHED => Trouble::Flooded(records),
-                    Ok(Some(_)) => continue,
-                    Ok(None) => Trouble::Ended,
-                    Err(_) => Trouble::Swamped,
-                },
+                _ = self.look.tick() => {
+                    let now = Cost::now();
+                    let busy = now.since(self.cost);
+                    self.cost = now;
+                    match () {
+                        () if busy > TOO_BUSY => Trouble::Busy(busy),
+                        () => match timeout(ANSWER, mdns.cached()).await {
+                            Ok(Some(records)) if records > MAX_CACHED => Trouble::Flooded(records),
+                            Ok(Some(_)) => continue,
+                            Ok(None) => Trouble::Ended,
+                            Err(_) => Trouble::Swamped,
+                        },
+                    }
+                }
             };
             self.give_up(&trouble);
         }
@@ -124,12 +170,19 @@ impl Responder {
             Ok(running) => {
                 self.running = Some(running);
                 self.since = Instant::now();
+                self.cost = Cost::now();
             }
             Err(trouble) => self.give_up(&trouble),
         }
     }
 
     fn give_up(&mut self, trouble: &Trouble) {
+        // As long as packets come faster than it looks at them, its thread does not even hear that it is to end.
+        if matches!(trouble, Trouble::Busy(_) | Trouble::Swamped | Trouble::Flooded(_))
+            && let Err(error) = socket::deafen(self.config.udp_port)
+        {
+            tracing::warn!(%error, "cannot close the sockets of mDNS");
+        }
         let well = self.running.is_some() && self.since.elapsed() > WELL;
         self.ending = self.running.take().map(|(mdns, _)| tokio::spawn(mdns.stop()));
         self.pause = if well { PAUSE } else { (self.pause * 2).clamp(PAUSE, LONGEST_PAUSE) };

@@ -23,6 +23,22 @@ pub fn effective_gid() -> u32 {
     unsafe { libc::getegid() }
 }
 
+/// The processor time that the threads of this process with this name (15 bytes of it, as the kernel keeps it) have taken so far; nothing
+/// where `/proc` does not say.
+pub fn cpu_time_of(thread: &str) -> Duration {
+    let ticks_per_second = rustix::param::clock_ticks_per_second().max(1);
+    let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten().map(|t| t.path());
+    let named = tasks.filter(|t| std::fs::read_to_string(t.join("comm")).is_ok_and(|name| name.trim_end() == thread));
+    let ticks: u64 = named.filter_map(|t| ticks(&std::fs::read_to_string(t.join("stat")).ok()?)).sum();
+    Duration::from_millis(ticks.saturating_mul(1000) / ticks_per_second)
+}
+
+/// `utime` and `stime` in a line of proc_pid_stat(5). The name before them may have any character in it.
+fn ticks(stat: &str) -> Option<u64> {
+    let mut words = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(11);
+    Some(words.next()?.parse::<u64>().ok()?.saturating_add(words.next()?.parse().ok()?))
+}
+
 /// Asks a child to end (SIGTERM), as `systemctl stop` does.
 ///
 /// # Errors
@@ -175,5 +191,19 @@ mod tests {
         let mut child = die_with_parent(Command::new("sleep").arg("60")).spawn().unwrap();
         terminate(&child).unwrap();
         assert!(!child.wait().unwrap().success());
+    }
+
+    #[test]
+    fn the_time_of_a_thread() {
+        assert_eq!(ticks("7 (a) b) S 1 2 3 4 5 6 7 8 9 10 120 30 0 0 20"), Some(150));
+        assert_eq!(ticks("7 (a) S 1"), None);
+        let busy = std::thread::Builder::new().name("a-busy-thread".into()).spawn(|| {
+            let mut n = 0u64;
+            while cpu_time_of("a-busy-thread") < Duration::from_millis(50) {
+                n = std::hint::black_box(n + 1);
+            }
+        });
+        busy.unwrap().join().unwrap();
+        assert_eq!(cpu_time_of("no-such-thread"), Duration::ZERO);
     }
 }

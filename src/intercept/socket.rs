@@ -6,11 +6,11 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockAddr, SockFilter, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use super::netlink::set_option;
@@ -223,6 +223,27 @@ fn transparent(peer: IpAddr, mark: Mark) -> io::Result<Socket> {
     Ok(socket)
 }
 
+/// Makes every UDP socket of this process at `port` deaf for good: the kernel drops what arrives for it, at next to no cost, and the rest
+/// of the process is spared it. For the sockets of a library that has none of its own and is about to end.
+///
+/// # Errors
+/// When the descriptors of this process cannot be listed; a socket that refuses is left as it is.
+pub fn deafen(port: u16) -> io::Result<()> {
+    for entry in std::fs::read_dir("/proc/self/fd")?.flatten() {
+        let Some(number) = entry.file_name().to_str().and_then(|n| n.parse::<RawFd>().ok()) else { continue };
+        // SAFETY: borrowed for one dup(2), which fails when another thread has closed it meanwhile. Whatever it is now, it is the copy that
+        // is looked at before anything is done to it.
+        let Ok(copy) = (unsafe { BorrowedFd::borrow_raw(number) }).try_clone_to_owned() else { continue };
+        let socket = SockRef::from(&copy);
+        let here = |s: &SockRef<'_>| s.local_addr().ok().and_then(|a| a.as_socket()).is_some_and(|a| a.port() == port);
+        if socket.r#type().is_ok_and(|t| t == Type::DGRAM) && here(&socket) {
+            // `ret #0`: no byte of any packet is let through (Documentation/networking/filter.rst).
+            let _ = socket.attach_filter(&[SockFilter::new(0x06, 0, 0, 0)]);
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -253,5 +274,17 @@ mod tests {
                 Finish::Clean => assert_eq!(read.unwrap(), 0),
             }
         }
+    }
+
+    #[test]
+    fn a_socket_that_was_made_deaf_hears_nothing_and_the_others_do() {
+        let bound = || UdpSocket::bind("127.0.0.1:0").unwrap();
+        let (deaf, other, from) = (bound(), bound(), bound());
+        deafen(deaf.local_addr().unwrap().port()).unwrap();
+        for socket in [&deaf, &other] {
+            from.send_to(b"x", socket.local_addr().unwrap()).unwrap();
+            socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        }
+        assert!(deaf.recv(&mut [0; 8]).is_err() && other.recv(&mut [0; 8]).is_ok());
     }
 }

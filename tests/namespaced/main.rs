@@ -22,6 +22,7 @@ mod rules;
 mod support;
 mod systemd;
 mod tcp;
+mod tour;
 mod untouched;
 
 use std::process::ExitCode;
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
         edge::power::SCENARIOS,
         edge::clocks::SCENARIOS,
         checks::SCENARIOS,
+        tour::SCENARIOS,
         systemd::SCENARIOS,
     ];
     // Before there is a second thread. Listing needs no namespace.

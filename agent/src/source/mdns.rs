@@ -29,6 +29,8 @@ pub const MAX_SIGHTINGS: usize = 256;
 pub const MAX_ADDRESSES: usize = 32;
 /// When the library's cache holds more records than this somebody floods the LAN: drop the [`Mdns`] and start another.
 pub const MAX_CACHED: u64 = 16_384;
+/// What the library calls its thread.
+pub const THREAD: &str = "mDNS_daemon";
 /// Longest instance name remembered, in bytes; DNS allows 63 for the label and as much again for escapes.
 const MAX_NAME: usize = 256;
 
@@ -94,6 +96,15 @@ pub struct Sighting {
     pub tag: Option<Tag>,
     /// The protocol version that it announces.
     pub version: u16,
+}
+
+/// What was heard of a neighbour.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum News {
+    /// It is new, or says something else than before.
+    Seen(Sighting),
+    /// It said goodbye, or has not been heard of for as long as its announcement was good (two minutes, asked for again before).
+    Gone(Sighting),
 }
 
 /// A running responder and browser; both end when it is dropped, with a goodbye on the LAN.
@@ -188,7 +199,7 @@ impl Mdns {
     }
 
     /// Ends it and waits until its thread is gone. That may take long: while more packets arrive than it can look at, it looks at nothing
-    /// else.
+    /// else. Whoever owns the sockets' process can make them deaf.
     pub async fn stop(self) {
         if let Ok(ended) = self.daemon.shutdown() {
             let _ = ended.recv_async().await;
@@ -225,17 +236,21 @@ impl std::fmt::Debug for Sightings {
 }
 
 impl Sightings {
-    /// The next new or changed sighting; none when the responder has ended. Cancel-safe.
-    pub async fn next(&mut self) -> Option<Sighting> {
+    /// The next new, changed or ended sighting; none when the responder has ended. Cancel-safe.
+    pub async fn next(&mut self) -> Option<News> {
         loop {
             match self.events.recv_async().await {
                 Ok(ServiceEvent::ServiceResolved(service)) => {
                     let own = locked(&self.shared).salt;
                     if let Some(sighting) = self.seen.resolved(&service.fullname, &heard(&service), own) {
-                        return Some(sighting);
+                        return Some(News::Seen(sighting));
                     }
                 }
-                Ok(ServiceEvent::ServiceRemoved(_, name)) => self.seen.removed(&name),
+                Ok(ServiceEvent::ServiceRemoved(_, name)) => {
+                    if let Some(sighting) = self.seen.removed(&name) {
+                        return Some(News::Gone(sighting));
+                    }
+                }
                 Ok(_) => {}
                 // The library drops a subscriber that is a thousand events behind; when the responder has ended this fails.
                 Err(_) => self.events = self.daemon.browse(SERVICE).ok()?,
@@ -338,8 +353,8 @@ impl Seen {
         (!known).then_some(sighting)
     }
 
-    fn removed(&mut self, name: &str) {
-        self.instances.remove(&name.to_ascii_lowercase());
+    fn removed(&mut self, name: &str) -> Option<Sighting> {
+        self.instances.remove(&name.to_ascii_lowercase()).map(|(_, sighting)| sighting)
     }
 }
 

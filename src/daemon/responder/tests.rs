@@ -46,8 +46,8 @@ fn mesh() -> MeshId {
 async fn heard(neighbour: &mut Sightings, before: Option<Tag>) -> Tag {
     let announced = async {
         loop {
-            let tag = neighbour.next().await.unwrap().tag;
-            if let Some(tag) = tag.filter(|t| tag_matches(mesh(), t) && Some(*t) != before) {
+            let News::Seen(sighting) = neighbour.next().await.unwrap() else { continue };
+            if let Some(tag) = sighting.tag.filter(|t| tag_matches(mesh(), t) && Some(*t) != before) {
                 return tag;
             }
         }
@@ -67,7 +67,11 @@ fn one_that_ended_is_replaced() {
             let (mdns, orphans) = responder.running.take().unwrap();
             drop(mdns);
             responder.running = Some((Mdns::start(config("bystander")).unwrap().0, orphans));
-            let working = tokio::spawn(async move { responder.next().await });
+            let working = tokio::spawn(async move {
+                loop {
+                    responder.next().await;
+                }
+            });
             heard(&mut sightings, Some(first)).await;
             working.abort();
         });
@@ -85,7 +89,11 @@ fn a_port_that_is_held_alone_is_had_when_it_is_free() {
             responder.announce(Some(mesh()));
             drop(selfish);
             let (_neighbour, mut sightings) = Mdns::start(config("neighbour")).unwrap();
-            let working = tokio::spawn(async move { responder.next().await });
+            let working = tokio::spawn(async move {
+                loop {
+                    responder.next().await;
+                }
+            });
             heard(&mut sightings, None).await;
             working.abort();
         });

@@ -14,6 +14,11 @@ pub(crate) fn greeter(address: SocketAddr, greeting: &str) -> Command {
     command(&["greet", &address.to_string(), greeting])
 }
 
+/// A process that listens on `address` and answers every HTTP request with a short text.
+pub(crate) fn web(address: SocketAddr) -> Command {
+    command(&["web", &address.to_string()])
+}
+
 /// A process that listens on `address` and accepts, but never reads nor writes.
 pub(crate) fn deaf(address: SocketAddr) -> Command {
     command(&["deaf", &address.to_string()])
@@ -40,6 +45,7 @@ pub(crate) fn run(words: &[String]) -> ExitCode {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let done = match words.as_slice() {
         ["greet", address, greeting] => greet(address, greeting),
+        ["web", address] => serve(address),
         ["deaf", address] => sit(address),
         ["hear", address] => hear(address),
         ["hold", socket, count] => hold(socket, count),
@@ -59,6 +65,22 @@ fn greet(address: &str, greeting: &str) -> std::io::Result<()> {
     loop {
         let (mut stream, _) = listener.accept()?;
         let _ = stream.write_all(greeting.as_bytes());
+    }
+}
+
+fn serve(address: &str) -> std::io::Result<()> {
+    let listener = TcpListener::bind(address)?;
+    loop {
+        let (mut stream, _) = listener.accept()?;
+        let (mut request, mut some) = (Vec::new(), [0; 1024]);
+        while !request.windows(4).any(|w| w == b"\r\n\r\n") && request.len() < 64 * 1024 {
+            match stream.read(&mut some) {
+                Ok(n) if n > 0 => request.extend_from_slice(&some[..n]),
+                _ => break,
+            }
+        }
+        let _ = stream
+            .write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 6\r\nConnection: close\r\n\r\nhello\n");
     }
 }
 

@@ -42,6 +42,6 @@ impl Table {
 
     /// Takes in a goodbye.
     pub fn removed(&mut self, name: &str) {
-        self.0.removed(name);
+        let _ = self.0.removed(name);
     }
 }

@@ -147,6 +147,14 @@ fn two_responders_find_each_other() {
     assert!(out.status.success() && text.contains("1 passed"), "{text}");
 }
 
+async fn seen_by(sightings: &mut Sightings) -> Sighting {
+    loop {
+        if let News::Seen(sighting) = sightings.next().await.unwrap() {
+            return sighting;
+        }
+    }
+}
+
 #[tokio::main(flavor = "current_thread")]
 async fn inside() {
     let config = |instance: &str, port| MdnsConfig {
@@ -164,7 +172,7 @@ async fn inside() {
     // What is first told of a host may be one of its addresses only.
     let whole = async {
         loop {
-            let seen = sees_b.next().await.unwrap();
+            let seen = seen_by(&mut sees_b).await;
             if seen.addresses.contains(&"10.77.0.1:6374".parse().unwrap()) {
                 return seen;
             }
@@ -173,7 +181,7 @@ async fn inside() {
     let seen = tokio::time::timeout(long, whole).await.expect("beta sees alpha");
     assert!(tag_matches(mesh(1), &seen.tag.unwrap()) && !tag_matches(mesh(2), &seen.tag.unwrap()));
     assert_eq!(seen.version, VERSION);
-    let seen = tokio::time::timeout(long, sees_a.next()).await.expect("alpha sees beta").unwrap();
+    let seen = tokio::time::timeout(long, seen_by(&mut sees_a)).await.expect("alpha sees beta");
     assert!(seen.addresses.iter().all(|a| a.port() == 7000), "not itself: {seen:?}");
     assert_eq!(seen.tag, None);
 
@@ -181,7 +189,7 @@ async fn inside() {
     b.announce(Some(Tag::of(mesh(1)).unwrap())).unwrap();
     let tagged = async {
         loop {
-            let s = sees_a.next().await.unwrap();
+            let s = seen_by(&mut sees_a).await;
             if s.tag.is_some_and(|t| tag_matches(mesh(1), &t)) {
                 return;
             }
@@ -195,16 +203,21 @@ async fn inside() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     a.announce(Some(Tag::of(mesh(3)).unwrap())).unwrap();
     let deaf = async {
-        while let Some(s) = sees_b.next().await {
+        loop {
+            let s = seen_by(&mut sees_b).await;
             assert!(!s.tag.is_some_and(|t| tag_matches(mesh(3), &t)), "{s:?}");
         }
     };
     assert!(tokio::time::timeout(Duration::from_secs(3), deaf).await.is_err());
     b.use_interfaces(BTreeSet::from(["lan0".to_owned()])).unwrap();
-    let back = async { while !sees_b.next().await.unwrap().tag.is_some_and(|t| tag_matches(mesh(3), &t)) {} };
+    let back = async { while !seen_by(&mut sees_b).await.tag.is_some_and(|t| tag_matches(mesh(3), &t)) {} };
     tokio::time::timeout(long, back).await.expect("beta hears alpha again");
 
+    // Its goodbye is told.
     drop(b);
+    let gone =
+        async { while !matches!(sees_a.next().await, Some(News::Gone(s)) if s.addresses.iter().any(|a| a.port() == 7000)) {} };
+    tokio::time::timeout(long, gone).await.expect("alpha hears that beta is gone");
     assert!(tokio::time::timeout(long, async { while sees_b.next().await.is_some() {} }).await.is_ok(), "the end is told");
     a.unannounce().unwrap();
 }
