@@ -12,6 +12,7 @@ use meshd::api::{Finding, Level, State, code};
 use meshd::intercept::rtnetlink::{LOOPBACK, Route};
 use tokio::time::Instant;
 
+use crate::breakages::named;
 use crate::rules::container;
 use crate::support::mesh::{MESHD, Member, Mesh, SETTLED, Setup};
 use crate::support::scenario::{Need, Scenario, command, scenario};
@@ -45,7 +46,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
 ];
 
 /// What `check` with these words finds on a host, whatever its exit status.
-fn check(member: &Member, words: &[&str]) -> Result<Vec<Finding>> {
+pub(crate) fn check(member: &Member, words: &[&str]) -> Result<Vec<Finding>> {
     let (ok, out, err) = member.try_cli(&[&["check", "-o", "json"], words].concat())?;
     let found: Vec<Finding> = serde_json::from_str(&out).with_context(|| format!("check printed {out}{err}"))?;
     equal!(ok, found.iter().all(|f| f.level != Level::Fail), "the exit status of {found:#?}");
@@ -57,24 +58,33 @@ fn ill(found: &[Finding]) -> BTreeSet<&str> {
     found.iter().filter(|f| f.level != Level::Ok).map(|f| f.code.as_str()).collect()
 }
 
+/// Exactly these codes are not well, and all others are.
+fn exactly(found: &[Finding], codes: &[&str], what: &str) -> Result<()> {
+    equal!(ill(found), codes.iter().copied().collect::<BTreeSet<&str>>(), "{what}");
+    named(codes.iter().copied());
+    Ok(())
+}
+
 /// Waits until exactly these codes are not well, and all others are.
-fn only(member: &Member, words: &[&str], codes: &[&str]) -> Result<Vec<Finding>> {
+pub(crate) fn only(member: &Member, words: &[&str], codes: &[&str]) -> Result<Vec<Finding>> {
     let wanted: BTreeSet<&str> = codes.iter().copied().collect();
     eventually(SETTLED, &format!("check on {} names {codes:?} alone", member.name), || {
         let found = check(member, words)?;
         let bad: Vec<&Finding> = found.iter().filter(|f| f.level != Level::Ok).collect();
         ensure!(ill(&found) == wanted, "it names {bad:#?}");
+        named(codes.iter().copied());
         Ok(found)
     })
 }
 
 /// Waits until these codes are among what is not well.
-fn among(member: &Member, codes: &[&str]) -> Result<()> {
+pub(crate) fn among(member: &Member, codes: &[&str]) -> Result<Vec<Finding>> {
     eventually(SETTLED, &format!("check on {} names {codes:?}", member.name), || {
         let found = check(member, &[])?;
-        let ill = ill(&found);
-        ensure!(codes.iter().all(|c| ill.contains(c)), "it names {ill:?}");
-        Ok(())
+        let bad = ill(&found);
+        ensure!(codes.iter().all(|c| bad.contains(c)), "it names {bad:?}");
+        named(codes.iter().copied());
+        Ok(found)
     })
 }
 
@@ -82,7 +92,7 @@ fn level_of(found: &[Finding], code: &str) -> Option<Level> {
     found.iter().filter(|f| f.code == code).map(|f| f.level).max()
 }
 
-fn detail_of<'a>(found: &'a [Finding], code: &str) -> &'a str {
+pub(crate) fn detail_of<'a>(found: &'a [Finding], code: &str) -> &'a str {
     let ill = found.iter().filter(|f| f.code == code).max_by_key(|f| f.level);
     ill.and_then(|f| f.detail.as_deref()).unwrap_or_default()
 }
@@ -120,7 +130,7 @@ fn before_the_first_start() -> Result<()> {
     mesh.at_mut("a").start()?;
     mesh.at("a").until(State::Member)?;
     let found = check(mesh.at("a"), &["--pre"])?;
-    equal!(ill(&found), [code::OTHER_MESHD, code::PORT_CAPTURE, code::PORT_MESH, code::PORT_ADMIN].into(), "with a daemon");
+    exactly(&found, &[code::OTHER_MESHD, code::PORT_CAPTURE, code::PORT_MESH, code::PORT_ADMIN], "with a daemon")?;
     ensure!(detail_of(&found, code::PORT_MESH).contains("meshd (pid "), "{found:#?}");
     Ok(())
 }
@@ -154,10 +164,10 @@ fn capabilities_by_name() -> Result<()> {
     // CAP_NET_RAW alone would be enough for transparent sockets. What only CAP_NET_ADMIN may ask is not known, and not guessed.
     let found = without(&mesh, "-net_admin,-net_raw")?;
     let unknown = [code::KERNEL, code::LEFTOVERS, code::FIREWALL_PORT, code::TRANSPARENT];
-    equal!(ill(&found), [&[code::CAP_NET_ADMIN], &unknown[..]].concat().into_iter().collect(), "without CAP_NET_ADMIN");
+    exactly(&found, &[&[code::CAP_NET_ADMIN], &unknown[..]].concat(), "without CAP_NET_ADMIN")?;
     equal!(level_of(&found, code::CAP_NET_ADMIN), Some(Level::Fail), "the level of it");
     equal!(level_of(&found, code::KERNEL), Some(Level::Warn), "what is not known");
-    equal!(ill(&without(&mesh, "-net_bind_service")?), [code::CAP_NET_BIND_SERVICE].into(), "without one");
+    exactly(&without(&mesh, "-net_bind_service")?, &[code::CAP_NET_BIND_SERVICE], "without one")?;
     // A daemon says it of itself.
     mesh.at_mut("a").start_through("setpriv", &["--bounding-set=-net_bind_service,-dac_read_search", "--"])?;
     mesh.at("a").until(State::Member)?;
@@ -362,13 +372,13 @@ fn a_full_and_a_read_only_disk() -> Result<()> {
         let output = mesh.at("a").output(&mut asked, Duration::from_secs(30))?;
         serde_json::from_slice(&output.stdout).with_context(|| format!("{output:?}"))
     };
-    equal!(ill(&on("mode=700,size=64m")?), BTreeSet::new(), "a disk with room");
+    exactly(&on("mode=700,size=64m")?, &[], "a disk with room")?;
     let found = on("mode=700,size=4m")?;
-    equal!(ill(&found), [code::DISK].into(), "a small disk");
+    exactly(&found, &[code::DISK], "a small disk")?;
     equal!(level_of(&found, code::DISK), Some(Level::Fail), "a disk with next to no room");
     equal!(level_of(&on("mode=700,size=20m")?, code::DISK), Some(Level::Warn), "a disk with little room");
-    equal!(ill(&on("mode=700,size=64m,nr_inodes=1")?), [code::DISK].into(), "a disk that takes no file");
-    equal!(ill(&on("mode=700,size=64m,ro")?), [code::STATE].into(), "a read-only disk");
+    exactly(&on("mode=700,size=64m,nr_inodes=1")?, &[code::DISK], "a disk that takes no file")?;
+    exactly(&on("mode=700,size=64m,ro")?, &[code::STATE], "a read-only disk")?;
     Ok(())
 }
 
@@ -400,6 +410,7 @@ fn members_that_do_not_answer() -> Result<()> {
     eventually(3 * SETTLED, "addresses at which nobody answers are told", || {
         let found = check(mesh.at("b"), &[])?;
         ensure!(ill(&found).contains(code::ADDRESS_SILENT), "{:?}", ill(&found));
+        named([code::ADDRESS_SILENT]);
         Ok(())
     })?;
     mesh.at_mut("a").start()?;
@@ -512,6 +523,9 @@ fn another_mesh_on_the_lan() -> Result<()> {
         // Its link-local address will do, too.
         ensure!(detail.contains(&host.ipv4.to_string()) || detail.contains(':'), "{detail}");
     }
+    // It says goodbye, and is not a mesh on the LAN any more.
+    mesh.at_mut("c").stop()?;
+    only(mesh.at("a"), &[], &[])?;
     Ok(())
 }
 
@@ -549,5 +563,6 @@ fn limits_and_strangers_at_the_door() -> Result<()> {
     let output = mesh.at("a").output(&mut asked, Duration::from_secs(30))?;
     let found: Vec<Finding> = serde_json::from_slice(&output.stdout)?;
     ensure!(ill(&found).contains(code::CONFIG_NOTES), "{found:#?}");
+    named([code::CONFIG_NOTES]);
     Ok(())
 }

@@ -9,6 +9,7 @@
 
 mod admin;
 mod applications;
+mod breakages;
 mod checks;
 mod edge;
 mod hostile;
@@ -56,6 +57,7 @@ fn main() -> ExitCode {
         edge::power::SCENARIOS,
         edge::clocks::SCENARIOS,
         checks::SCENARIOS,
+        breakages::SCENARIOS,
         tour::SCENARIOS,
         systemd::SCENARIOS,
     ];
@@ -63,14 +65,26 @@ fn main() -> ExitCode {
     let root = if arguments.list { Ok(false) } else { meshd::intercept::netns::become_root() };
     let no_root = root.err().map(|e| e.to_string());
     let trials = scenarios.into_iter().flatten().map(|s| trial(s, no_root.clone())).collect();
-    libtest_mimic::run(&arguments, trials).exit_code()
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    if arguments.list || conclusion.has_failed() || !breakages::all_ran() {
+        return conclusion.exit_code();
+    }
+    match breakages::whole() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("the checks are not complete: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 fn trial(scenario: &'static Scenario, no_root: Option<String>) -> Trial {
     let missing = no_root.or_else(|| missing(scenario.needs));
     let run = scenario.run;
     match missing {
-        None => Trial::test(scenario.name, move || run().map_err(|e| Failed::from(format!("{e:#}")))),
+        None => Trial::test(scenario.name, move || {
+            run().map(|()| breakages::ran(scenario.name)).map_err(|e| Failed::from(format!("{e:#}")))
+        }),
         Some(why) if required() => Trial::test(scenario.name, move || Err(Failed::from(format!("cannot run here: {why}")))),
         Some(why) => {
             eprintln!("SKIPPED {}: {why}", scenario.name);

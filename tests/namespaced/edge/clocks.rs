@@ -23,19 +23,21 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
 ];
 
 /// The time that `libfaketime` shows a host's daemon: an absolute one from which it runs on, or an offset.
-const IN_1970: &str = "@1970-01-01 00:02:00";
-const AHEAD: &str = "+60y";
-const RIGHT: &str = "+0";
+pub(crate) const IN_1970: &str = "@1970-01-01 00:02:00";
+pub(crate) const AHEAD: &str = "+60y";
+pub(crate) const RIGHT: &str = "+0";
 
 fn file(mesh: &Mesh, name: &str) -> PathBuf {
     mesh.host(name).dir().join("time")
 }
 
-fn set(mesh: &Mesh, name: &str, time: &str) -> Result<()> {
+/// Changes the time that the daemon of `name` sees.
+pub(crate) fn set(mesh: &Mesh, name: &str, time: &str) -> Result<()> {
     Ok(std::fs::write(file(mesh, name), time)?)
 }
 
-fn start(mesh: &mut Mesh, name: &str, time: &str) -> Result<()> {
+/// Starts the daemon of `name` at another time of day.
+pub(crate) fn start(mesh: &mut Mesh, name: &str, time: &str) -> Result<()> {
     set(mesh, name, time)?;
     let library = faketime().context("libfaketime")?;
     let words = [

@@ -22,6 +22,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario!("edge", without_multicast, Need::Program("ip"), Need::Program("nft")),
     scenario!("edge", beside_avahi, Need::Program("avahi-daemon"), Need::Program("unshare")),
     scenario!("edge", a_flood_of_mdns_records),
+    scenario!("edge", more_mdns_than_a_core_can_look_at),
     scenario!("edge", wifi_that_loses_and_delays),
     scenario!("edge", an_interface_that_goes_down_and_up),
     scenario!("edge", a_host_that_is_faster_than_its_network),
@@ -185,20 +186,68 @@ fn a_flood_of_mdns_records() -> Result<()> {
     mesh.secured_between("c", "b", 8010)
 }
 
+/// Somebody sends as many packets as the cable takes, always the same: nothing piles up, and they are not worth a core.
+fn more_mdns_than_a_core_can_look_at() -> Result<()> {
+    let mut mesh = Setup::of(&["a"]).outsider("x").hosts()?;
+    mesh.at_mut("a").start()?;
+    mesh.at("a").until(State::Member)?;
+    let host = mesh.host("x");
+    let (stop, lasts) = (AtomicBool::new(false), Duration::from_secs(20));
+    let spent = || processor_time(mesh.at("a").pid()?);
+    let spent = std::thread::scope(|scope| {
+        let flooding = scope.spawn(|| {
+            let socket = host.within(|| std::net::UdpSocket::bind((host.ipv4, 0)))??;
+            socket2::SockRef::from(&socket).set_multicast_if_v4(&host.ipv4)?;
+            let packet = instances(0);
+            while !stop.load(Ordering::Relaxed) {
+                // A full queue is no failure here.
+                let _ = socket.send_to(&packet, "224.0.0.251:5353");
+            }
+            Ok::<_, anyhow::Error>(())
+        });
+        let before = spent()?;
+        std::thread::sleep(lasts);
+        let taken = spent()? - before;
+        stop.store(true, Ordering::Relaxed);
+        flooding.join().map_err(|_| anyhow::anyhow!("the flood died"))??;
+        Ok::<_, anyhow::Error>(taken)
+    })?;
+    println!("a flood of {lasts:?} took {spent:?}");
+    ensure!(spent < lasts / 2, "it took {spent:?} of {lasts:?}");
+    // On a busy machine there may be no core to take half of.
+    let log = mesh.at("a").log();
+    ensure!(spent < lasts / 4 || log.contains("% of a core: somebody floods the local network"), "it was not noticed: {log}");
+    // And mDNS comes back.
+    mesh.at("a").cli(&["check", "-o", "short"]).map(drop)
+}
+
+/// `utime` and `stime` of proc_pid_stat(5).
+fn processor_time(pid: u32) -> Result<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let words = stat.rsplit_once(')').context("no name")?.1.split_whitespace().skip(11).take(2);
+    let ticks = words.map(str::parse::<u64>).sum::<std::result::Result<u64, _>>()?;
+    Ok(Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second()))
+}
+
+/// An announcement of fifty instances, numbered from `first`.
+fn instances(first: u32) -> Vec<u8> {
+    let mut packet = vec![0, 0, 0x84, 0, 0, 0, 0, 50, 0, 0, 0, 0];
+    for place in 0..50 {
+        let name: &[u8] = if place == 0 { b"\x06_meshd\x04_tcp\x05local\0" } else { &[0xc0, 12] };
+        packet.extend(name);
+        packet.extend([0, 12, 0, 1, 0, 0, 0x11, 0x94, 0, 12, 9]); // PTR IN, 4500 s, 12 bytes: a label and a pointer
+        packet.extend(format!("x{:08x}", first + place).bytes());
+        packet.extend([0xc0, 12]);
+    }
+    packet
+}
+
 /// Announces ever more instances from `host`, until `stop`.
 fn flood(host: &Host, stop: &AtomicBool) -> Result<()> {
     let socket = host.within(|| std::net::UdpSocket::bind((host.ipv4, 0)))??;
     socket2::SockRef::from(&socket).set_multicast_if_v4(&host.ipv4)?;
     for number in (0u32..).step_by(50).take_while(|_| !stop.load(Ordering::Relaxed)) {
-        let mut packet = vec![0, 0, 0x84, 0, 0, 0, 0, 50, 0, 0, 0, 0];
-        for place in 0..50 {
-            let name: &[u8] = if place == 0 { b"\x06_meshd\x04_tcp\x05local\0" } else { &[0xc0, 12] };
-            packet.extend(name);
-            packet.extend([0, 12, 0, 1, 0, 0, 0x11, 0x94, 0, 12, 9]); // PTR IN, 4500 s, 12 bytes: a label and a pointer
-            packet.extend(format!("x{:08x}", number + place).bytes());
-            packet.extend([0xc0, 12]);
-        }
-        socket.send_to(&packet, "224.0.0.251:5353")?;
+        socket.send_to(&instances(number), "224.0.0.251:5353")?;
         // In bursts, so that some of it gets through on a busy machine, too.
         let pause = if number % 2500 == 0 { 200 } else { 1 };
         std::thread::sleep(Duration::from_millis(pause));

@@ -18,6 +18,7 @@ use crate::support::{equal, eventually};
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario!("edge", a_full_disk, Need::Program("unshare")),
+    scenario!("edge", a_disk_that_is_full_at_the_start, Need::Program("unshare")),
     scenario!("edge", a_disk_that_becomes_read_only, Need::Program("unshare"), Need::Program("nsenter")),
     scenario!("edge", with_128_files, Need::Program("prlimit")),
     scenario!("edge", on_one_core, Need::Program("taskset")),
@@ -87,6 +88,56 @@ fn a_full_disk() -> Result<()> {
     let (_, report, _) = mesh.at("a").try_cli(&["check"])?;
     ensure!(!report.contains("disk full"), "check goes on about the disk: {report}");
     secured(&mesh, 8020)
+}
+
+/// Shell words as [`small_disk`], with a disk that is full already.
+fn full_disk(dir: &Path) -> Vec<String> {
+    let script = "mkdir -p \"$0\" && mount -t tmpfs -o size=4m,mode=700 full \"$0\" && \
+                  { ! [ -d \"$0.kept\" ] || cp -a \"$0.kept/.\" \"$0\"; } && \
+                  { head -c 16m /dev/zero > \"$0/filler\" 2>/dev/null || true; } && exec \"$@\"";
+    ["-m", "sh", "-c", script].into_iter().map(str::to_owned).chain([dir.display().to_string()]).collect()
+}
+
+/// The first start of a host, and a later one, on a disk without room for a byte.
+fn a_disk_that_is_full_at_the_start() -> Result<()> {
+    let mut mesh = trio().hosts()?;
+    let words = |mesh: &Mesh, name: &str| full_disk(&mesh.at(name).dir().join("state"));
+    let full = words(&mesh, "a");
+    let full: Vec<&str> = full.iter().map(String::as_str).collect();
+    // A host that has no key yet cannot be anybody: it says why and what to do, and ends, so that a service manager tries again.
+    mesh.at_mut("a").start_through("unshare", &full)?;
+    let status = mesh.at_mut("a").ended(Duration::from_secs(20))?.context("it goes on without a key")?;
+    ensure!(!status.success(), "it ended well");
+    let log = mesh.at("a").log();
+    ensure!(log.contains("No space left") && log.contains("is the disk full"), "it does not say why, or what to do: {log}");
+    ensure!(!mesh.at("a").dir().join("run/meshd.sock").exists(), "it left its socket");
+    // There is room.
+    mesh.at_mut("a").start()?;
+    mesh.at("a").until(State::Member)?;
+    let token = mesh.at("a").token()?;
+    mesh.at_mut("b").start()?;
+    mesh.at("b").until_answers()?;
+    mesh.at("b").cli(&["join", &token])?;
+    mesh.at("b").until(State::Member)?;
+    mesh.settled()?;
+    // A member is started again on a disk that has filled up meanwhile: it serves, and remembers nothing new.
+    mesh.at_mut("b").stop()?;
+    let state = mesh.at("b").dir().join("state");
+    std::fs::rename(&state, state.with_extension("kept"))?;
+    let full = words(&mesh, "b");
+    mesh.at_mut("b").start_through("unshare", &full.iter().map(String::as_str).collect::<Vec<_>>())?;
+    mesh.at("b").until(State::Member)?;
+    mesh.settled()?;
+    secured(&mesh, 8000)?;
+    let (ok, report, _) = mesh.at("b").try_cli(&["check"])?;
+    ensure!(!ok && report.contains("check-disk"), "check says nothing of the disk: {report}");
+    std::fs::remove_file(seen(mesh.at("b"))?.join("filler"))?;
+    eventually(Duration::from_secs(30), "what could not be saved is saved", || {
+        let (_, report, _) = mesh.at("b").try_cli(&["check"])?;
+        ensure!(!report.contains("check-state"), "{report}");
+        Ok(())
+    })?;
+    secured(&mesh, 8010)
 }
 
 fn a_disk_that_becomes_read_only() -> Result<()> {
