@@ -22,7 +22,7 @@ use meshd_ca::store::Store;
 use crate::checks::{among, check, detail_of, only};
 use crate::edge::clocks;
 use crate::support::manager::Manager;
-use crate::support::mesh::{MESHD, Member, Mesh, SETTLED, Setup, run_on};
+use crate::support::mesh::{MESHD, Member, SETTLED, Setup, run_on};
 use crate::support::scenario::{Need, Scenario, command, scenario};
 use crate::support::traffic::{Server, connect, echo, sockets};
 use crate::support::units::inside;

@@ -39,6 +39,8 @@ const COMMAND: Duration = Duration::from_secs(30);
 enum Kind {
     /// A token, cut off in print.
     Token,
+    /// The code of a host that waits, also as part of a command.
+    Code,
     /// The id of a mesh, also as part of a trust domain.
     Mesh,
     /// The id of a node.
@@ -59,12 +61,13 @@ const MAY_VARY: &[(&str, &[Kind])] = &[
     ("meshd join", &[Kind::Mesh]),
     ("meshd nodes", &[Kind::Ago, Kind::Version]),
     ("meshd edges", &[Kind::Bytes, Kind::Ago, Kind::User, Kind::Node]),
-    ("meshd status", &[Kind::Node, Kind::Ago, Kind::Version]),
+    ("meshd status", &[Kind::Code, Kind::Node, Kind::Ago, Kind::Version]),
+    ("meshd pending", &[Kind::Ago, Kind::Node]),
     ("meshd resolve", &[Kind::Mesh]),
 ];
 
 /// Commands that change something: done once. The others may be repeated, as a person looks twice.
-const ONCE: [&str; 4] = ["meshd run", "meshd token create", "meshd join", "curl"];
+const ONCE: [&str; 5] = ["meshd run", "meshd token create", "meshd join", "meshd approve", "curl"];
 
 /// One command of a transcript, on which host, and what is printed next.
 #[derive(Debug)]
@@ -109,6 +112,13 @@ fn transcripts(file: &str, section: &str) -> Result<Vec<Step>> {
     Ok(steps)
 }
 
+/// The code in a word, if there is one: four times four characters, whatever is around it.
+fn code(word: &str) -> Option<&str> {
+    let code = word.trim_matches(|c: char| !c.is_ascii_alphanumeric());
+    let group = |g: &str| g.len() == 4 && g.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    (code.len() == 19 && code.split('-').all(group)).then_some(code)
+}
+
 /// The words of a line with whatever may vary replaced by what it is.
 fn general(line: &str, kinds: &[Kind]) -> Vec<String> {
     let words: Vec<&str> = line.split_whitespace().collect();
@@ -129,6 +139,7 @@ impl Kind {
         let with = |part: &str| word.replacen(part, &format!("<{self:?}>"), 1);
         match self {
             Kind::Token if word.starts_with("mesh1-") => with(word),
+            Kind::Code => code(word).map_or_else(|| word.into(), with),
             Kind::Mesh if id(word, 16) => with(word),
             Kind::Mesh => match word.strip_prefix("spiffe://").and_then(|rest| rest.split_once(".meshd.internal/")) {
                 Some((mesh, _)) => with(mesh),
@@ -240,6 +251,7 @@ struct Tour {
     units: Units,
     mesh: Mesh,
     token: String,
+    code: String,
 }
 
 impl Tour {
@@ -249,7 +261,15 @@ impl Tour {
         // The machine has root for certain; what another user would see differs by the name only.
         let login = units.cgroup("user.slice/user-0.slice/session-1.scope")?;
         let open = |name| Session::open(mesh.host(name), &login);
-        Ok(Tour { kitchen: open("kitchen")?, cellar: open("cellar")?, services: Vec::new(), units, mesh, token: String::new() })
+        Ok(Tour {
+            kitchen: open("kitchen")?,
+            cellar: open("cellar")?,
+            services: Vec::new(),
+            units,
+            mesh,
+            token: String::new(),
+            code: String::new(),
+        })
     }
 
     /// What the reader is told there is beside meshd: a web server.
@@ -275,14 +295,21 @@ impl Tour {
             .filter(|(words, _)| step.command.contains(words))
             .flat_map(|(_, kinds)| kinds.iter().copied())
             .collect();
-        // A token is cut off in print; the reader has the whole one.
-        let words = step.command.split(' ').map(|w| if w.starts_with("mesh1-") { self.token.as_str() } else { w });
+        // The reader has a token and a code of his own; in print the token is cut off.
+        let words = step.command.split(' ').map(|w| match w {
+            token if token.starts_with("mesh1-") => self.token.as_str(),
+            word if code(word).is_some() => self.code.as_str(),
+            word => word,
+        });
         let command = words.collect::<Vec<_>>().join(" ");
         let session = if step.host == "kitchen" { &mut self.kitchen } else { &mut self.cellar };
         let mut once = || {
             let printed = session.run(&command)?;
             if let Some(token) = printed.iter().find(|l| l.starts_with("mesh1-")) {
                 self.token.clone_from(token);
+            }
+            if let Some(code) = printed.iter().flat_map(|l| l.split(' ')).find_map(code) {
+                code.clone_into(&mut self.code);
             }
             compare(&step.printed, &printed, &kinds).with_context(|| printed.join("\n"))
         };
@@ -344,8 +371,6 @@ fn troubleshooting_shows_what_happens() -> Result<()> {
         }),
         ("192.168.77.2 is a member, 192.168.77.3 is not", |tour| {
             tour.web()?;
-            let token = tour.mesh.at("kitchen").token()?;
-            tour.mesh.at("cellar").cli(&["join", &token])?;
             tour.mesh.at("kitchen").until_captures(tour.mesh.host("cellar"))
         }),
         ("Secured, and nothing listens on the port there", |tour| {
