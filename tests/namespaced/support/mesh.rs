@@ -18,8 +18,11 @@ use super::scenario::command;
 use super::traffic::{self, Server, addresses};
 use super::{eventually, marker};
 
-/// The program under test.
-pub(crate) const MESHD: &str = env!("CARGO_BIN_EXE_meshd");
+/// The program under test: the one built with the tests, or one that is shipped (`MESHD_TEST_PROGRAM` when the tests are built).
+pub(crate) const MESHD: &str = match option_env!("MESHD_TEST_PROGRAM") {
+    Some(program) => program,
+    None => env!("CARGO_BIN_EXE_meshd"),
+};
 /// How long a command may take.
 const COMMAND: Duration = Duration::from_secs(30);
 /// How long members may take to know and prove each other.
