@@ -9,6 +9,7 @@
 
 mod admin;
 mod applications;
+mod authorities;
 mod checks;
 mod edge;
 mod hostile;
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
         identities::SCENARIOS,
         modes::SCENARIOS,
         renewal::SCENARIOS,
+        authorities::SCENARIOS,
         hostile::SCENARIOS,
         edge::network::SCENARIOS,
         edge::addresses::SCENARIOS,
