@@ -12,6 +12,10 @@
 //! | `GET /v1/identity` | array of [`Identity`] |
 //! | `GET /v1/resolve?address=ADDR:PORT` | [`Resolve`] |
 //! | `GET /v1/check` | array of [`Finding`] |
+//! | `GET /v1/authorities` | array of [`Authority`] |
+//! | `POST /v1/authorities` [`Appointment`] | [`Done`] |
+//! | `DELETE /v1/authorities/NODE` | [`Done`] |
+//! | `POST /v1/banish` [`Banishment`] | [`Done`] |
 //! | `GET /v1/tokens` | array of [`TokenInfo`] |
 //! | `POST /v1/tokens` [`NewToken`] | [`CreatedToken`] |
 //! | `DELETE /v1/tokens/ID` | [`Done`] |
@@ -30,6 +34,7 @@ pub mod code;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
+use meshd_ca::bundle::RootId;
 use meshd_ca::identity::{HostName, MeshId, NodeId, SpiffeId, TrustDomain, Workload};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -66,6 +71,10 @@ pub mod path {
     pub const CHECK: &str = "/v1/check";
     /// [`super::TokenInfo`]s, a [`super::NewToken`] posted, `/ID` deleted.
     pub const TOKENS: &str = "/v1/tokens";
+    /// [`super::Authority`]s, a [`super::Appointment`] posted, `/NODE` deleted.
+    pub const AUTHORITIES: &str = "/v1/authorities";
+    /// A [`super::Banishment`] posted.
+    pub const BANISH: &str = "/v1/banish";
     /// [`super::JoinRequest`] posted.
     pub const JOIN: &str = "/v1/join";
     /// [`super::Pending`] hosts.
@@ -434,6 +443,66 @@ impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Secret(..)")
     }
+}
+
+/// How far an authority is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AuthorityState {
+    /// It admits hosts and signs certificates.
+    Signing,
+    /// It admits hosts; it signs as soon as every member that was heard lately believes its root.
+    Preparing,
+    /// It does neither any more, and certificates it signed are still in use.
+    Retiring,
+}
+
+/// An authority of the mesh.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Authority {
+    /// Its node id.
+    pub id: NodeId,
+    /// Its name.
+    pub name: HostName,
+    /// Whether it is the node that answers.
+    pub own: bool,
+    /// Whether it founded the mesh.
+    pub founder: bool,
+    /// How far it is.
+    pub state: AuthorityState,
+    /// Whether it is heard from.
+    pub reachable: bool,
+    /// Its root certificates.
+    pub roots: Vec<RootCertificate>,
+    /// The members that do not say that they believe all of them.
+    pub waiting_for: Vec<HostName>,
+}
+
+/// A root certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RootCertificate {
+    /// Its name: 16 hexadecimal digits of its SHA-256.
+    pub id: RootId,
+    /// Its last second, in seconds since 1970.
+    pub not_after: u64,
+    /// How many members say that they believe it.
+    pub believed_by: u32,
+    /// How many members have certificates that it signed.
+    pub shown_by: u32,
+}
+
+/// A wish to make a member an authority.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Appointment {
+    /// Its name or id.
+    pub node: String,
+}
+
+/// A wish to put a member out for ever.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Banishment {
+    /// Its name or id.
+    pub node: String,
 }
 
 /// A wish to join the mesh a token is for.

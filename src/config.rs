@@ -299,6 +299,8 @@ pub struct Config {
     pub mode: Mode,
     /// Where members may be found when multicast does not reach.
     pub peers: Vec<PeerAddress>,
+    /// Whether this host may be made an authority.
+    pub authority: bool,
     /// Where this host stands, for services that prefer their own zone.
     pub zone: Option<String>,
     /// The trust domain of a mesh that is founded here; none: derived from its id.
@@ -340,6 +342,7 @@ impl Config {
             admin_address: None,
             mode: Mode::default(),
             peers: Vec::new(),
+            authority: true,
             zone: None,
             trust_domain: None,
             skip_ports: SKIP_PORTS.into(),

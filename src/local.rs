@@ -20,8 +20,9 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use crate::api::{
-    ApproveRequest, Approved, CreatedToken, Done, Edge, ErrorBody, Finding, Identity, JoinRequest, Joined, LogLevel, MAX_ANSWER,
-    NewToken, Node, Pending, Resolve, Service, Status, TokenInfo, VERSION_HEADER, path,
+    Appointment, ApproveRequest, Approved, Authority, Banishment, CreatedToken, Done, Edge, ErrorBody, Finding, Identity,
+    JoinRequest, Joined, LogLevel, MAX_ANSWER, NewToken, Node, Pending, Resolve, Service, Status, TokenInfo, VERSION_HEADER,
+    path,
 };
 
 /// How long the daemon may take to accept a connection.
@@ -167,6 +168,34 @@ impl Local {
     /// [`LocalError`].
     pub async fn revoke_token(&self, id: &str) -> Result<Done, LocalError> {
         self.ask(Method::DELETE, &format!("{}/{id}", path::TOKENS), Bytes::new(), LOOK).await
+    }
+    /// The hosts that admit others and sign.
+    ///
+    /// # Errors
+    /// [`LocalError`].
+    pub async fn authorities(&self) -> Result<Vec<Authority>, LocalError> {
+        self.look(path::AUTHORITIES).await
+    }
+    /// Makes a member an authority.
+    ///
+    /// # Errors
+    /// [`LocalError`].
+    pub async fn appoint(&self, wish: &Appointment) -> Result<Done, LocalError> {
+        self.ask(Method::POST, path::AUTHORITIES, self.json(wish)?, WORK).await
+    }
+    /// Ends the office of an authority. `node` has no characters but letters, digits and `-`.
+    ///
+    /// # Errors
+    /// [`LocalError`].
+    pub async fn retire(&self, node: &str) -> Result<Done, LocalError> {
+        self.ask(Method::DELETE, &format!("{}/{node}", path::AUTHORITIES), Bytes::new(), LOOK).await
+    }
+    /// Puts a member out for ever.
+    ///
+    /// # Errors
+    /// [`LocalError`].
+    pub async fn banish(&self, wish: &Banishment) -> Result<Done, LocalError> {
+        self.ask(Method::POST, path::BANISH, self.json(wish)?, LOOK).await
     }
     /// Joins the mesh that a token is for.
     ///

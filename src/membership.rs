@@ -2,14 +2,19 @@
 //!
 //! Owns the one mutable roster of the process and its file. Everything else reads immutable snapshots from [`Membership::watch`].
 //! A change is on disk before anybody is told that it happened. Files of the state directory: `node.key`, `roster`, `root.key`,
-//! `root.crt`, `tokens`, each in two generations (`meshd_ca::store`).
+//! `root.crt`, `tokens`, `signs`, each in two generations (`meshd_ca::store`).
+//!
+//! An office begins in steps, each of which may be the last before the plug is pulled: the root key is made and saved ([`Membership::prepare`]),
+//! another authority makes the root known, this node takes the office and says itself which root it has ([`Membership::assume`]), and it signs with it
+//! only when everybody believes it ([`Membership::begin_to_sign`]).
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use meshd_ca::approval::{ApprovalCode, Approvals};
-use meshd_ca::bundle::Bundle;
+use meshd_ca::bundle::{Bundle, RootId};
 use meshd_ca::identity::{HostName, MeshId, NodeId, SpiffeId, TrustDomain, Workload};
 use meshd_ca::issue::{Issuer, Leaf, may_hold};
 use meshd_ca::join::{Admission, Admitted, Authority, JoinError, Reason, Step};
@@ -30,6 +35,10 @@ const ROSTER: &str = "roster";
 const ROOT_KEY: &str = "root.key";
 const ROOT_CERTIFICATE: &str = "root.crt";
 const TOKENS: &str = "tokens";
+/// The name of the root that this authority began to sign with. A founder signs from the beginning and needs none.
+const SIGNS: &str = "signs";
+/// What an office consists of on disk.
+const OFFICE: [&str; 4] = [ROOT_KEY, ROOT_CERTIFICATE, TOKENS, SIGNS];
 
 /// Why something about membership could not be done.
 #[derive(Debug, Error)]
@@ -52,6 +61,9 @@ pub(crate) enum MembershipError {
     /// Only an authority can do that.
     #[error("this host is not an authority of its mesh: run the command on {0}")]
     NotAuthority(String),
+    /// It is an authority whose root is not known to everybody yet.
+    #[error("this authority is new and does not sign yet: members that were here lately have not heard of its root")]
+    NotYet,
     /// The thread that writes files died.
     #[error("the state could not be written: {0}")]
     Write(String),
@@ -64,6 +76,7 @@ pub(crate) struct Membership {
     clock: Clock,
     state: Mutex<State>,
     roster: watch::Sender<Arc<Roster>>,
+    signs: watch::Sender<Option<RootId>>,
 }
 
 struct State {
@@ -76,6 +89,23 @@ struct Office {
     tokens: TokenTable,
     /// In memory only: a person types again after a restart.
     approvals: Approvals,
+    /// Whether everybody believes the root, so that it may be used.
+    signs: bool,
+}
+
+impl Office {
+    /// The office whose files are in `store`; none where they are missing.
+    fn load(store: &Store) -> Result<Option<Self>, MembershipError> {
+        let (Some(key), Some(root)) = (store.load(ROOT_KEY)?, store.load(ROOT_CERTIFICATE)?) else { return Ok(None) };
+        let issuer = Issuer::from_parts(&key.bytes, &root.bytes)?;
+        let tokens = match store.load(TOKENS)? {
+            Some(saved) => TokenTable::from_bytes(&saved.bytes)?,
+            None => TokenTable::default(),
+        };
+        let signs =
+            store.load(SIGNS)?.is_some_and(|s| s.bytes.as_slice() == RootId::of(issuer.root_der()).to_string().as_bytes());
+        Ok(Some(Self { issuer, tokens, approvals: Approvals::default(), signs }))
+    }
 }
 
 /// Borrows the state as the join protocol wants to see an authority.
@@ -126,7 +156,7 @@ impl Membership {
         let mesh = MeshId::from_bytes(keys::random()?);
         let trust_domain = trust_domain.unwrap_or_else(|| TrustDomain::of(mesh));
         let issuer = Issuer::create(&trust_domain, key.public().node_id(), clock.now(), ROOT_LIFETIME)?;
-        let roster = Roster::found(mesh, trust_domain, &key, name, issuer.root_der().to_vec())?;
+        let roster = Roster::found(mesh, trust_domain, &key, name, issuer.root_der().to_vec(), clock.now())?;
         let (root_key, root_der) = issuer.to_parts();
         // The roster comes last: without it the other files mean nothing and the next start founds anew.
         store.save(ROOT_KEY, root_key)?;
@@ -134,7 +164,7 @@ impl Membership {
         let tokens = TokenTable::default();
         store.save(TOKENS, &tokens.to_bytes())?;
         store.save(ROSTER, &roster.to_bytes())?;
-        Ok(Self::with(key, store, clock, roster, Some(Office { issuer, tokens, approvals: Approvals::default() })))
+        Ok(Self::with(key, store, clock, roster, Some(Office { issuer, tokens, approvals: Approvals::default(), signs: true })))
     }
 
     /// The membership saved in `store`, if there is one and this node is active in it.
@@ -145,28 +175,33 @@ impl Membership {
         if !roster.is_active(me) {
             return Ok(None);
         }
-        let office =
-            match (roster.member(me).is_some_and(Member::is_authority), store.load(ROOT_KEY)?, store.load(ROOT_CERTIFICATE)?) {
-                (true, Some(root_key), Some(root_der)) => {
-                    let tokens = match store.load(TOKENS)? {
-                        Some(saved) => TokenTable::from_bytes(&saved.bytes)?,
-                        None => TokenTable::default(),
-                    };
-                    Some(Office {
-                        issuer: Issuer::from_parts(&root_key.bytes, &root_der.bytes)?,
-                        tokens,
-                        approvals: Approvals::default(),
-                    })
+        if roster.member(me).is_some_and(|m| m.retired && m.roots.is_empty()) {
+            // Pulled out before that was done.
+            for name in OFFICE {
+                store.remove(name)?;
+            }
+        }
+        let mut office = match roster.member(me).is_some_and(Member::is_authority) {
+            true => match Office::load(&store) {
+                // As a member it is still of use, and others sign.
+                Err(error) if roster.authorities().count() > 1 => {
+                    tracing::error!(%error, "this authority cannot sign; going on as a member");
+                    None
                 }
-                _ => None,
-            };
+                loaded => loaded?,
+            },
+            false => None,
+        };
+        if let Some(office) = &mut office {
+            office.signs |= roster.founder() == me;
+        }
         Ok(Some(Self::with(key, store, clock, roster, office)))
     }
 
     /// Takes the place in another mesh that a join has just granted. An own root of before is dropped.
     pub(crate) fn adopt(key: Arc<PrivateKey>, store: Arc<Store>, clock: Clock, roster: Roster) -> Result<Self, MembershipError> {
         store.save(ROSTER, &roster.to_bytes())?;
-        for old in [ROOT_KEY, ROOT_CERTIFICATE, TOKENS] {
+        for old in OFFICE {
             store.remove(old)?;
         }
         Ok(Self::with(key, store, clock, roster, None))
@@ -174,7 +209,8 @@ impl Membership {
 
     /// Forgets the mesh; the node key stays, so that a later join finds the same node.
     pub(crate) fn forget(store: &Store) -> Result<(), StoreError> {
-        for name in [ROSTER, ROOT_KEY, ROOT_CERTIFICATE, TOKENS] {
+        store.remove(ROSTER)?;
+        for name in OFFICE {
             store.remove(name)?;
         }
         Ok(())
@@ -182,7 +218,9 @@ impl Membership {
 
     fn with(key: Arc<PrivateKey>, store: Arc<Store>, clock: Clock, roster: Roster, office: Option<Office>) -> Self {
         let (sender, _) = watch::channel(Arc::new(roster.clone()));
-        Self { key, store, clock, state: Mutex::new(State { roster, office }), roster: sender }
+        let signs = office.as_ref().filter(|o| o.signs).map(|o| RootId::of(o.issuer.root_der()));
+        let (signs, _) = watch::channel(signs);
+        Self { key, store, clock, state: Mutex::new(State { roster, office }), roster: sender, signs }
     }
 
     /// This node's id.
@@ -213,6 +251,11 @@ impl Membership {
     /// This node's name in the mesh.
     pub(crate) fn name(&self) -> HostName {
         self.roster.borrow().member(self.me()).map_or_else(|| HostName::nearest(""), |m| m.name.clone())
+    }
+
+    /// The root that this node signs with, if it does, now and from now on.
+    pub(crate) fn signs(&self) -> watch::Receiver<Option<RootId>> {
+        self.signs.subscribe()
     }
 
     /// Whether this node holds an authority's root key.
@@ -309,6 +352,9 @@ impl Membership {
     ) -> Result<Vec<Option<Leaf>>, MembershipError> {
         let state = self.state.lock().await;
         let Some(office) = &state.office else { return Err(self.not_authority(&state.roster)) };
+        if !office.signs {
+            return Err(MembershipError::NotYet);
+        }
         let member = state.roster.member(to).filter(|_| state.roster.is_active(to));
         let mut leaves = Vec::with_capacity(wanted.len());
         for (workload, subject) in wanted {
@@ -327,6 +373,113 @@ impl Membership {
             leaves.push(Some(leaf));
         }
         Ok(leaves)
+    }
+
+    /// Makes a root for this node, which is to become an authority, and saves it; the same one at each call. Returns its certificate.
+    pub(crate) async fn prepare(&self) -> Result<Vec<u8>, MembershipError> {
+        let state = self.state.lock().await;
+        if let Some(office) = &state.office {
+            return Ok(office.issuer.root_der().to_vec());
+        }
+        let (now, domain) = (self.clock.now(), state.roster.trust_domain().clone());
+        // What is left of a root that was never made known, or is not of this mesh, is replaced.
+        let saved = Office::load(&self.store).ok().flatten().map(|o| o.issuer);
+        if let Some(saved) = saved.filter(|i| i.trust_domain() == &domain && i.not_after() > now + ROOT_LIFETIME / 2) {
+            return Ok(saved.root_der().to_vec());
+        }
+        let issuer = Issuer::create(&domain, self.me(), now, ROOT_LIFETIME)?;
+        let (key, root) = issuer.to_parts();
+        // A certificate without its key is of no use to anybody; a key without certificate is made again.
+        self.store.remove(ROOT_CERTIFICATE)?;
+        self.save(ROOT_KEY, key.to_vec()).await?;
+        self.save(ROOT_CERTIFICATE, root.to_vec()).await?;
+        Ok(root.to_vec())
+    }
+
+    /// Does what the roster says about this node's office: takes it when it was made an authority, and gives it up when it is none any
+    /// more. Returns the entry by which it says which root it has, to be passed on.
+    pub(crate) async fn assume(&self) -> Result<Option<Entry>, MembershipError> {
+        let mut state = self.state.lock().await;
+        let State { roster, office } = &mut *state;
+        let me = self.me();
+        let Some(member) = roster.member(me).filter(|m| m.is_authority()).cloned() else {
+            if office.take().is_some() {
+                self.signs.send_replace(None);
+                for name in OFFICE {
+                    self.store.remove(name)?;
+                }
+                tracing::warn!("this host is no authority any more");
+            }
+            return Ok(None);
+        };
+        let known = |o: &Office| member.roots.iter().any(|root| root == o.issuer.root_der());
+        if office.is_none() {
+            *office = Office::load(&self.store)?.filter(known);
+            let Some(office) = office else { return Ok(None) };
+            tracing::info!(root = %RootId::of(office.issuer.root_der()), "this host was made an authority");
+            if office.signs {
+                self.signs.send_replace(Some(RootId::of(office.issuer.root_der())));
+            }
+        }
+        if member.by == me || me == roster.founder() {
+            return Ok(None);
+        }
+        let entry = roster.stand(&self.key, member.roots)?;
+        self.save_roster(roster).await?;
+        Ok(Some(entry))
+    }
+
+    /// The root of an authority that does not sign yet.
+    pub(crate) async fn prepared(&self) -> Option<RootId> {
+        let state = self.state.lock().await;
+        state.office.as_ref().filter(|o| !o.signs).map(|o| RootId::of(o.issuer.root_der()))
+    }
+
+    /// Signs with this node's root from now on: everybody who matters believes it.
+    pub(crate) async fn begin_to_sign(&self) -> Result<(), MembershipError> {
+        let mut state = self.state.lock().await;
+        let Some(office) = &mut state.office else { return Ok(()) };
+        let root = RootId::of(office.issuer.root_der());
+        self.save(SIGNS, root.to_string().into_bytes()).await?;
+        office.signs = true;
+        self.signs.send_replace(Some(root));
+        Ok(())
+    }
+
+    /// Makes a member with this root an authority; returns the entry to be passed on.
+    pub(crate) async fn appoint(&self, node: NodeId, root: Vec<u8>) -> Result<Entry, MembershipError> {
+        self.change(|roster, key| roster.grant(key, node, vec![root])).await
+    }
+
+    /// Ends the office of an authority; with `roots` false, also what is left of it. Returns the entry to be passed on.
+    pub(crate) async fn retire(&self, node: NodeId, roots: bool) -> Result<Entry, MembershipError> {
+        self.change(|roster, key| roster.retire(key, node, roots)).await
+    }
+
+    /// Puts a member out for ever. Returns the entries to be passed on: that one first, then what the member had signed and is signed
+    /// again by this node.
+    pub(crate) async fn banish(&self, node: NodeId) -> Result<Vec<Entry>, MembershipError> {
+        let mut state = self.state.lock().await;
+        let mut roster = state.roster.clone();
+        let first = roster.banish(&self.key, node)?;
+        self.save_roster(&roster).await?;
+        let old: HashSet<Vec<u8>> = state.roster.entries().map(Entry::to_bytes).collect();
+        let again = roster.entries().filter(|e| !old.contains(&e.to_bytes()) && **e != first).cloned();
+        let entries = std::iter::once(first.clone()).chain(again).collect();
+        state.roster = roster;
+        Ok(entries)
+    }
+
+    async fn change(
+        &self,
+        change: impl FnOnce(&mut Roster, &PrivateKey) -> Result<Entry, RosterError>,
+    ) -> Result<Entry, MembershipError> {
+        let mut state = self.state.lock().await;
+        let mut roster = state.roster.clone();
+        let entry = change(&mut roster, &self.key)?;
+        self.save_roster(&roster).await?;
+        state.roster = roster;
+        Ok(entry)
     }
 
     /// Declares that this node leaves, and returns the signed entry for the others.

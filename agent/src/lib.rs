@@ -7,6 +7,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 pub mod addresses;
+pub mod authorities;
 pub mod cache;
 pub mod catalog;
 pub mod gossip;

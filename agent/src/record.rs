@@ -6,6 +6,7 @@
 use std::net::IpAddr;
 
 use bytes::Bytes;
+use meshd_ca::bundle::RootId;
 use meshd_ca::identity::{NodeId, Workload};
 use meshd_ca::issue::may_hold;
 use meshd_ca::keys::{KeyError, PrivateKey, Signature, sha256};
@@ -20,6 +21,8 @@ pub const MAX_RECORD: usize = 32 * 1024;
 pub const MAX_LISTENERS: usize = 512;
 /// Most addresses in a record.
 pub const MAX_ADDRESSES: usize = 64;
+/// Most roots in each list of a record: an authority has four at most, and there are to be three of them.
+pub const MAX_ROOTS: usize = 32;
 /// Longest zone or version text in bytes.
 pub const MAX_TEXT: usize = 64;
 /// Highest sequence accepted: what JSON carries exactly (RFC 8259 §6). A node that changes every millisecond needs
@@ -76,6 +79,27 @@ pub struct Listener {
     pub workload: Workload,
 }
 
+/// What a node says about the roots of the mesh, so that an authority knows from when on it may sign with one, and from when on
+/// nobody needs one any more.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Roots {
+    /// Those it verifies certificates with, at most [`MAX_ROOTS`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub trusted: Vec<RootId>,
+    /// Those that the certificates it shows are signed with, at most [`MAX_ROOTS`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shown: Vec<RootId>,
+    /// The one it signs certificates with itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signs: Option<RootId>,
+}
+
+impl Roots {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// What a node says about itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeRecord {
@@ -98,6 +122,9 @@ pub struct NodeRecord {
     pub listeners: Vec<Listener>,
     /// The version of its daemon, at most [`MAX_TEXT`] bytes.
     pub version: String,
+    /// The roots it believes and uses.
+    #[serde(default, skip_serializing_if = "Roots::is_empty")]
+    pub roots: Roots,
 }
 
 /// Why bytes are not a record to be kept.
@@ -105,7 +132,7 @@ pub struct NodeRecord {
 pub enum RecordError {
     /// Longer than [`MAX_RECORD`] or more entries than a record may have. For an own record: publish fewer listeners.
     #[error(
-        "the record is larger than {MAX_RECORD} bytes, or has more than {MAX_LISTENERS} listeners or {MAX_ADDRESSES} addresses"
+        "the record is larger than {MAX_RECORD} bytes, or has more than {MAX_LISTENERS} listeners, {MAX_ADDRESSES} addresses or {MAX_ROOTS} roots"
     )]
     TooLarge,
     /// Not the JSON of a record, or a field outside its limits. A peer of another version, or a hostile one.
@@ -206,7 +233,8 @@ impl SignedRecord {
 
 impl NodeRecord {
     fn check(&self) -> Result<(), RecordError> {
-        if self.listeners.len() > MAX_LISTENERS || self.addresses.len() > MAX_ADDRESSES {
+        let roots = self.roots.trusted.len().max(self.roots.shown.len());
+        if self.listeners.len() > MAX_LISTENERS || self.addresses.len() > MAX_ADDRESSES || roots > MAX_ROOTS {
             return Err(RecordError::TooLarge);
         }
         let text = |t: &str| t.len() <= MAX_TEXT && !t.chars().any(char::is_control);
@@ -237,17 +265,19 @@ pub(crate) mod tests {
 
     use super::*;
 
+    const NOW: UnixTime = UnixTime(1_700_000_000);
+
     /// A mesh of `n` keys, the first of which founded it and admitted the others as `host-<i>`.
     pub(crate) fn mesh(n: usize) -> (Vec<PrivateKey>, Roster) {
         let keys: Vec<PrivateKey> = (0..n).map(|_| PrivateKey::generate().unwrap()).collect();
         let mesh = MeshId::from_bytes([7; 10]);
         let domain = TrustDomain::of(mesh);
         let founder = keys[0].public().node_id();
-        let root = Issuer::create(&domain, founder, UnixTime(1_700_000_000), Duration::from_secs(86_400 * 3650)).unwrap();
+        let root = Issuer::create(&domain, founder, NOW, Duration::from_secs(86_400 * 3650)).unwrap();
         let name = |i: usize| HostName::nearest(&format!("host-{i}"));
-        let mut roster = Roster::found(mesh, domain, &keys[0], name(0), root.root_der().to_vec()).unwrap();
+        let mut roster = Roster::found(mesh, domain, &keys[0], name(0), root.root_der().to_vec(), NOW).unwrap();
         for (i, key) in keys.iter().enumerate().skip(1) {
-            roster.admit(&keys[0], key.public(), &name(i)).unwrap();
+            roster.admit(&keys[0], key.public(), &name(i), NOW).unwrap();
         }
         (keys, roster)
     }
@@ -265,6 +295,7 @@ pub(crate) mod tests {
             presence: Presence::Running,
             listeners: vec![Listener { port: 80, ip: None, workload: Workload::Unit(host, "web.service".into()) }],
             version: "0.1.0".into(),
+            roots: Roots { trusted: vec![RootId::of(b"root")], ..Roots::default() },
         }
     }
 
@@ -305,6 +336,7 @@ pub(crate) mod tests {
         assert_eq!(with(&|r| r.version = "x".repeat(MAX_TEXT + 1)), Err(RecordError::Malformed));
         assert_eq!(with(&|r| r.zone = Some("a\u{1b}[0m".into())), Err(RecordError::Malformed));
         assert_eq!(with(&|r| r.listeners = vec![listener.clone(); MAX_LISTENERS + 1]), Err(RecordError::TooLarge));
+        assert_eq!(with(&|r| r.roots.shown = vec![RootId::of(b""); MAX_ROOTS + 1]), Err(RecordError::TooLarge));
         assert_eq!(with(&|r| r.addresses = vec![r.addresses[0]; MAX_ADDRESSES + 1]), Err(RecordError::TooLarge));
         for theirs in [
             Workload::Host("host-2".parse().unwrap()),

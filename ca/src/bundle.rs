@@ -3,14 +3,59 @@
 //! A bundle is read off a roster ([`crate::roster::Roster::bundle`]) and never edited: to drop a root, banish or retire its
 //! authority. Source: SPIFFE Trust Domain and Bundle §4.
 
+use std::fmt;
+use std::str::FromStr;
+
+use data_encoding::HEXLOWER;
+use serde::{Deserialize, Serialize};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::identity::{NodeId, TrustDomain};
-use crate::keys::PublicKey;
+use crate::keys::{PublicKey, sha256};
 use crate::time::UnixTime;
 
 /// Longest root certificate in bytes.
 pub const MAX_ROOT: usize = 2048;
+
+/// The name of a root certificate: the first 8 bytes of its SHA-256, 16 hexadecimal digits in text. Enough to tell the few roots of a
+/// mesh apart, which their own authorities made; nothing is believed because of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct RootId([u8; 8]);
+
+impl RootId {
+    /// The name of the certificate `der`.
+    pub fn of(der: &[u8]) -> Self {
+        Self(sha256(&[der]).first_chunk().copied().unwrap_or_default())
+    }
+}
+
+impl fmt::Display for RootId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&HEXLOWER.encode(&self.0))
+    }
+}
+
+impl FromStr for RootId {
+    type Err = &'static str;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let bytes = HEXLOWER.decode(text.as_bytes()).ok().and_then(|b| b.try_into().ok());
+        bytes.map(Self).ok_or("not the 16 hexadecimal digits of a root")
+    }
+}
+
+impl TryFrom<String> for RootId {
+    type Error = &'static str;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<RootId> for String {
+    fn from(id: RootId) -> Self {
+        id.to_string()
+    }
+}
 
 /// One authority's root certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +87,11 @@ impl Root {
         Some(Self { der: der.to_vec(), authority, not_before, not_after })
     }
 
+    /// Its name.
+    pub fn id(&self) -> RootId {
+        RootId::of(&self.der)
+    }
+
     /// Whether the root may be believed at `now`. A path check does not look at the dates of the root it ends at, so whoever uses
     /// a bundle asks this first.
     pub fn in_date(&self, now: UnixTime) -> bool {
@@ -58,4 +108,20 @@ pub struct Bundle {
     pub sequence: u64,
     /// The roots, in the order of their authorities' ids; several per authority while one rotates.
     pub roots: Vec<Root>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_of_a_root_has_one_form() {
+        let id = RootId::of(b"root");
+        assert_eq!(id.to_string().len(), 16);
+        assert_eq!(id.to_string().parse(), Ok(id));
+        assert_eq!(serde_json::from_str::<RootId>(&serde_json::to_string(&id).unwrap()).unwrap(), id);
+        for bad in ["", "00", "0123456789ABCDEF", "0123456789abcdef00", "0123456789abcdeg"] {
+            assert!(bad.parse::<RootId>().is_err(), "{bad}");
+        }
+    }
 }

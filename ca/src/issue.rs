@@ -215,6 +215,11 @@ impl Issuer {
         &self.root.der
     }
 
+    /// The trust domain it signs for.
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
+    }
+
     /// The last second of the root certificate.
     pub fn not_after(&self) -> UnixTime {
         self.root.not_after
@@ -422,7 +427,8 @@ mod tests {
     fn a_member_may_hold_its_own_names_only() {
         let key = *PrivateKey::generate().unwrap().public();
         let (name, by): (HostName, _) = ("pi".parse().unwrap(), NodeId::from_bytes([0; 16]));
-        let mut member = Member { key, name: name.clone(), standing: Standing::Active, roots: vec![], version: 1, by };
+        let (standing, roots, since) = (Standing::Active, vec![], NOW);
+        let mut member = Member { key, name: name.clone(), standing, roots, retired: false, since, version: 1, by };
         let other: HostName = "pi-2".parse().unwrap();
         let table = [
             (Workload::Node(key.node_id()), Ok(())),

@@ -497,7 +497,7 @@ impl Admission {
         self.said.add(message);
         let again = authority.roster().is_active(node);
         let mut roster = authority.roster().clone();
-        let name = roster.admit(authority.key(), theirs, wish).map_err(|e| match e {
+        let name = roster.admit(authority.key(), theirs, wish, now).map_err(|e| match e {
             RosterError::Banished => JoinError::Refused(Reason::Banished),
             RosterError::NotAuthority => JoinError::Refused(Reason::NotAuthority),
             RosterError::Key(e) => JoinError::Key(e),

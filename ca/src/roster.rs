@@ -8,11 +8,13 @@
 //! The rules, in the order in which they win:
 //! 0. About the founder only its own word counts, and it cannot be banished.
 //! 1. **Banished is for ever.** One such entry by anybody who ever was an authority is enough, also if its signer is banished
-//!    later.
+//!    later. Whoever ever was an authority itself is banished by the founder only: a stolen authority must not put out the others.
 //! 2. What a banished authority signed otherwise counts for nothing, unless another authority signed it again (see
 //!    [`Roster::banish`]); nor do grants of authority that lead to the founder only through it.
-//! 3. A node's own word counts for one thing: that it left.
-//! 4. Among the rest the higher version wins; among equals the SHA-256 of the signed bytes decides.
+//! 3. A plain node's own word counts for one thing: that it left.
+//! 4. About an authority, once it has said itself which roots it has, only its own word and the founder's count: no other
+//!    authority can take its office or change its roots. Where the founder took the office, only the founder gives it back.
+//! 5. Among the rest the higher version wins; among equals the SHA-256 of the signed bytes decides.
 //!
 //! Not here: whether an admission was deserved ([`crate::join`]), and how entries travel.
 
@@ -30,6 +32,7 @@ use crate::bundle::{Bundle, Root};
 use crate::identity::{HostName, MeshId, NodeId, TrustDomain};
 use crate::keys::{KeyError, PrivateKey, PublicKey, sha256};
 use crate::signed::Signed;
+use crate::time::UnixTime;
 
 use entry::Slot;
 pub use entry::{Entry, MAX_ENTRY, MAX_ROOTS, Member, Standing};
@@ -73,9 +76,9 @@ pub enum RosterError {
     /// The founder's key is what the roster hangs from: nobody else may speak about it, and it cannot be banished.
     #[error("the founder cannot be banished or admitted by others; found a new mesh if its key is in wrong hands")]
     Founder,
-    /// Another authority can only be banished by the founder.
-    #[error("an authority can be banished by the founder only: run the command there")]
-    NeedsFounder,
+    /// Another authority can be banished, or lose its office, by the founder only; it may give up the office itself.
+    #[error("only the founder decides about another authority: run the command on {0}")]
+    NeedsFounder(HostName),
     /// There is no room for another member or entry.
     #[error("the roster is full ({MAX_MEMBERS} members)")]
     Full,
@@ -130,7 +133,8 @@ pub struct Roster {
 }
 
 impl Roster {
-    /// The roster of a new mesh with one member, its founder and first authority, whose root certificate is `root_der`.
+    /// The roster of a mesh that is founded `now`, with one member, its founder and first authority, whose root certificate is
+    /// `root_der`.
     ///
     /// # Errors
     /// [`RosterError::Malformed`] when `root_der` is not a root certificate; [`RosterError::Key`] without randomness.
@@ -140,6 +144,7 @@ impl Roster {
         key: &PrivateKey,
         name: HostName,
         root_der: Vec<u8>,
+        now: UnixTime,
     ) -> Result<Self, RosterError> {
         let charter = Charter { mesh, trust_domain, founder: *key.public() };
         let signed = Signed::new(key, CHARTER, serde_json::to_vec(&charter).map_err(|_| RosterError::Malformed)?)?;
@@ -149,6 +154,8 @@ impl Roster {
             name,
             standing: Standing::Active,
             roots: vec![root_der],
+            retired: false,
+            since: now,
             version: 1,
             by: roster.founder,
         };
@@ -187,24 +194,39 @@ impl Roster {
     }
 
     /// Makes `joiner` an active member under a name nobody else has: `wish`, or `wish` with a part of its node id behind it.
-    /// An active member keeps its name and nothing is signed; one that left comes back under its old name.
+    /// An active member keeps its name and nothing is signed; one that left comes back under its old name, and not as the
+    /// authority it may have been: its root key is gone.
     ///
     /// # Errors
     /// [`RosterError::NotAuthority`], [`RosterError::Banished`], [`RosterError::Full`], [`RosterError::Exhausted`],
     /// [`RosterError::Key`].
-    pub fn admit(&mut self, authority: &PrivateKey, joiner: &PublicKey, wish: &HostName) -> Result<HostName, RosterError> {
+    pub fn admit(
+        &mut self,
+        authority: &PrivateKey,
+        joiner: &PublicKey,
+        wish: &HostName,
+        now: UnixTime,
+    ) -> Result<HostName, RosterError> {
         self.authority(authority)?;
         let node = joiner.node_id();
         let member = match self.seats.get(&node) {
             Some(seat) => match seat.member.standing {
                 Standing::Active => return Ok(seat.member.name.clone()),
                 Standing::Banished => return Err(RosterError::Banished),
-                Standing::Left => next(seat, Standing::Active)?,
+                Standing::Left => {
+                    Member { retired: self.granted.contains(&node), roots: Vec::new(), ..next(seat, Standing::Active)? }
+                }
             },
-            None => {
-                let name = free_name(&self.names, wish, node);
-                Member { key: *joiner, name, standing: Standing::Active, roots: Vec::new(), version: 1, by: node }
-            }
+            None => Member {
+                key: *joiner,
+                name: free_name(&self.names, wish, node),
+                standing: Standing::Active,
+                roots: Vec::new(),
+                retired: false,
+                since: now,
+                version: 1,
+                by: node,
+            },
         };
         self.put(Entry::sign(authority, self.mesh(), member)?)?;
         Ok(self.seats.get(&node).ok_or(RosterError::NotMember)?.member.name.clone())
@@ -246,10 +268,10 @@ impl Roster {
         let mut after = self.clone();
         if self.granted.contains(&node) {
             if by != self.founder {
-                return Err(RosterError::NeedsFounder);
+                return Err(self.needs_founder());
             }
             for (subject, seat) in &self.seats {
-                if *subject != node && self.admission(*subject).is_some_and(|e| e.member().by == node) {
+                if *subject != node && self.endorsement(*subject).is_some_and(|e| e.member().by == node) {
                     after.insert(Entry::sign(authority, self.mesh(), next(seat, seat.member.standing)?)?);
                 }
             }
@@ -260,13 +282,15 @@ impl Roster {
         Ok(entry)
     }
 
-    /// Makes an active member an authority with these root certificates, or replaces the roots of one (while its root rotates).
+    /// Makes an active member an authority with these root certificates. Without an effect on one that is an authority already:
+    /// about its roots only its own word counts, see [`Roster::stand`].
     ///
     /// # Errors
-    /// [`RosterError::NotAuthority`], [`RosterError::NotMember`], [`RosterError::NotActive`]; [`RosterError::Malformed`] without
-    /// roots, with more than [`MAX_ROOTS`], or with one that is no root certificate.
+    /// [`RosterError::NotAuthority`], [`RosterError::NotMember`], [`RosterError::NotActive`]; [`RosterError::NeedsFounder`] for one
+    /// whose office the founder took; [`RosterError::Malformed`] without roots, with more than [`MAX_ROOTS`], or with one that is
+    /// no root certificate.
     pub fn grant(&mut self, authority: &PrivateKey, node: NodeId, roots: Vec<Vec<u8>>) -> Result<Entry, RosterError> {
-        self.authority(authority)?;
+        let by = self.authority(authority)?;
         let seat = self.seats.get(&node).ok_or(RosterError::NotMember)?;
         if seat.member.standing != Standing::Active {
             return Err(RosterError::NotActive);
@@ -274,9 +298,60 @@ impl Roster {
         if roots.is_empty() {
             return Err(RosterError::Malformed);
         }
-        let entry = Entry::sign(authority, self.mesh(), Member { roots, ..next(seat, Standing::Active)? })?;
+        if by != self.founder && self.deposed(node).is_some() {
+            return Err(self.needs_founder());
+        }
+        self.say(authority, Member { roots, retired: false, ..next(seat, Standing::Active)? })
+    }
+
+    /// The owner of the key `me`, an authority, says which root certificates it has. From then on nobody but itself and the founder
+    /// can change that.
+    ///
+    /// # Errors
+    /// [`RosterError::NotAuthority`]; [`RosterError::Malformed`] as for [`Roster::grant`]; [`RosterError::Exhausted`],
+    /// [`RosterError::Key`].
+    pub fn stand(&mut self, me: &PrivateKey, roots: Vec<Vec<u8>>) -> Result<Entry, RosterError> {
+        let node = self.authority(me)?;
+        if roots.is_empty() {
+            return Err(RosterError::Malformed);
+        }
+        let seat = self.seats.get(&node).ok_or(RosterError::NotMember)?;
+        self.say(me, Member { roots, ..next(seat, Standing::Active)? })
+    }
+
+    /// Ends the office of an authority, by itself or by the founder. What it signed stays valid, and its roots are believed until
+    /// this is said again with `roots` false, which is for when nobody shows a certificate under them any more.
+    ///
+    /// # Errors
+    /// [`RosterError::NotMember`] for one that never was an authority, [`RosterError::NotActive`], [`RosterError::Founder`],
+    /// [`RosterError::NeedsFounder`], [`RosterError::Exhausted`], [`RosterError::Key`].
+    pub fn retire(&mut self, key: &PrivateKey, node: NodeId, roots: bool) -> Result<Entry, RosterError> {
+        let by = key.public().node_id();
+        let seat = self.seats.get(&node).filter(|s| s.entry.grants()).ok_or(RosterError::NotMember)?;
+        if node == self.founder {
+            return Err(RosterError::Founder);
+        }
+        if by != node && by != self.founder {
+            return Err(self.needs_founder());
+        }
+        if seat.member.standing != Standing::Active {
+            return Err(RosterError::NotActive);
+        }
+        let mut member = Member { retired: true, ..next(seat, Standing::Active)? };
+        if !roots {
+            member.roots.clear();
+        }
+        self.say(key, member)
+    }
+
+    fn say(&mut self, key: &PrivateKey, member: Member) -> Result<Entry, RosterError> {
+        let entry = Entry::sign(key, self.mesh(), member)?;
         self.put(entry.clone())?;
         Ok(entry)
+    }
+
+    fn needs_founder(&self) -> RosterError {
+        self.member(self.founder).map_or(RosterError::Founder, |m| RosterError::NeedsFounder(m.name.clone()))
     }
 
     fn authority(&self, key: &PrivateKey) -> Result<NodeId, RosterError> {
@@ -307,6 +382,11 @@ impl Roster {
     /// The active members that may admit nodes and sign certificates.
     pub fn authorities(&self) -> impl Iterator<Item = &Member> {
         self.members().filter(|m| m.is_authority())
+    }
+
+    /// How many nodes ever were authorities, the founder included.
+    pub fn ever_authorities(&self) -> usize {
+        self.granted.len()
     }
 
     /// The member a name belongs to: active, or left (its name is kept for it). Names of banished nodes are free again.
@@ -389,9 +469,56 @@ impl Roster {
         self.entries.range((node, first, false)..=(node, last, true)).map(|(_, e)| e)
     }
 
-    /// The authorities' word on a node that is not banished.
+    /// What decides about a node that is not banished and has not left.
     fn admission(&self, node: NodeId) -> Option<&Arc<Entry>> {
-        self.of(node).filter(|e| self.trusted.contains(&e.member().by)).max_by_key(|e| e.order())
+        if !self.granted.contains(&node) || node == self.founder {
+            return self.strongest(node, |_| true);
+        }
+        let Some(base) = self.office(node) else { return self.strongest(node, |_| true) };
+        // Gone by its own word and let in again: by then it is a node like any other.
+        match self.farewell(node, base) {
+            Some(left) => self.strongest(node, |e| e.order() > left.order()).or(Some(base)),
+            None => Some(base),
+        }
+    }
+
+    /// The strongest entry about a node of somebody whose word counts.
+    fn strongest(&self, node: NodeId, may: impl Fn(&Entry) -> bool) -> Option<&Arc<Entry>> {
+        self.of(node).filter(|e| self.trusted.contains(&e.member().by) && may(e)).max_by_key(|e| e.order())
+    }
+
+    /// Whose word a node is a member by, its own not counted.
+    fn endorsement(&self, node: NodeId) -> Option<&Arc<Entry>> {
+        self.strongest(node, |e| e.member().by != node)
+    }
+
+    /// The founder's word that a node is no authority any more.
+    fn deposed(&self, node: NodeId) -> Option<&Arc<Entry>> {
+        self.entries.get(&(node, self.founder, false)).filter(|e| e.member().retired && e.member().standing == Standing::Active)
+    }
+
+    /// What decides about the office of somebody who ever was an authority and is not the founder.
+    fn office(&self, node: NodeId) -> Option<&Arc<Entry>> {
+        if let Some(deposed) = self.deposed(node) {
+            return Some(deposed);
+        }
+        let own = self.entries.get(&(node, node, false));
+        let own = own.filter(|e| self.trusted.contains(&node) && e.grants() && e.member().standing == Standing::Active);
+        let appointed = |e: &Entry| e.appoints() && e.member().by != node;
+        let granted = match own {
+            // Nobody else changes what an authority says of itself.
+            Some(own) if own.appoints() => self.strongest(node, |e| appointed(e) && e.member().by == self.founder),
+            _ => self.strongest(node, appointed),
+        };
+        own.into_iter().chain(granted).max_by_key(|e| e.order())
+    }
+
+    /// A node's word that it left what `admission` made it; it cannot change its name or make itself an authority by it. (Who was one
+    /// already may have left with roots, and again without.)
+    fn farewell(&self, node: NodeId, admission: &Entry) -> Option<&Arc<Entry>> {
+        let roots = |e: &Entry| self.granted.contains(&node) || e.member().roots == admission.member().roots;
+        let same = |e: &Entry| e.member().name == admission.member().name && roots(e);
+        self.entries.get(&(node, node, true)).filter(|e| same(e) && e.order() > admission.order())
     }
 
     /// Whether an entry is part of the roster, rather than waiting for its signer (or whom it is about) to be known.
@@ -411,7 +538,7 @@ impl Roster {
             .entries
             .values()
             .map(|e| e.member())
-            .filter(|m| m.standing == Standing::Banished && self.granted.contains(&m.by))
+            .filter(|m| m.standing == Standing::Banished && self.may_banish(m.by, m.node()))
             .map(Member::node)
             .collect();
         self.trusted = self.reach(|node| !banished.contains(&node));
@@ -473,19 +600,21 @@ impl Roster {
     fn deciding(&self, node: NodeId, banished: bool) -> Option<Arc<Entry>> {
         if banished {
             let by_authority =
-                self.of(node).filter(|e| e.member().standing == Standing::Banished && self.granted.contains(&e.member().by));
+                self.of(node).filter(|e| e.member().standing == Standing::Banished && self.may_banish(e.member().by, node));
             return by_authority.max_by_key(|e| e.order()).cloned();
         }
         let admission = self.admission(node)?;
-        // The node's own word counts only for what it was admitted as: it cannot change its name or make itself an authority.
-        let same = |e: &Entry| e.member().name == admission.member().name && e.member().roots == admission.member().roots;
-        let farewell = self.of(node).find(|e| e.is_farewell() && same(e) && e.order() > admission.order());
-        Some(Arc::clone(farewell.unwrap_or(admission)))
+        Some(Arc::clone(self.farewell(node, admission).unwrap_or(admission)))
     }
 
-    /// The roots of all active authorities.
+    /// Whether the word of `by` is enough to banish `node`.
+    fn may_banish(&self, by: NodeId, node: NodeId) -> bool {
+        by == self.founder || (self.granted.contains(&by) && !self.granted.contains(&node))
+    }
+
+    /// The roots of all active authorities, and of those that retired and whose certificates are still in use.
     pub fn bundle(&self) -> Bundle {
-        let roots = self.authorities().flat_map(|m| {
+        let roots = self.active().flat_map(|m| {
             let node = m.node();
             m.roots.iter().filter_map(move |der| Root::parse(der, node))
         });

@@ -12,7 +12,7 @@ use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert, ring::ECDSA_P256
 use x509_parser::der_parser::Oid;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-use crate::bundle::{Bundle, Root};
+use crate::bundle::{Bundle, Root, RootId};
 use crate::identity::{NodeId, SpiffeId, Workload};
 use crate::issue::HOLDER_OID;
 use crate::keys::PublicKey;
@@ -111,6 +111,8 @@ pub struct Peer {
     pub holder: NodeId,
     /// The last second of the certificate.
     pub not_after: UnixTime,
+    /// The root that signed it.
+    pub root: RootId,
 }
 
 /// Verifies the certificate that a peer showed in a TLS handshake, by mesh time.
@@ -125,10 +127,10 @@ pub fn verify_svid(chain: &[CertificateDer<'_>], bundle: &Bundle, roster: &Roste
         more => return Err(VerifyError::Chain(more.len())),
     };
     let leaf = EndEntityCert::try_from(der).map_err(refusal)?;
-    match path(&leaf, bundle.roots.iter().filter(|r| r.in_date(now)), now) {
+    let root = match path(&leaf, bundle.roots.iter().filter(|r| r.in_date(now)), now) {
         Err(VerifyError::UnknownRoot) => return Err(why_unknown(&leaf, bundle, roster, now)),
         other => other?,
-    }
+    };
     let (_, cert) = X509Certificate::from_der(der).map_err(|_| VerifyError::Malformed)?;
     let id = spiffe_id(&cert)?;
     if id.trust_domain != bundle.trust_domain {
@@ -151,7 +153,7 @@ pub fn verify_svid(chain: &[CertificateDer<'_>], bundle: &Bundle, roster: &Roste
         return Err(VerifyError::NotItsName { id, holder });
     }
     let not_after = UnixTime(u64::try_from(cert.validity().not_after.timestamp()).unwrap_or(0));
-    Ok(Peer { id, holder, not_after })
+    Ok(Peer { id, holder, not_after, root })
 }
 
 /// The serial number of a certificate as hexadecimal with colons; none where the bytes are no certificate.
@@ -172,13 +174,23 @@ pub fn node_key(der: &CertificateDer<'_>) -> Result<PublicKey, VerifyError> {
     PublicKey::from_spki(&cert.subject_public_key_info()).map_err(|_| VerifyError::Malformed)
 }
 
-/// Whether one of these roots signed the leaf, and the leaf is in date and no CA. The dates of the roots are not looked at.
-fn path<'a>(leaf: &EndEntityCert<'_>, roots: impl Iterator<Item = &'a Root>, now: UnixTime) -> Result<(), VerifyError> {
+/// Which of these roots signed the leaf, and that the leaf is in date and no CA. The dates of the roots are not looked at.
+fn path<'a>(leaf: &EndEntityCert<'_>, roots: impl Iterator<Item = &'a Root>, now: UnixTime) -> Result<RootId, VerifyError> {
     let ders: Vec<CertificateDer<'_>> = roots.map(|r| CertificateDer::from(&r.der[..])).collect();
     let anchors: Vec<TrustAnchor<'_>> = ders.iter().filter_map(|der| anchor_from_trusted_cert(der).ok()).collect();
     let signatures = [ECDSA_P256_SHA256];
-    leaf.verify_for_usage(&signatures, &anchors, &[], now.into(), KeyUsage::client_auth(), None, None).map_err(refusal)?;
-    Ok(())
+    let path = leaf.verify_for_usage(&signatures, &anchors, &[], now.into(), KeyUsage::client_auth(), None, None);
+    let anchor = path.map_err(refusal)?.anchor().clone();
+    let root = ders.iter().find(|der| anchor_from_trusted_cert(der).is_ok_and(|a| a == anchor));
+    root.map(|der| RootId::of(der)).ok_or(VerifyError::UnknownRoot)
+}
+
+/// The root of the bundle that signed a certificate of our own, its dates left aside; none when that root is not believed any more.
+pub fn root_of(der: &[u8], bundle: &Bundle) -> Option<RootId> {
+    let der = CertificateDer::from(der);
+    let (_, cert) = X509Certificate::from_der(&der).ok()?;
+    let within = UnixTime(u64::try_from(cert.validity().not_after.timestamp()).ok()?);
+    path(&EndEntityCert::try_from(&der).ok()?, bundle.roots.iter(), within).ok()
 }
 
 fn refusal(e: webpki::Error) -> VerifyError {

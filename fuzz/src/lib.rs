@@ -4,7 +4,8 @@ use std::alloc::System;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use meshd_agent::record::{Address, Listener, Mode, NodeRecord, Presence, SignedRecord};
+use meshd_agent::record::{Address, Listener, Mode, NodeRecord, Presence, Roots, SignedRecord};
+use meshd_ca::bundle::RootId;
 use meshd_ca::identity::{HostName, MeshId, NodeId, TrustDomain, Workload};
 use meshd_ca::issue::Issuer;
 use meshd_ca::keys::PrivateKey;
@@ -41,9 +42,9 @@ pub static WORLD: LazyLock<World> = LazyLock::new(|| {
     let domain = TrustDomain::of(mesh);
     let founder = keys[0].public().node_id();
     let issuer = Issuer::create(&domain, founder, NOW, Duration::from_secs(86_400 * 3650)).expect("an issuer");
-    let mut roster = Roster::found(mesh, domain, &keys[0], host(0), issuer.root_der().to_vec()).expect("a roster");
+    let mut roster = Roster::found(mesh, domain, &keys[0], host(0), issuer.root_der().to_vec(), NOW).expect("a roster");
     for (i, key) in keys.iter().enumerate().skip(1) {
-        roster.admit(&keys[0], key.public(), &host(i)).expect("room");
+        roster.admit(&keys[0], key.public(), &host(i), NOW).expect("room");
     }
     World { keys, roster, issuer }
 });
@@ -92,6 +93,7 @@ impl World {
             presence: Presence::Running,
             listeners: vec![Listener { port: 80, ip: None, workload: Workload::Node(node) }],
             version: "0.1.0".into(),
+            roots: Roots { trusted: vec![RootId::of(self.issuer.root_der())], ..Roots::default() },
         }
     }
 

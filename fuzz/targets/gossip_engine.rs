@@ -7,7 +7,7 @@ use libfuzzer_sys::fuzz_target;
 use meshd_agent::gossip::{Gossip, GossipConfig, MAX_PACKET, Output};
 use meshd_agent::record::SignedRecord;
 use meshd_ca::keys::PrivateKey;
-use meshd_fuzz::{Input, WORLD, host, within};
+use meshd_fuzz::{Input, NOW, WORLD, host, within};
 
 /// Of one packet: eight megabytes are what one peer may ask for in ten seconds.
 const MOST_SENT: usize = 9 << 20;
@@ -43,7 +43,7 @@ fuzz_target!(|data: &[u8]| {
             _ => {
                 let mut roster = world.roster.clone();
                 let Ok(key) = PrivateKey::generate() else { return };
-                let _ = roster.admit(&world.keys[0], key.public(), &host(usize::from(input.byte())));
+                let _ = roster.admit(&world.keys[0], key.public(), &host(usize::from(input.byte())), NOW);
                 if let Some(entry) = roster.entry(key.public().node_id()) {
                     let mut packet = vec![6, 0, 0];
                     packet.put_slice(&[0; 32]);

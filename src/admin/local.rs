@@ -21,7 +21,7 @@ use serde::de::DeserializeOwned;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::timeout;
 
-use super::view;
+use super::{authorities, view};
 use crate::api::{self, ErrorBody, path};
 use crate::check;
 use crate::control::crowd::Crowd;
@@ -135,6 +135,7 @@ async fn answer(daemon: &Arc<Daemon>, trusted: bool, request: Request<Incoming>)
 async fn route(daemon: &Arc<Daemon>, trusted: bool, request: Request<Incoming>) -> Result<Bytes, No> {
     let (parts, body) = request.into_parts();
     let asked = parts.uri.path();
+    let authority = asked.strip_prefix(path::AUTHORITIES).and_then(|p| p.strip_prefix('/'));
     let token_id = asked.strip_prefix(path::TOKENS).and_then(|p| p.strip_prefix('/'));
     if !trusted && (parts.method != Method::GET || asked.starts_with(path::TOKENS)) {
         return Err(No::new(
@@ -172,6 +173,12 @@ async fn route(daemon: &Arc<Daemon>, trusted: bool, request: Request<Incoming>) 
         (&Method::DELETE, _) if token_id.is_some() => {
             json(&view::revoke_token(&*daemon.member()?, token_id.unwrap_or_default()).await?)
         }
+        (&Method::GET, path::AUTHORITIES) => json(&authorities::list(&*daemon.member()?)),
+        (&Method::POST, path::AUTHORITIES) => json(&authorities::add(&*daemon.member()?, read(body).await?).await?),
+        (&Method::DELETE, _) if authority.is_some() => {
+            json(&authorities::remove(&*daemon.member()?, authority.unwrap_or_default()).await?)
+        }
+        (&Method::POST, path::BANISH) => json(&authorities::banish(&*daemon.member()?, read(body).await?).await?),
         (&Method::POST, path::JOIN) => json(&daemon.join(read(body).await?).await?),
         (&Method::GET, path::PENDING) => json(&approve::pending(&*daemon.member()?).await?),
         (&Method::POST, path::APPROVE) => json(&approve::approve(&*daemon.member()?, read(body).await?).await?),

@@ -1,5 +1,6 @@
 //! What the daemon tells the people and programs on its own host.
 
+mod authorities;
 mod figures;
 pub(crate) mod http;
 pub(crate) mod local;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use hyper::StatusCode;
 use meshd_agent::record;
+use meshd_ca::bundle::RootId;
 use meshd_ca::identity::{HostName, NodeId, SpiffeId};
 use meshd_ca::roster::{self, Roster};
 use meshd_ca::time::UnixTime;
@@ -169,14 +170,17 @@ pub(crate) fn edges(member: &Member) -> Vec<Edge> {
 pub(crate) fn identities(member: &Member) -> Vec<Identity> {
     let now = member.now();
     let roster = member.membership.roster();
-    // One authority so far: whoever it is has issued them.
-    let authority: Option<HostName> = roster.authorities().next().map(|m| m.name.clone());
+    let bundle = roster.bundle();
+    let authority = |root: Option<RootId>| -> Option<HostName> {
+        let root = bundle.roots.iter().find(|r| Some(r.id()) == root)?;
+        roster.member(root.authority).map(|m| m.name.clone())
+    };
     let difference = |then: UnixTime| i64::try_from(then.0).unwrap_or(i64::MAX).saturating_sub_unsigned(now.0);
     member
         .svids
         .held()
         .into_iter()
-        .map(|Held { leaf, renew_at }| Identity {
+        .map(|Held { leaf, renew_at, root }| Identity {
             workload: leaf.id.workload.clone(),
             id: leaf.id,
             serial: meshd_ca::verify::serial(&leaf.der),
@@ -184,7 +188,7 @@ pub(crate) fn identities(member: &Member) -> Vec<Identity> {
             not_after: leaf.not_after.0,
             expires_seconds: difference(leaf.not_after),
             renewal_seconds: difference(renew_at),
-            issued_by: authority.clone(),
+            issued_by: authority(root),
         })
         .collect()
 }

@@ -124,6 +124,8 @@ codes! {
     ROSTER = "check-roster";
     /// An authority is in reach.
     AUTHORITY = "check-authority";
+    /// More than one authority signs.
+    AUTHORITIES = "check-authorities";
     /// Members are heard.
     GOSSIP = "check-gossip";
     /// No other mesh is on the LAN.

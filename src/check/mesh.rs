@@ -22,6 +22,10 @@ pub(super) struct Facts {
     /// The authorities, and whether one of them is this host or answers.
     pub(super) authorities: Vec<String>,
     pub(super) reach: bool,
+    /// Those of them that sign and are not gone for good, how many there should be, and whether another one is about to be made.
+    pub(super) signing: Vec<String>,
+    pub(super) wanted: usize,
+    pub(super) coming: bool,
     /// Hosts on the LAN that announce another mesh.
     pub(super) strangers: Vec<SocketAddr>,
 }
@@ -63,6 +67,7 @@ pub(super) fn findings(facts: &Facts, met: &[Met]) -> Vec<Finding> {
             ),
         },
     );
+    found.add(code::AUTHORITIES, "the mesh outlives the loss of an authority", authorities(facts));
     found.add(code::GOSSIP, "the members that answer are heard", gossip(met));
     found.add(
         code::OTHER_MESH,
@@ -76,6 +81,19 @@ pub(super) fn findings(facts: &Facts, met: &[Met]) -> Vec<Finding> {
         },
     );
     found.done()
+}
+
+fn authorities(facts: &Facts) -> Verdict {
+    let of = format!("{} of {} sign", facts.signing.len(), facts.wanted);
+    match (facts.signing.len(), facts.wanted) {
+        (_, 0..2) => Verdict::ok("there are no others"),
+        (2.., _) => Verdict::ok(format!("{of}: {}", some_of(&facts.signing))),
+        _ if facts.coming => Verdict::ok(format!("{of}; another one is about to be made")),
+        _ => Verdict::warn(
+            format!("{of}: when that one is lost, no certificate is renewed and nobody joins"),
+            "`meshd authority add NODE` on an authority makes another; choose a host that stays where it is",
+        ),
+    }
 }
 
 fn gossip(met: &[Met]) -> Verdict {
@@ -106,6 +124,9 @@ mod tests {
             bytes: 2000,
             authorities: vec!["a".into()],
             reach: true,
+            signing: vec!["a".into(), "b".into()],
+            wanted: 3,
+            coming: false,
             strangers: vec![],
         }
     }
@@ -118,6 +139,10 @@ mod tests {
         assert_eq!(ill(&findings(&Facts { bytes: 14 << 20, ..well() }, &[])), [(code::ROSTER, Warn)]);
         assert_eq!(ill(&findings(&Facts { reach: false, ..well() }, &[])), [(code::AUTHORITY, Warn)]);
         assert_eq!(ill(&findings(&Facts { reach: false, authorities: vec![], ..well() }, &[])), [(code::AUTHORITY, Warn)]);
+        let alone = Facts { signing: vec!["a".into()], ..well() };
+        assert_eq!(ill(&findings(&alone, &[])), [(code::AUTHORITIES, Warn)]);
+        assert!(ill(&findings(&Facts { coming: true, ..alone.clone() }, &[])).is_empty());
+        assert!(ill(&findings(&Facts { wanted: 1, ..alone }, &[])).is_empty());
         let strangers = vec!["192.168.77.9:6374".parse().unwrap()];
         assert_eq!(ill(&findings(&Facts { strangers, ..well() }, &[])), [(code::OTHER_MESH, Warn)]);
         let unheard = Met { heard: false, ..met("b") };

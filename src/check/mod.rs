@@ -48,6 +48,8 @@ use findings::Findings;
 const LIMIT_NEAR: u64 = 80;
 /// How long a group may take: a peer that does not answer takes five seconds, a module that is loaded some of them.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// So soon after the others were heard a mesh has made the authorities it makes by itself.
+const SOON: Duration = Duration::from_secs(600);
 /// Anybody on the host may ask for a check, and it is work for the other members too: so many at once, the others wait.
 static AT_ONCE: Semaphore = Semaphore::const_new(2);
 
@@ -249,6 +251,8 @@ fn covered(member: &Member, config: &Config) -> coverage::Covered {
 
 fn in_mesh(daemon: &Daemon, member: &Member, met: &[peers::Met]) -> mesh::Facts {
     let (roster, catalog) = (member.membership.roster(), member.catalog());
+    let moment = member.authorities.moment();
+    let name = |node| roster.member(node).map_or_else(String::new, |m| m.name.to_string());
     let answers = |name: &str| met.iter().any(|m| m.name == name && m.handshake.is_ok());
     let known: BTreeSet<IpAddr> = catalog.records().flat_map(|r| r.record().addresses.iter().map(|a| a.ip)).collect();
     let own = member.own_addresses();
@@ -260,6 +264,9 @@ fn in_mesh(daemon: &Daemon, member: &Member, met: &[peers::Met]) -> mesh::Facts 
         bytes: roster.to_bytes().len(),
         authorities: roster.authorities().map(|m| m.name.to_string()).collect(),
         reach: roster.authorities().any(|m| m.node() == member.me() || member.hears(m.node()) || answers(m.name.as_str())),
+        signing: moment.view().signing().into_iter().map(name).collect(),
+        wanted: moment.view().wanted(),
+        coming: moment.view().coming(SOON),
         // What a member announced in an earlier life is remembered too.
         strangers: strangers
             .filter(|s| !s.addresses.iter().any(|a| known.contains(&a.ip()) || own.contains(&a.ip())))

@@ -5,6 +5,8 @@
 //! elsewhere is printed through `screen`, which lets no control character through.
 
 mod approve;
+mod authority;
+mod banish;
 mod check;
 mod cleanup;
 mod completions;
@@ -89,6 +91,14 @@ struct Output {
     output: Format,
 }
 
+/// A member as a command names it: what may stand in the path of a request.
+fn member(text: &str) -> Result<String, String> {
+    match (1..=63).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
+        true => Ok(text.to_owned()),
+        false => Err("expected the name or id of a host, as `meshd nodes` shows it".into()),
+    }
+}
+
 /// The verbs, in the order in which a newcomer needs them.
 #[derive(Debug, Subcommand)]
 enum Verb {
@@ -106,6 +116,8 @@ enum Verb {
     Identity(identity::Identity),
     Resolve(resolve::Resolve),
     Check(check::Check),
+    Authority(authority::Authority),
+    Banish(banish::Banish),
     LogLevel(log_level::LogLevel),
     Config(config::Config),
     Cleanup(cleanup::Cleanup),
@@ -191,6 +203,8 @@ impl Cli {
             Verb::Identity(verb) => verb.run(&around).await,
             Verb::Resolve(verb) => verb.run(&around).await,
             Verb::Check(verb) => verb.run(&around).await,
+            Verb::Authority(verb) => verb.run(&around).await,
+            Verb::Banish(verb) => verb.run(&around).await,
             Verb::LogLevel(verb) => verb.run(&around).await,
             Verb::Cleanup(verb) => verb.run(&around).await,
             verb => Self { base: around.base, verb }.run_here(environment),

@@ -96,6 +96,9 @@ pub static KEYS: &[Key] = &[
         |v| v.all(str::parse::<PeerAddress>),
         |c| { list(&c.peers) }
     ),
+    key!(authority, "authority", "BOOL", "Whether this host may be made an authority", |v| v.boolean(), |c| c
+        .authority
+        .to_string()),
     key!(
         zone,
         "zone",

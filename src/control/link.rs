@@ -63,6 +63,9 @@ pub(crate) enum LinkError {
     /// The connection broke, or what came is not what was asked for.
     #[error("the connection to {0} failed: {1}")]
     Broken(NodeId, String),
+    /// The member shows the entry by which this node was put out.
+    #[error("{0} says that this host is banished")]
+    Out(NodeId, Box<Entry>),
     /// The member answered, and said no.
     #[error("{0} refused: {1} {2}")]
     Refused(NodeId, StatusCode, String),
@@ -142,12 +145,23 @@ impl Links {
                 if matches!(error, LinkError::Broken(..)) {
                     self.close(to);
                 }
+                self.heed(&error).await;
                 Err(error)
             }
             Err(_) => {
                 self.close(to);
                 Err(LinkError::Timeout(link.address))
             }
+        }
+    }
+
+    /// Believes that this node is banished, if an authority has signed it: nobody else tells it.
+    async fn heed(&self, error: &LinkError) {
+        if let LinkError::Out(_, entry) = error
+            && entry.member().node() == self.membership.me()
+            && let Err(error) = self.membership.merge(Entry::clone(entry)).await
+        {
+            tracing::debug!(%error, "a banishment of this host was not believed");
         }
     }
 
@@ -299,7 +313,13 @@ impl Links {
             .cloned()
             .ok_or_else(|| broken("this host is not in its roster".into()))?;
         let body = serde_json::to_vec(&Hello { entry: mine, port: self.port }).map_err(|e| broken(e.to_string()))?;
-        let answer = exchange(send.clone(), owner, Method::POST, "/v1/hello", body.into(), MAX_HELLO).await?;
+        let answer = match exchange(send.clone(), owner, Method::POST, "/v1/hello", body.into(), MAX_HELLO).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                self.heed(&error).await;
+                return Err(error);
+            }
+        };
         let theirs: Hello = serde_json::from_slice(&answer).map_err(|e| broken(e.to_string()))?;
         self.membership.merge(theirs.entry).await.map_err(|e| broken(e.to_string()))?;
         Ok(())
@@ -326,6 +346,10 @@ async fn exchange(
     let body = Limited::new(answer.into_body(), limit).collect().await.map_err(|e| broken(e.to_string()))?.to_bytes();
     if status.is_success() {
         Ok(body)
+    } else if status == StatusCode::GONE
+        && let Ok(entry) = serde_json::from_slice(&body)
+    {
+        Err(LinkError::Out(to, Box::new(entry)))
     } else {
         let what: String = String::from_utf8_lossy(&body).chars().take(200).filter(|c| !c.is_control()).collect();
         Err(LinkError::Refused(to, status, what))

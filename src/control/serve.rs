@@ -16,7 +16,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use meshd_agent::gossip::MAX_PACKET;
 use meshd_ca::identity::{NodeId, Workload};
 use meshd_ca::keys::{PublicKey, Signature, base64url};
-use meshd_ca::roster::MAX_MEMBERS;
+use meshd_ca::roster::{MAX_MEMBERS, Member, Standing};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
@@ -30,7 +30,7 @@ use super::waiting::Waiting;
 use crate::clock::Clock;
 use crate::identity::svids::MAX_WORKLOADS;
 use crate::identity::verifier::peer_key;
-use crate::membership::Membership;
+use crate::membership::{Membership, MembershipError};
 
 /// The longest request body.
 const MAX_BODY: usize = 1 << 20;
@@ -94,6 +94,12 @@ pub(crate) struct Approve {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Approved {
     pub(crate) admitted: Option<NodeId>,
+}
+
+/// The answer to an authority that wants to make this node one too: the root that it will sign with.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Prepared {
+    pub(crate) root: Certificate,
 }
 
 /// A DER certificate in JSON.
@@ -203,6 +209,8 @@ pub(crate) struct Api {
     pub(crate) port: u16,
     /// How long the SVIDs live that this node issues, should it be an authority.
     pub(crate) svid_lifetime: Duration,
+    /// Whether this node may be made an authority.
+    pub(crate) authority: bool,
     pub(crate) callers: Callers,
     pub(crate) waiting: Arc<Waiting>,
 }
@@ -234,7 +242,7 @@ impl Api {
         let hello = parts.uri.path() == "/v1/hello";
         // Strangers may only introduce themselves, and that is short.
         if !hello && !self.membership.roster().is_active(node) {
-            return Err(No(StatusCode::FORBIDDEN, "not an active member of this mesh".into()));
+            return Err(self.no_member(node));
         }
         let limit = match parts.uri.path() {
             "/v1/hello" => MAX_HELLO,
@@ -255,7 +263,18 @@ impl Api {
             "/v1/svid" => self.svid(node, &body).await,
             "/v1/approve" => self.approve(node, &body).await,
             "/v1/pending" => to_json(&self.waiting.list()),
+            "/v1/authority" => self.prepare(node).await,
             _ => Err(No(StatusCode::NOT_FOUND, "no such call; this meshd may be older than the one that asks".into())),
+        }
+    }
+
+    /// What a node hears that is no member. One that is banished is shown the entry that says so: gossip does not speak to it any more.
+    fn no_member(&self, node: NodeId) -> No {
+        let roster = self.membership.roster();
+        let banished = roster.entry(node).filter(|e| e.member().standing == Standing::Banished);
+        match banished.and_then(|e| serde_json::to_string(e).ok()) {
+            Some(entry) => No(StatusCode::GONE, entry),
+            None => No(StatusCode::FORBIDDEN, "not an active member of this mesh".into()),
         }
     }
 
@@ -279,7 +298,7 @@ impl Api {
         // A hello may also be a farewell: the entry by which the caller leaves.
         let roster = self.membership.roster();
         if !roster.is_active(node) {
-            return Err(No(StatusCode::FORBIDDEN, "not an active member of this mesh".into()));
+            return Err(self.no_member(node));
         }
         from.set_port(hello.port);
         self.links.called(node, from);
@@ -296,6 +315,21 @@ impl Api {
         to_json(&Approved { admitted })
     }
 
+    /// Another authority is about to make this node one. Our root is worth nothing until its word about it is in the roster.
+    async fn prepare(&self, node: NodeId) -> Result<Bytes, No> {
+        if !self.membership.roster().member(node).is_some_and(Member::is_authority) {
+            return Err(No(StatusCode::FORBIDDEN, "that is for authorities to ask".into()));
+        }
+        if !self.authority {
+            return Err(No(
+                StatusCode::FORBIDDEN,
+                "the configuration of this host says that it is not to be an authority".into(),
+            ));
+        }
+        let root = self.membership.prepare().await.map_err(|e| No(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))?;
+        to_json(&Prepared { root: Certificate(root) })
+    }
+
     async fn svid(&self, node: NodeId, body: &[u8]) -> Result<Bytes, No> {
         let request: SvidRequest = parse(body)?;
         self.callers.ration(node, request.wanted.len(), Instant::now())?;
@@ -310,7 +344,10 @@ impl Api {
             .membership
             .issue(node, &wanted, self.svid_lifetime)
             .await
-            .map_err(|e| No(StatusCode::FORBIDDEN, e.to_string()))?
+            .map_err(|e| match e {
+                MembershipError::NotYet => No(StatusCode::SERVICE_UNAVAILABLE, e.to_string()),
+                e => No(StatusCode::FORBIDDEN, e.to_string()),
+            })?
             .into_iter()
             .map(|leaf| Certificate(leaf.map(|l| l.der).unwrap_or_default()))
             .collect();

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use meshd_agent::record::{self, Address, Listener, MAX_ADDRESSES, NodeRecord, Presence, SignedRecord};
+use meshd_agent::record::{self, Address, Listener, MAX_ADDRESSES, MAX_ROOTS, NodeRecord, Presence, Roots, SignedRecord};
+use meshd_ca::bundle::RootId;
 use meshd_ca::identity::Workload;
 use meshd_ca::keys::PrivateKey;
 use meshd_ca::store::{Store, StoreError};
@@ -49,6 +50,8 @@ pub(crate) struct Keeper {
     pub(crate) sequence: Sequence,
     pub(crate) port: u16,
     pub(crate) zone: Option<String>,
+    /// The root this node signs with.
+    pub(crate) signs: watch::Receiver<Option<RootId>>,
 }
 
 impl Keeper {
@@ -62,6 +65,7 @@ impl Keeper {
                 _ = tick.tick() => {}
                 changed = self.addresses.changed() => if changed.is_err() { return },
                 changed = self.presence.changed() => if changed.is_err() { return },
+                changed = self.signs.changed() => if changed.is_err() { return },
                 changed = self.outrun.changed() => {
                     if changed.is_err() { return }
                     self.sequence.outrun(*self.outrun.borrow_and_update());
@@ -115,6 +119,11 @@ impl Keeper {
             presence: *self.presence.borrow_and_update(),
             listeners: (**self.looked.load()).clone(),
             version: env!("CARGO_PKG_VERSION").into(),
+            roots: Roots {
+                trusted: self.svids.trusted().into_iter().take(MAX_ROOTS).collect(),
+                shown: self.svids.shown().into_iter().take(MAX_ROOTS).collect(),
+                signs: *self.signs.borrow_and_update(),
+            },
         }
     }
 

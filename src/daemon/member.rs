@@ -23,6 +23,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::addresses::{self, Book, News};
+use super::authorities::Authorities;
 use super::directory::Snapshots;
 use super::keeper::{Keeper, Sequence};
 use super::kernel::{HostKernel, Marked, Owners};
@@ -36,7 +37,7 @@ use crate::config::Mode;
 use crate::control::crowd::Crowd;
 use crate::control::front::{self, Arrived, Configs};
 use crate::control::gossip::{self, Mailbox};
-use crate::control::issuance::Authorities;
+use crate::control::issuance;
 use crate::control::join;
 use crate::control::link::Links;
 use crate::control::serve::{self, Api, Callers};
@@ -72,6 +73,7 @@ pub(crate) struct Member {
     pub(crate) proxy: Arc<Proxy>,
     pub(crate) svids: Arc<Svids>,
     pub(crate) links: Arc<Links>,
+    pub(crate) authorities: Arc<Authorities>,
     /// What the mesh port counts.
     pub(crate) door: Arc<front::Counters>,
     clock: crate::clock::Clock,
@@ -106,7 +108,7 @@ impl Member {
     }
     /// Whether a node is up, as far as gossip knows.
     pub(crate) fn hears(&self, node: NodeId) -> bool {
-        self.heard.0.lock().unwrap_or_else(PoisonError::into_inner).get(&node).is_some_and(|(up, _)| *up)
+        self.heard.hears(node)
     }
     /// How long ago a node was heard: no time for one that is up.
     pub(crate) fn last_heard(&self, node: NodeId) -> Option<Duration> {
@@ -139,6 +141,16 @@ impl Heard {
     pub(crate) fn all(&self) -> Vec<(NodeId, bool)> {
         let heard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         heard.iter().map(|(node, (up, _))| (*node, *up)).collect()
+    }
+
+    /// The same, and for how long it has been so.
+    pub(crate) fn since(&self) -> Vec<(NodeId, bool, Duration)> {
+        let heard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.iter().map(|(node, (up, at))| (*node, *up, at.elapsed())).collect()
+    }
+
+    fn hears(&self, node: NodeId) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&node).is_some_and(|(up, _)| *up)
     }
 
     fn note(&self, node: NodeId, up: bool) {
@@ -189,12 +201,18 @@ pub(super) async fn run(
     let (mailbox, gossip_inbox) = Mailbox::new();
 
     // Our own names.
-    let authorities = Arc::new(Authorities {
+    let heard = Arc::new(Heard::default());
+    let issuance = issuance::Authorities {
         membership: membership.clone(),
         links: links.clone(),
         clock: clock.clone(),
         lifetime: config.svid_lifetime,
-    });
+        hears: {
+            let heard = heard.clone();
+            Box::new(move |node| heard.hears(node))
+        },
+        failures: issuance::Failures::default(),
+    };
     let svids = Svids::new(membership.me(), verifier.clone(), Patience::default());
     // They may be lost: new ones are asked for.
     match daemon.store.load(SVIDS) {
@@ -206,11 +224,11 @@ pub(super) async fn run(
         Err(error) => tracing::warn!(%error, "saved SVIDs are not used"),
     }
     {
-        let (svids, authorities) = (svids.clone(), authorities.clone());
+        let svids = svids.clone();
         // Made before the first is issued, which an authority does at once: none goes unsaved.
         let changes = svids.changes();
         tasks.spawn(save_svids(daemon.clone(), svids.clone(), changes));
-        tasks.spawn(async move { match svids.run(&*authorities).await {} });
+        tasks.spawn(async move { match svids.run(&issuance).await {} });
     }
     let looked: Arc<ArcSwap<Vec<Listener>>> = Arc::default();
     let owners = Arc::new(Owners::new(membership.name()));
@@ -235,8 +253,15 @@ pub(super) async fn run(
         proxy::live::Limits::within(daemon.files),
     );
 
-    let heard = Arc::new(Heard::default());
     let waiting = Arc::new(Waiting::default());
+    let authorities = Arc::new(Authorities::new(
+        membership.clone(),
+        links.clone(),
+        mailbox.clone(),
+        catalog.clone(),
+        heard.clone(),
+        (clock.clone(), &daemon.store, config.svid_lifetime),
+    ));
     let counters = Arc::new(front::Counters::default());
     let member = Arc::new(Member {
         membership: membership.clone(),
@@ -245,6 +270,7 @@ pub(super) async fn run(
         proxy: proxy.clone(),
         svids: svids.clone(),
         links: links.clone(),
+        authorities: authorities.clone(),
         door: counters.clone(),
         clock: clock.clone(),
         port: config.port,
@@ -272,6 +298,7 @@ pub(super) async fn run(
             gossip: mailbox.clone(),
             port: config.port,
             svid_lifetime: config.svid_lifetime,
+            authority: config.authority,
             callers: Callers::default(),
             waiting: waiting.clone(),
         }),
@@ -347,8 +374,10 @@ pub(super) async fn run(
         sequence: Sequence::load(daemon.store.clone())?,
         port: config.port,
         zone: config.zone.clone(),
+        signs: membership.signs(),
     };
     tasks.spawn(keeper.run());
+    tasks.spawn(authorities.run());
 
     let (close, closing) = watch::channel(false);
     let memory = tokio::spawn(memory::remember(
@@ -375,6 +404,7 @@ pub(super) async fn run(
                 changed.context("the roster is gone")?;
                 let now = roster.borrow_and_update().clone();
                 trust.store(Arc::new(Trust { bundle: now.bundle(), roster: now.clone() }));
+                svids.trust_changed();
                 cut_inactive(&now, &proxy, &links);
                 match now.member(membership.me()).map(|m| m.standing) {
                     Some(Standing::Active) => {}
@@ -395,7 +425,7 @@ pub(super) async fn run(
                     },
                     Err(error) => { let _ = reply.send(Err(No::new(StatusCode::CONFLICT, "cannot join", error, ""))); }
                 },
-                Some(Request::Leave(reply)) => match daemon.pulse.during(leave(&membership, &links)).await {
+                Some(Request::Leave(reply)) => match daemon.pulse.during(leave(&member)).await {
                     Ok(()) => { let _ = reply.send(Ok(Done {})); break End::Left; }
                     Err(no) => { let _ = reply.send(Err(no)); }
                 },
@@ -522,17 +552,19 @@ fn cut_inactive(roster: &Roster, proxy: &Proxy, links: &Links) {
     }
 }
 
-async fn leave(membership: &Membership, links: &Arc<Links>) -> Result<(), No> {
+async fn leave(member: &Member) -> Result<(), No> {
+    let (membership, links) = (&member.membership, &member.links);
     let no = |why: String, remedy: &str| No::new(StatusCode::CONFLICT, "cannot leave", why, remedy);
     let roster = membership.roster();
     let others = roster.active().filter(|m| m.node() != membership.me()).count();
-    let other_authorities = roster.authorities().filter(|m| m.node() != membership.me()).count();
+    // One that still prepares is of no help to them.
+    let other_authorities = member.authorities.moment().view().signing().into_iter().filter(|n| *n != membership.me()).count();
     if others > 0 && other_authorities == 0 && membership.is_authority().await {
         return Err(no(
             format!(
                 "this host is the only authority of a mesh with {others} other members, whose certificates nobody could renew"
             ),
-            "let the others leave first",
+            "`meshd authority add` another one, or let the others leave first",
         ));
     }
     let entry = membership.leave().await.map_err(|e| no(e.to_string(), ""))?;

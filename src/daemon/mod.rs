@@ -6,6 +6,7 @@
 mod acquire;
 mod addresses;
 pub(crate) mod approve;
+pub(crate) mod authorities;
 mod directory;
 mod keeper;
 mod kernel;

@@ -14,10 +14,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use meshd_ca::bundle::{Root, RootId};
 use meshd_ca::identity::{NodeId, SpiffeId, Workload};
 use meshd_ca::issue::Leaf;
 use meshd_ca::keys::{PrivateKey, base64url, random};
 use meshd_ca::time::UnixTime;
+use meshd_ca::verify::root_of;
 use rustls::{ClientConfig, ServerConfig};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -77,6 +79,8 @@ pub enum SvidError {
 /// One certificate with its key, ready for handshakes.
 pub struct Svid {
     leaf: Leaf,
+    /// What signed it, if that was believed when it was taken.
+    root: Option<RootId>,
     issued: UnixTime,
     key: PrivateKey,
     client: Arc<ClientConfig>,
@@ -87,7 +91,8 @@ impl Svid {
     fn new(leaf: Leaf, issued: UnixTime, key: PrivateKey, verifier: &Arc<SvidVerifier>) -> Result<Self, TlsError> {
         let shown = tls::certified(leaf.der.clone(), &key)?;
         let (client, server) = (tls::data_client(verifier, shown.clone())?, tls::data_server(verifier, shown)?);
-        Ok(Self { leaf, issued, key, client, server })
+        let root = root_of(&leaf.der, &verifier.trust().bundle);
+        Ok(Self { leaf, root, issued, key, client, server })
     }
 
     /// Whom it names.
@@ -115,6 +120,8 @@ pub struct Held {
     pub leaf: Leaf,
     /// When the next one is asked for.
     pub renew_at: UnixTime,
+    /// The root that signed it, if that was believed when the certificate was taken.
+    pub root: Option<RootId>,
 }
 
 impl fmt::Debug for Svid {
@@ -179,13 +186,15 @@ impl Slot {
         (!self.kept.load(Ordering::Relaxed)).then(|| now.since(seen))
     }
 
-    /// How long until it is to be issued or renewed.
-    fn due_in(&self, now: UnixTime, instant: Instant) -> Duration {
+    /// How long until it is to be issued or renewed, when these are the roots that everybody believes.
+    fn due_in(&self, now: UnixTime, instant: Instant, roots: &BTreeSet<RootId>) -> Duration {
         let plan = self.plan();
         let retry = plan.retry_at.map_or(Duration::ZERO, |at| at.saturating_duration_since(instant));
         let renew = match &*self.svid.load() {
             None => Duration::ZERO,
             Some(s) if now + CLOCK_WENT_BACK < s.issued => Duration::ZERO,
+            // Its authority left or was put out: nobody believes it any more.
+            Some(s) if s.root.is_none_or(|r| !roots.contains(&r)) => Duration::ZERO,
             Some(_) => plan.renew_at.since(now),
         };
         retry.max(renew)
@@ -381,15 +390,30 @@ impl Svids {
     }
 
     fn next_round(&self) -> Duration {
-        let (now, instant) = (self.verifier.now(), Instant::now());
-        self.slots.load().values().map(|s| s.due_in(now, instant)).min().unwrap_or(Duration::MAX)
+        let (now, instant, roots) = (self.verifier.now(), Instant::now(), self.trusted());
+        self.slots.load().values().map(|s| s.due_in(now, instant, &roots)).min().unwrap_or(Duration::MAX)
+    }
+
+    /// The roots that peers are verified against now.
+    pub fn trusted(&self) -> BTreeSet<RootId> {
+        self.verifier.trust().bundle.roots.iter().map(Root::id).collect()
+    }
+
+    /// The roots that signed the certificates held now.
+    pub fn shown(&self) -> BTreeSet<RootId> {
+        self.slots.load().values().filter_map(|s| s.svid.load_full()?.root).collect()
+    }
+
+    /// Looks at once what is due: the roots have changed.
+    pub fn trust_changed(&self) {
+        self.wish.notify_one();
     }
 
     /// Asks for what is due. Returns whether there was so much that more is due already.
     async fn round(&self, issuance: &impl Issuance) -> bool {
-        let (now, instant) = (self.verifier.now(), Instant::now());
+        let (now, instant, roots) = (self.verifier.now(), Instant::now(), self.trusted());
         self.forget(now);
-        let due = |(_, s): &(&Workload, &Arc<Slot>)| s.due_in(now, instant).is_zero();
+        let due = |(_, s): &(&Workload, &Arc<Slot>)| s.due_in(now, instant, &roots).is_zero();
         let slots = self.slots.load_full();
         // The node's own first: it stands in for all others.
         let mut due: Vec<_> = slots.iter().filter(due).map(|(w, s)| (w.clone(), s.clone())).collect();
@@ -479,7 +503,7 @@ impl Svids {
     pub fn held(&self) -> Vec<Held> {
         let slots = self.slots.load();
         let held = slots.values().filter_map(|s| Some((s.svid.load_full()?, s.plan().renew_at)));
-        let mut held: Vec<_> = held.map(|(svid, renew_at)| Held { leaf: svid.leaf.clone(), renew_at }).collect();
+        let mut held: Vec<_> = held.map(|(svid, renew_at)| Held { leaf: svid.leaf.clone(), renew_at, root: svid.root }).collect();
         held.sort_by(|a, b| a.leaf.id.cmp(&b.leaf.id));
         held
     }

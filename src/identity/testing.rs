@@ -53,12 +53,12 @@ impl Mesh {
         let domain = TrustDomain::of(mesh);
         let year = Duration::from_secs(365 * 86_400);
         let issuer = Issuer::create(&domain, key.public().node_id(), clock.now(), year).unwrap();
-        let roster = Roster::found(mesh, domain, &key, name("authority"), issuer.root_der().to_vec()).unwrap();
+        let roster = Roster::found(mesh, domain, &key, name("authority"), issuer.root_der().to_vec(), clock.now()).unwrap();
         Self { clock, key, issuer: Arc::new(issuer), roster }
     }
 
     pub(crate) fn admit(&mut self, key: &PrivateKey, wish: &str) -> HostName {
-        self.roster.admit(&self.key, key.public(), &name(wish)).unwrap()
+        self.roster.admit(&self.key, key.public(), &name(wish), self.clock.now()).unwrap()
     }
 
     pub(crate) fn trust(&self) -> Trust {

@@ -9,6 +9,7 @@
 
 mod admin;
 mod applications;
+mod authorities;
 mod breakages;
 mod checks;
 mod edge;
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
         identities::SCENARIOS,
         modes::SCENARIOS,
         renewal::SCENARIOS,
+        authorities::SCENARIOS,
         hostile::SCENARIOS,
         edge::network::SCENARIOS,
         edge::addresses::SCENARIOS,

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use meshd_agent::gossip::{Gossip, GossipConfig, Judge, MAX_PACKET, Output, Timer};
-use meshd_agent::record::{Address, Listener, Mode, NodeRecord, Presence, RecordError, SignedRecord};
+use meshd_agent::record::{Address, Listener, Mode, NodeRecord, Presence, RecordError, Roots, SignedRecord};
 use meshd_ca::identity::{HostName, MeshId, NodeId, TrustDomain, Workload};
 use meshd_ca::issue::Issuer;
 use meshd_ca::keys::PrivateKey;
@@ -21,6 +21,9 @@ use meshd_ca::roster::{Entry, Roster, RosterError};
 use meshd_ca::time::UnixTime;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
+
+/// Mesh time when a fleet begins.
+pub(crate) const NOW: UnixTime = UnixTime(1_700_000_000);
 
 /// The seeds to run: `count` fixed ones, or the one in `FLEET_SEED`.
 pub(crate) fn seeds(count: u64) -> Vec<u64> {
@@ -100,6 +103,7 @@ pub(crate) struct Node {
     pub(crate) cache: Vec<Arc<SignedRecord>>,
     /// What its record says besides.
     pub(crate) port: u16,
+    pub(crate) roots: Roots,
     pub(crate) traffic: Traffic,
     life: u32,
     /// When it last noticed whom as down.
@@ -153,9 +157,9 @@ impl Fleet {
         let mesh = MeshId::from_bytes([7; 10]);
         let domain = TrustDomain::of(mesh);
         let founder = keys[0].public().node_id();
-        let issuer = Issuer::create(&domain, founder, UnixTime(1_700_000_000), Duration::from_secs(86_400 * 3650)).unwrap();
+        let issuer = Issuer::create(&domain, founder, NOW, Duration::from_secs(86_400 * 3650)).unwrap();
         let name = |i: usize| HostName::nearest(&format!("host-{i}"));
-        let roster = Roster::found(mesh, domain, &keys[0], name(0), issuer.root_der().to_vec()).unwrap();
+        let roster = Roster::found(mesh, domain, &keys[0], name(0), issuer.root_der().to_vec(), NOW).unwrap();
         let roster = Arc::new(roster);
         let nodes: Vec<Node> = keys
             .into_iter()
@@ -169,6 +173,7 @@ impl Fleet {
                 sequence: 0,
                 cache: Vec::new(),
                 port: 80,
+                roots: Roots::default(),
                 traffic: Traffic::default(),
                 life: 0,
                 downs: Vec::new(),
@@ -225,7 +230,7 @@ impl Fleet {
     pub(crate) fn admit_all(&mut self) {
         let mut roster = Roster::clone(&self.nodes[0].roster);
         for i in 1..self.nodes.len() {
-            roster.admit(&self.nodes[0].key, self.nodes[i].key.public(), &self.nodes[i].name).unwrap();
+            roster.admit(&self.nodes[0].key, self.nodes[i].key.public(), &self.nodes[i].name, NOW).unwrap();
         }
         let roster = Arc::new(roster);
         self.nodes.iter_mut().for_each(|n| n.roster = Arc::clone(&roster));
@@ -234,7 +239,7 @@ impl Fleet {
     /// Node 0 admits a node, as at the end of a join: both have the roster, node 0 tells the others, the node starts.
     pub(crate) fn join(&mut self, i: usize) {
         let mut roster = Roster::clone(&self.nodes[0].roster);
-        roster.admit(&self.nodes[0].key, self.nodes[i].key.public(), &self.nodes[i].name).unwrap();
+        roster.admit(&self.nodes[0].key, self.nodes[i].key.public(), &self.nodes[i].name, NOW).unwrap();
         let entry = roster.entry(self.nodes[i].id).unwrap().clone();
         let roster = Arc::new(roster);
         self.nodes[i].roster = Arc::clone(&roster);
@@ -260,6 +265,7 @@ impl Fleet {
                 Listener { port: n.port, ip: None, workload: unit("web.service") },
             ],
             version: "0.1.0".into(),
+            roots: n.roots.clone(),
         }
     }
 
@@ -311,7 +317,8 @@ impl Fleet {
         self.publish(i);
     }
 
-    fn publish(&mut self, i: usize) {
+    /// Signs and publishes a node's record as it is now.
+    pub(crate) fn publish(&mut self, i: usize) {
         self.nodes[i].sequence += 1;
         let ready = self.memory.0.lock().unwrap().own.remove(&self.nodes[i].id);
         if let Some(record) = ready {

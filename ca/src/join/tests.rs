@@ -36,7 +36,7 @@ fn desk() -> Desk {
     let (key, mesh) = (PrivateKey::generate().unwrap(), MeshId::from_bytes(random().unwrap()));
     let domain = TrustDomain::of(mesh);
     let root = Issuer::create(&domain, key.public().node_id(), NOW, 24 * HOUR).unwrap().root_der().to_vec();
-    let roster = Roster::found(mesh, domain, &key, name("one"), root).unwrap();
+    let roster = Roster::found(mesh, domain, &key, name("one"), root, NOW).unwrap();
     Desk { key, tokens: TokenTable::default(), approvals: Approvals::default(), roster }
 }
 
@@ -247,7 +247,7 @@ fn a_rogue_authority_with_the_right_key_but_no_secret_is_not_believed() {
     let proofs = Proofs::new(&guess[..], token.mesh, &theirs.exporter, key.public(), fake.key.public());
     let challenge = encode(CHALLENGE, &Challenge { mesh: token.mesh, nonce: vec![0; 32] });
     let Ok(Step::Send(proof)) = joiner.receive(&challenge) else { panic!() };
-    fake.roster.admit(&fake.key, key.public(), &name("pi")).unwrap();
+    fake.roster.admit(&fake.key, key.public(), &name("pi"), NOW).unwrap();
     let welcome = Welcome { name: name("pi"), time: NOW, roster: String::from_utf8(fake.roster.to_bytes()).unwrap() };
     let body = encode(WELCOME, &welcome);
     let mut said = Transcript::default();
@@ -347,7 +347,7 @@ fn the_joiner_checks_what_an_honest_proof_covers() {
     assert_eq!(try_with(other.roster.to_bytes(), "pi").unwrap_err(), JoinError::Roster(RosterError::ForeignMesh));
     assert_eq!(try_with(b"{}".to_vec(), "pi").unwrap_err(), JoinError::Roster(RosterError::Malformed));
     let mut with = desk.roster.clone();
-    with.admit(&desk.key, key.public(), &name("pi")).unwrap();
+    with.admit(&desk.key, key.public(), &name("pi"), NOW).unwrap();
     assert_eq!(try_with(with.to_bytes(), "boss").unwrap_err(), JoinError::Roster(RosterError::NotActive));
     assert!(try_with(with.to_bytes(), "pi").is_ok());
 }
@@ -565,7 +565,7 @@ mod approval {
         // It puts the joiner in its roster and says welcome with the only keys it has.
         let said = Transcript(vec![sha256(&[&hello]), sha256(&[&challenge]), sha256(&[&proof])]);
         let proofs = Proofs::new(guessed.secret(), rogue.roster.mesh(), &theirs.exporter, key.public(), rogue.key.public());
-        let admitted = rogue.roster.admit(&rogue.key, key.public(), &name("pi")).unwrap();
+        let admitted = rogue.roster.admit(&rogue.key, key.public(), &name("pi"), NOW).unwrap();
         let roster = String::from_utf8(rogue.roster.to_bytes()).unwrap();
         let body = encode(WELCOME, &Welcome { name: admitted, time: NOW, roster });
         let welcome = [&[WELCOME][..], &proofs.of_authority(&said, &body[1..]), &body[1..]].concat();

@@ -10,6 +10,7 @@ use crate::bundle::Root;
 use crate::identity::{HostName, MeshId, NodeId};
 use crate::keys::{PrivateKey, PublicKey, base64url, sha256};
 use crate::signed::Signed;
+use crate::time::UnixTime;
 
 /// Longest payload of an entry in bytes.
 pub const MAX_ENTRY: usize = 16 << 10;
@@ -39,8 +40,13 @@ pub struct Member {
     pub name: HostName,
     /// Whether it is a member.
     pub standing: Standing,
-    /// Its root certificates (DER), if it may admit nodes and sign certificates; empty for everybody else.
+    /// Its root certificates (DER), if it may admit nodes and sign certificates; empty for everybody else. Of one that is
+    /// [`Member::retired`], those that certificates still in use were signed with.
     pub roots: Vec<Vec<u8>>,
+    /// Whether it was an authority and gave that up, or had it taken away.
+    pub retired: bool,
+    /// When it was first admitted, by the clock of who admitted it; 1970 when that is not known.
+    pub since: UnixTime,
     /// Grows with each statement about this key.
     pub version: u64,
     /// Who said so: an authority, or the node itself when it left.
@@ -50,7 +56,7 @@ pub struct Member {
 impl Member {
     /// Whether it may admit nodes and sign certificates now.
     pub fn is_authority(&self) -> bool {
-        self.standing == Standing::Active && !self.roots.is_empty()
+        self.standing == Standing::Active && !self.roots.is_empty() && !self.retired
     }
 
     /// The id of its key.
@@ -75,6 +81,10 @@ struct Payload {
     standing: Standing,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     roots: Vec<Der>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    retired: bool,
+    #[serde(default)]
+    since: UnixTime,
     version: u64,
     signer: PublicKey,
 }
@@ -124,7 +134,8 @@ impl Entry {
         }
         signed.verify(&p.signer, CONTEXT)?;
         let by = p.signer.node_id();
-        let member = Member { key: p.key, name: p.name, standing: p.standing, roots, version: p.version, by };
+        let (retired, since) = (p.retired, p.since);
+        let member = Member { key: p.key, name: p.name, standing: p.standing, roots, retired, since, version: p.version, by };
         let hash = sha256(&[&signed.payload, signed.signature.as_bytes()]);
         Ok(Self { signed, member, node, mesh: p.mesh, hash })
     }
@@ -137,6 +148,8 @@ impl Entry {
             name: member.name,
             standing: member.standing,
             roots: member.roots.into_iter().map(Der).collect(),
+            retired: member.retired,
+            since: member.since,
             version: member.version,
             signer: *signer.public(),
         };
@@ -173,7 +186,12 @@ impl Entry {
 
     /// Whether it says that the node is, or was until now, an authority.
     pub(super) fn grants(&self) -> bool {
-        !self.member.roots.is_empty()
+        !self.member.roots.is_empty() || self.member.retired
+    }
+
+    /// Whether it makes the node an authority.
+    pub(super) fn appoints(&self) -> bool {
+        self.member.is_authority()
     }
 
     /// Whether it can change what other nodes' entries are worth.

@@ -7,6 +7,8 @@ use super::*;
 use crate::issue::Issuer;
 use crate::time::UnixTime;
 
+const NOW: UnixTime = UnixTime(1_800_000_000);
+
 fn mesh_id() -> MeshId {
     MeshId::from_bytes([1; 10])
 }
@@ -32,8 +34,14 @@ fn root() -> Vec<u8> {
     Issuer::create(&domain(), NodeId::from_bytes([0; 16]), UnixTime(1_800_000_000), day).unwrap().root_der().to_vec()
 }
 
+/// What an admission says.
+fn plain(k: &PrivateKey, n: &str, version: u64, by: NodeId) -> Member {
+    let (key, name) = (*k.public(), name(n));
+    Member { key, name, standing: Standing::Active, roots: vec![], retired: false, since: NOW, version, by }
+}
+
 fn found(founder: &PrivateKey) -> Roster {
-    Roster::found(mesh_id(), domain(), founder, name("one"), root()).unwrap()
+    Roster::found(mesh_id(), domain(), founder, name("one"), root(), NOW).unwrap()
 }
 
 /// Everything that can be asked of a roster, in a comparable form.
@@ -59,20 +67,20 @@ fn a_new_mesh_has_its_founder() {
     assert_eq!((r.founder(), r.mesh(), r.trust_domain()), (id(&f), mesh_id(), &domain()));
     assert!(r.is_active(id(&f)) && r.member(id(&f)).unwrap().is_authority());
     assert_eq!(r.bundle().roots.len(), 1);
-    assert_eq!(Roster::found(mesh_id(), domain(), &f, name("one"), b"no".to_vec()).err(), Some(RosterError::Malformed));
+    assert_eq!(Roster::found(mesh_id(), domain(), &f, name("one"), b"no".to_vec(), NOW).err(), Some(RosterError::Malformed));
 }
 
 #[test]
 fn only_authorities_admit() {
     let (f, a, b) = (key(), key(), key());
     let mut r = found(&f);
-    assert_eq!(r.admit(&a, a.public(), &name("a")), Err(RosterError::NotAuthority));
-    r.admit(&f, a.public(), &name("a")).unwrap();
-    assert_eq!(r.admit(&a, b.public(), &name("b")), Err(RosterError::NotAuthority));
+    assert_eq!(r.admit(&a, a.public(), &name("a"), NOW), Err(RosterError::NotAuthority));
+    r.admit(&f, a.public(), &name("a"), NOW).unwrap();
+    assert_eq!(r.admit(&a, b.public(), &name("b"), NOW), Err(RosterError::NotAuthority));
     assert_eq!(r.banish(&a, id(&f)), Err(RosterError::NotAuthority));
     assert_eq!(r.grant(&a, id(&a), vec![root()]), Err(RosterError::NotAuthority));
     // Nor does what they sign anyway count.
-    let rogue = Member { key: *b.public(), name: name("b"), standing: Standing::Active, roots: vec![], version: 9, by: id(&a) };
+    let rogue = plain(&b, "b", 9, id(&a));
     assert_eq!(r.merge(Entry::sign(&a, mesh_id(), rogue.clone()).unwrap()), Ok(false));
     assert_eq!(r.merge(Entry::sign(&b, mesh_id(), rogue).unwrap()), Ok(false));
     let itself = Member { roots: vec![root()], version: 9, ..r.member(id(&a)).unwrap().clone() };
@@ -88,19 +96,19 @@ fn only_authorities_admit() {
 fn names_are_unique_and_kept() {
     let (f, a, b, c) = (key(), key(), key(), key());
     let mut r = found(&f);
-    assert_eq!(r.admit(&f, a.public(), &name("pi")), Ok(name("pi")));
+    assert_eq!(r.admit(&f, a.public(), &name("pi"), NOW), Ok(name("pi")));
     let before = r.digest();
-    assert_eq!(r.admit(&f, a.public(), &name("other")), Ok(name("pi")), "the same key again");
+    assert_eq!(r.admit(&f, a.public(), &name("other"), NOW), Ok(name("pi")), "the same key again");
     assert_eq!(r.digest(), before, "nothing was signed for it");
-    let b_name = r.admit(&f, b.public(), &name("pi")).unwrap();
+    let b_name = r.admit(&f, b.public(), &name("pi"), NOW).unwrap();
     assert_eq!(b_name, name("pi").with_suffix(&id(&b).to_string()[..4]));
     r.leave(&a).unwrap();
-    assert_ne!(r.admit(&f, c.public(), &name("pi")).unwrap(), name("pi"), "kept for the one that left");
-    assert_eq!(r.admit(&f, a.public(), &name("zz")), Ok(name("pi")), "comes back under its name");
+    assert_ne!(r.admit(&f, c.public(), &name("pi"), NOW).unwrap(), name("pi"), "kept for the one that left");
+    assert_eq!(r.admit(&f, a.public(), &name("zz"), NOW), Ok(name("pi")), "comes back under its name");
     r.banish(&f, id(&a)).unwrap();
     assert_eq!(r.by_name(&name("pi")), None);
     let d = key();
-    assert_eq!(r.admit(&f, d.public(), &name("pi")), Ok(name("pi")), "free after banishing");
+    assert_eq!(r.admit(&f, d.public(), &name("pi"), NOW), Ok(name("pi")), "free after banishing");
     assert_eq!(r.by_name(&b_name).unwrap().node(), id(&b));
 }
 
@@ -108,16 +116,16 @@ fn names_are_unique_and_kept() {
 fn banished_is_for_ever() {
     let (f, a) = (key(), key());
     let mut r = found(&f);
-    r.admit(&f, a.public(), &name("a")).unwrap();
+    r.admit(&f, a.public(), &name("a"), NOW).unwrap();
     let mut elsewhere = r.clone();
     let banished = r.banish(&f, id(&a)).unwrap();
     assert_eq!(r.banish(&f, id(&a)), Ok(banished.clone()), "twice is the same");
-    assert_eq!(r.admit(&f, a.public(), &name("a")), Err(RosterError::Banished));
+    assert_eq!(r.admit(&f, a.public(), &name("a"), NOW), Err(RosterError::Banished));
     assert_eq!(r.leave(&a), Err(RosterError::NotActive));
     // A replica that did not hear of it goes on to much higher versions.
     for _ in 0..5 {
         elsewhere.leave(&a).unwrap();
-        elsewhere.admit(&f, a.public(), &name("a")).unwrap();
+        elsewhere.admit(&f, a.public(), &name("a"), NOW).unwrap();
     }
     for e in elsewhere.entries() {
         r.merge(e.clone()).unwrap();
@@ -135,7 +143,7 @@ fn banished_is_for_ever() {
 fn a_nodes_own_word_counts_for_leaving_only() {
     let (f, a) = (key(), key());
     let mut r = found(&f);
-    r.admit(&f, a.public(), &name("a")).unwrap();
+    r.admit(&f, a.public(), &name("a"), NOW).unwrap();
     let me = r.member(id(&a)).unwrap().clone();
     for other in [
         Member { name: name("boss"), version: 9, ..me.clone() },
@@ -153,7 +161,7 @@ fn a_nodes_own_word_counts_for_leaving_only() {
     // It cannot take that back by itself.
     let _ = r.merge(Entry::sign(&a, mesh_id(), Member { version: 50, ..me }).unwrap());
     assert!(!r.is_active(id(&a)));
-    r.admit(&f, a.public(), &name("a")).unwrap();
+    r.admit(&f, a.public(), &name("a"), NOW).unwrap();
     assert!(r.is_active(id(&a)));
 }
 
@@ -161,17 +169,17 @@ fn a_nodes_own_word_counts_for_leaving_only() {
 fn a_second_authority_admits_and_what_it_signed_outlives_it() {
     let (f, a, b, c, d) = (key(), key(), key(), key(), key());
     let mut r = found(&f);
-    r.admit(&f, a.public(), &name("a")).unwrap();
+    r.admit(&f, a.public(), &name("a"), NOW).unwrap();
     r.grant(&f, id(&a), vec![root()]).unwrap();
     assert_eq!((r.authorities().count(), r.bundle().roots.len()), (2, 2));
     let before = r.bundle().sequence;
-    r.admit(&a, b.public(), &name("b")).unwrap();
-    r.admit(&a, c.public(), &name("c")).unwrap();
+    r.admit(&a, b.public(), &name("b"), NOW).unwrap();
+    r.admit(&a, c.public(), &name("c"), NOW).unwrap();
     r.banish(&a, id(&c)).unwrap();
     assert_eq!(r.banish(&a, id(&f)), Err(RosterError::Founder));
     // In a partition the authority, by now in wrong hands, admits another.
     let mut thief = r.clone();
-    thief.admit(&a, d.public(), &name("d")).unwrap();
+    thief.admit(&a, d.public(), &name("d"), NOW).unwrap();
     r.banish(&f, id(&a)).unwrap();
     for e in thief.entries() {
         r.merge(e.clone()).unwrap();
@@ -182,31 +190,127 @@ fn a_second_authority_admits_and_what_it_signed_outlives_it() {
     assert!(r.member(id(&d)).is_none(), "not endorsed by anybody who counts");
     assert_eq!((r.authorities().count(), r.bundle().roots.len()), (1, 1));
     assert!(r.bundle().sequence > before);
-    assert_eq!(r.admit(&a, d.public(), &name("d")), Err(RosterError::NotAuthority));
+    assert_eq!(r.admit(&a, d.public(), &name("d"), NOW), Err(RosterError::NotAuthority));
+    assert_eq!(view(&Roster::from_bytes(&r.to_bytes()).unwrap()), view(&r));
+}
+
+/// A founder, two authorities that said which roots they have, and a plain member.
+fn three() -> (Roster, [PrivateKey; 4]) {
+    let keys = [key(), key(), key(), key()];
+    let [f, a, b, c] = &keys;
+    let mut r = found(f);
+    for (k, n) in [(a, "a"), (b, "b")] {
+        r.admit(f, k.public(), &name(n), NOW).unwrap();
+        r.grant(f, id(k), vec![root()]).unwrap();
+        r.stand(k, r.member(id(k)).unwrap().roots.clone()).unwrap();
+    }
+    r.admit(a, c.public(), &name("c"), NOW).unwrap();
+    (r, keys)
+}
+
+/// Every statement that one node may sign about another, strong enough to win.
+fn attacks(r: &Roster, by: &PrivateKey, on: &PrivateKey) -> Vec<Entry> {
+    let m = Member { version: 1 << 40, ..r.member(id(on)).unwrap().clone() };
+    let all = [
+        Member { roots: vec![], ..m.clone() },
+        Member { roots: vec![root()], ..m.clone() },
+        Member { retired: true, ..m.clone() },
+        Member { retired: true, roots: vec![], ..m.clone() },
+        Member { name: name("thief"), ..m.clone() },
+        Member { standing: Standing::Left, ..m.clone() },
+        Member { standing: Standing::Banished, ..m },
+    ];
+    all.into_iter().map(|m| Entry::sign(by, mesh_id(), m).unwrap()).collect()
+}
+
+#[test]
+fn a_stolen_authority_takes_nothing_from_another() {
+    let (mut r, [f, a, b, c]) = three();
+    assert!(matches!(r.banish(&a, id(&b)), Err(RosterError::NeedsFounder(n)) if n == name("one")));
+    assert!(matches!(r.retire(&a, id(&b), true), Err(RosterError::NeedsFounder(_))));
+    assert_eq!(r.stand(&c, vec![root()]), Err(RosterError::NotAuthority));
+    let before: Vec<Member> = r.authorities().cloned().collect();
+    for victim in [&b, &f] {
+        for attack in attacks(&r, &a, victim) {
+            let _ = r.merge(attack);
+            assert_eq!(r.authorities().cloned().collect::<Vec<_>>(), before);
+        }
+    }
+    assert_eq!(view(&Roster::from_bytes(&r.to_bytes()).unwrap()), view(&r));
+    assert!(r.banish(&f, id(&b)).is_ok(), "the founder may");
+    // What it has over a plain member is no more than before: any authority may put one out.
+    assert!(r.banish(&a, id(&c)).is_ok());
+}
+
+#[test]
+fn an_authority_retires_by_its_own_word_or_the_founders() {
+    let (r, [f, a, b, c]) = three();
+    for (by, others_may_appoint) in [(&a, true), (&f, false)] {
+        let mut r = r.clone();
+        r.retire(by, id(&a), true).unwrap();
+        assert!(r.is_active(id(&a)) && !r.member(id(&a)).unwrap().is_authority());
+        assert_eq!((r.authorities().count(), r.bundle().roots.len()), (2, 3), "its certificates are still in use");
+        assert_eq!(r.stand(&a, vec![root()]), Err(RosterError::NotAuthority));
+        assert_eq!(r.admit(&a, key().public(), &name("d"), NOW), Err(RosterError::NotAuthority));
+        assert!(r.is_active(id(&c)), "what it signed before stays");
+        r.retire(by, id(&a), false).unwrap();
+        assert_eq!(r.bundle().roots.len(), 2);
+        // Whoever has its key cannot take the office back from the founder.
+        if !others_may_appoint {
+            for attack in attacks(&r, &a, &a).into_iter().chain(attacks(&r, &b, &a)) {
+                let mut r = r.clone();
+                let _ = r.merge(attack);
+                assert!(!r.member(id(&a)).unwrap().is_authority());
+            }
+            assert!(matches!(r.grant(&b, id(&a), vec![root()]), Err(RosterError::NeedsFounder(_))));
+        }
+        r.grant(if others_may_appoint { &b } else { &f }, id(&a), vec![root()]).unwrap();
+        assert!(r.member(id(&a)).unwrap().is_authority());
+        r.stand(&a, vec![root(), root()]).unwrap();
+        assert_eq!(r.bundle().roots.len(), 4);
+        assert_eq!(view(&Roster::from_bytes(&r.to_bytes()).unwrap()), view(&r));
+    }
+    let mut r = r.clone();
+    assert_eq!(r.retire(&f, id(&f), true), Err(RosterError::Founder));
+    assert_eq!(r.retire(&f, id(&c), true), Err(RosterError::NotMember));
+    assert_eq!(r.ever_authorities(), 3);
+}
+
+#[test]
+fn an_authority_that_left_comes_back_as_a_plain_member() {
+    let (mut r, [f, a, b, _]) = three();
+    for round in 0..3 {
+        r.leave(&a).unwrap();
+        assert!(!r.is_active(id(&a)) && r.bundle().roots.len() == 2, "round {round}");
+        r.admit(&b, a.public(), &name("a"), NOW).unwrap();
+        let m = r.member(id(&a)).unwrap();
+        assert!(m.standing == Standing::Active && !m.is_authority() && m.roots.is_empty(), "round {round}: {m:?}");
+    }
+    r.grant(&f, id(&a), vec![root()]).unwrap();
+    r.stand(&a, vec![root()]).unwrap();
+    assert_eq!(r.authorities().count(), 3);
     assert_eq!(view(&Roster::from_bytes(&r.to_bytes()).unwrap()), view(&r));
 }
 
 #[test]
-fn one_authority_does_not_banish_another() {
-    let (f, a, b) = (key(), key(), key());
-    let mut r = found(&f);
-    for (k, n) in [(&a, "a"), (&b, "b")] {
-        r.admit(&f, k.public(), &name(n)).unwrap();
-        r.grant(&f, id(k), vec![root()]).unwrap();
-    }
-    assert_eq!(r.banish(&a, id(&b)), Err(RosterError::NeedsFounder));
-    assert!(r.banish(&f, id(&b)).is_ok());
+fn a_plain_member_gains_nothing_by_a_farewell_with_roots() {
+    let (mut r, [f, _, _, c]) = three();
+    let m = Member { version: 9, roots: vec![root()], standing: Standing::Left, ..r.member(id(&c)).unwrap().clone() };
+    let _ = r.merge(Entry::sign(&c, mesh_id(), Member { retired: true, ..m.clone() }).unwrap());
+    let _ = r.merge(Entry::sign(&c, mesh_id(), m).unwrap());
+    r.admit(&f, c.public(), &name("c"), NOW).unwrap();
+    assert_eq!((r.ever_authorities(), r.bundle().roots.len()), (3, 3));
 }
 
 #[test]
 fn two_authorities_may_give_one_name_at_the_same_time() {
     let (f, a, b, c) = (key(), key(), key(), key());
     let mut r = found(&f);
-    r.admit(&f, a.public(), &name("a")).unwrap();
+    r.admit(&f, a.public(), &name("a"), NOW).unwrap();
     r.grant(&f, id(&a), vec![root()]).unwrap();
     let mut other = r.clone();
-    r.admit(&f, b.public(), &name("pi")).unwrap();
-    other.admit(&a, c.public(), &name("pi")).unwrap();
+    r.admit(&f, b.public(), &name("pi"), NOW).unwrap();
+    other.admit(&a, c.public(), &name("pi"), NOW).unwrap();
     for e in other.entries().cloned().collect::<Vec<_>>() {
         r.merge(e).unwrap();
     }
@@ -226,7 +330,7 @@ fn two_authorities_may_give_one_name_at_the_same_time() {
 fn documents_are_checked_in_full() {
     let (f, a, stranger) = (key(), key(), key());
     let mut r = found(&f);
-    r.admit(&f, a.public(), &name("a")).unwrap();
+    r.admit(&f, a.public(), &name("a"), NOW).unwrap();
     r.leave(&a).unwrap();
     let bytes = r.to_bytes();
     assert_eq!(view(&Roster::from_bytes(&bytes).unwrap()), view(&r));
@@ -280,12 +384,12 @@ fn strangers_cannot_fill_the_roster() {
     let mut r = found(&f);
     for n in 0..MAX_UNPROVEN + 3 {
         let k = key();
-        let m = Member { key: *k.public(), name: name("x"), standing: Standing::Active, roots: vec![], version: 1, by: id(&k) };
+        let m = plain(&k, "x", 1, id(&k));
         let want = if n < MAX_UNPROVEN { Ok(false) } else { Err(RosterError::Unproven) };
         assert_eq!(r.merge(Entry::sign(&k, mesh_id(), m).unwrap()), want);
     }
     assert_eq!((r.members().count(), r.entries().count()), (1, 1));
-    r.admit(&f, key().public(), &name("a")).unwrap();
+    r.admit(&f, key().public(), &name("a"), NOW).unwrap();
     assert_eq!(r.active().count(), 2);
 }
 
@@ -304,11 +408,14 @@ fn cast() -> &'static Cast {
 fn statement() -> impl Strategy<Value = Entry> {
     let signer = prop_oneof![2 => Just(0usize), 3 => 1usize..6];
     let standing = prop_oneof![4 => Just(Standing::Active), 2 => Just(Standing::Left), 1 => Just(Standing::Banished)];
-    (signer, 0usize..6, standing, 0usize..4, 1u64..5, 0usize..3).prop_map(|(signer, subject, standing, roots, version, n)| {
+    let office = (0usize..4, proptest::bool::weighted(0.2));
+    (signer, 0usize..6, standing, office, 1u64..5, 0usize..3).prop_map(|(signer, subject, standing, office, version, n)| {
+        let (roots, retired) = office;
         let c = cast();
         let roots = c.roots.get(roots).cloned().into_iter().collect();
         let (key, by) = (*c.keys[subject].public(), id(&c.keys[signer]));
-        let member = Member { key, name: name(["pi", "box", "pi-2"][n]), standing, roots, version, by };
+        let name = name(["pi", "box", "pi-2"][n]);
+        let member = Member { key, name, standing, roots, retired, since: NOW, version, by };
         Entry::sign(&c.keys[signer], mesh_id(), member).unwrap()
     })
 }
@@ -398,7 +505,15 @@ proptest! {
         }
         for e in entries.iter().filter(|e| e.member().standing == Standing::Banished && r.granted.contains(&e.member().by)) {
             let node = e.member().node();
-            prop_assert!(node == r.founder() || r.member(node).is_some_and(|m| m.standing == Standing::Banished));
+            let office = r.granted.contains(&node) && e.member().by != r.founder();
+            prop_assert!(node == r.founder() || office || r.member(node).is_some_and(|m| m.standing == Standing::Banished));
+        }
+        for m in r.members().filter(|m| m.node() != r.founder()) {
+            let (node, mine) = (m.node(), |e: &&Arc<Entry>| e.member().by == m.node() && e.appoints());
+            let own = r.of(node).filter(mine).max_by_key(|e| e.order());
+            if m.is_authority() && own.is_some() && r.trusted.contains(&node) && r.of(node).all(|e| !e.is_farewell()) {
+                prop_assert!(m.by == node || m.by == r.founder(), "another authority changed its roots");
+            }
         }
     }
 

@@ -40,12 +40,12 @@ fn mesh_at(now: UnixTime) -> Mesh {
     let node = founder.public().node_id();
     let issuer = Issuer::create(&domain(), node, now - YEAR, 10 * YEAR).unwrap();
     let root = issuer.root_der().to_vec();
-    let mut roster = Roster::found(MeshId::from_bytes([1; 10]), domain(), &founder, name("one"), root).unwrap();
+    let mut roster = Roster::found(MeshId::from_bytes([1; 10]), domain(), &founder, name("one"), root, NOW).unwrap();
     let other_node = other.public().node_id();
     let other_issuer = Issuer::create(&domain(), other_node, now - YEAR, 2 * YEAR).unwrap();
-    roster.admit(&founder, other.public(), &name("two")).unwrap();
+    roster.admit(&founder, other.public(), &name("two"), NOW).unwrap();
     roster.grant(&founder, other_node, vec![other_issuer.root_der().to_vec()]).unwrap();
-    roster.admit(&founder, pi.public(), &name("pi")).unwrap();
+    roster.admit(&founder, pi.public(), &name("pi"), NOW).unwrap();
     Mesh { roster, founder, issuer, other: other_node, other_issuer, pi }
 }
 
@@ -101,7 +101,12 @@ fn what_an_authority_issues_is_accepted() {
         for issuer in [&m.issuer, &m.other_issuer] {
             let leaf = issuer.issue(&id, m.pi.public(), m.holder(), HOUR, NOW).unwrap();
             let peer = m.verify(&leaf.der).unwrap();
-            assert_eq!(peer, Peer { id: id.clone(), holder: m.holder(), not_after: NOW + HOUR });
+            let root = RootId::of(issuer.root_der());
+            assert_eq!(peer, Peer { id: id.clone(), holder: m.holder(), not_after: NOW + HOUR, root });
+            assert_eq!(root_of(&leaf.der, &m.roster.bundle()), Some(root));
+            let other = Issuer::create(&domain(), m.other, NOW, YEAR).unwrap();
+            let stranger = other.issue(&id, m.pi.public(), m.holder(), HOUR, NOW).unwrap();
+            assert_eq!(root_of(&stranger.der, &m.roster.bundle()), None);
         }
     }
     assert!(m.verify(&m.forged(&uri(&format!("/node/{}", m.holder())), |_| {})).is_ok());
@@ -212,7 +217,7 @@ fn a_holder_that_left_or_is_banished_is_refused() {
     let der = m.forged(&uri("/host/pi"), |_| {});
     m.roster.leave(&m.pi).unwrap();
     assert_eq!(m.verify(&der), Err(VerifyError::Left(m.holder())));
-    m.roster.admit(&m.founder, m.pi.public(), &name("pi")).unwrap();
+    m.roster.admit(&m.founder, m.pi.public(), &name("pi"), NOW).unwrap();
     assert!(m.verify(&der).is_ok());
     m.roster.banish(&m.founder, m.holder()).unwrap();
     assert_eq!(m.verify(&der), Err(VerifyError::Banished(m.holder())));

@@ -1,0 +1,247 @@
+//! Looks after the authorities of the mesh: takes and gives up this node's own office, makes others authorities where the mesh lacks them,
+//! and ends what is left of those that retired.
+//!
+//! Owns when; what is to be done says `meshd_agent::authorities`, what may be done says the roster. Every node runs it: one that is no
+//! authority waits to be made one.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use hyper::StatusCode;
+use meshd_agent::authorities::{Hearing, View};
+use meshd_agent::catalog::Catalog;
+use meshd_ca::bundle::RootId;
+use meshd_ca::identity::NodeId;
+use meshd_ca::roster::{Member as RosterMember, Roster};
+use meshd_ca::store::Store;
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use super::member::Heard;
+use crate::clock::Clock;
+use crate::control::gossip::Mailbox;
+use crate::control::link::{LinkError, Links};
+use crate::control::serve::Prepared;
+use crate::membership::{Membership, MembershipError};
+
+/// How often it is looked.
+const LOOK: Duration = Duration::from_secs(1);
+/// How long a member that would not or could not become an authority is left alone.
+const REFUSED: Duration = Duration::from_secs(3600);
+/// The file: how long each authority that is silent was not heard by earlier lives of this daemon, in seconds.
+const SILENT: &str = "silent";
+/// How often that is written while one is silent. An SD card is worn by writes.
+const WRITE: Duration = Duration::from_secs(3600);
+
+/// What the task and whoever asks about authorities work with.
+pub(crate) struct Authorities {
+    membership: Arc<Membership>,
+    links: Arc<Links>,
+    mailbox: Mailbox,
+    catalog: watch::Receiver<Arc<Catalog>>,
+    heard: Arc<Heard>,
+    clock: Clock,
+    /// The longest a certificate lives.
+    lifetime: Duration,
+    since: Instant,
+    /// Silence of authorities from before this daemon was started.
+    before: BTreeMap<NodeId, Duration>,
+    refused: Mutex<HashMap<NodeId, Instant>>,
+}
+
+/// What everything is decided from, of one moment.
+pub(crate) struct Moment {
+    me: NodeId,
+    roster: Arc<Roster>,
+    catalog: Arc<Catalog>,
+    heard: BTreeMap<NodeId, Hearing>,
+    listening: Duration,
+    now: meshd_ca::time::UnixTime,
+}
+
+impl Moment {
+    /// The same for the rules.
+    pub(crate) fn view(&self) -> View<'_> {
+        let Self { me, roster, catalog, heard, listening, now } = self;
+        View { me: *me, roster, catalog, heard, listening: *listening, now: *now }
+    }
+}
+
+impl Authorities {
+    /// Goes on where an earlier daemon left off.
+    pub(crate) fn new(
+        membership: Arc<Membership>,
+        links: Arc<Links>,
+        mailbox: Mailbox,
+        catalog: watch::Receiver<Arc<Catalog>>,
+        heard: Arc<Heard>,
+        (clock, store, lifetime): (Clock, &Store, Duration),
+    ) -> Self {
+        let before = match store.load(SILENT) {
+            Ok(Some(saved)) => serde_json::from_slice::<BTreeMap<NodeId, u64>>(&saved.bytes).unwrap_or_default(),
+            // The cost of losing it is a week more until a dead authority is replaced.
+            _ => BTreeMap::new(),
+        };
+        let before = before.into_iter().map(|(node, seconds)| (node, Duration::from_secs(seconds))).collect();
+        let (since, refused) = (Instant::now(), Mutex::default());
+        Self { membership, links, mailbox, catalog, heard, clock, lifetime, since, before, refused }
+    }
+
+    /// What is known now.
+    pub(crate) fn moment(&self) -> Moment {
+        let listening = self.since.elapsed();
+        let mut heard: BTreeMap<NodeId, Hearing> = self
+            .heard
+            .since()
+            .into_iter()
+            .map(|(node, up, time)| (node, if up { Hearing::Up(time) } else { Hearing::Silent(time) }))
+            .collect();
+        // Heard by this life of the daemon: what was before does not count.
+        for (node, time) in &self.before {
+            heard.entry(*node).or_insert(Hearing::Silent(*time + listening));
+        }
+        let roster = self.membership.roster();
+        let (me, catalog, now) = (self.membership.me(), self.catalog.borrow().clone(), self.clock.now());
+        Moment { me, roster, catalog, heard, listening, now }
+    }
+
+    /// Looks for ever.
+    pub(crate) async fn run(self: Arc<Self>) {
+        let mut tick = interval(LOOK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut roster = self.membership.watch();
+        let (mut written, mut silent) = (Instant::now(), self.before.keys().copied().collect());
+        let mut retiring: HashMap<NodeId, Instant> = HashMap::new();
+        loop {
+            tokio::select! {
+                _ = tick.tick() => {}
+                changed = roster.changed() => if changed.is_err() { return },
+            }
+            roster.borrow_and_update();
+            if let Err(error) = self.own_office().await {
+                tracing::warn!(%error, "this host's office as an authority could not be taken or given up; trying again");
+            }
+            let moment = self.moment();
+            if self.membership.signs().borrow().is_some()
+                && let Some(node) = moment.view().appoint(&self.refused())
+            {
+                match self.appoint(node).await {
+                    Ok(()) => tracing::info!(%node, "made a member an authority, so that the mesh outlives the loss of one"),
+                    Err(error) => tracing::debug!(%node, error = %error.1, "a member was not made an authority; trying another"),
+                }
+            }
+            self.end_retired(&moment, &mut retiring).await;
+            if written.elapsed() >= WRITE {
+                written = Instant::now();
+                self.write(&moment, &mut silent).await;
+            }
+        }
+    }
+
+    async fn own_office(&self) -> Result<(), MembershipError> {
+        if let Some(entry) = self.membership.assume().await? {
+            self.mailbox.entry(entry);
+        }
+        if let Some(root) = self.membership.prepared().await
+            && self.moment().view().waiting_for(root).is_empty()
+        {
+            self.membership.begin_to_sign().await?;
+            tracing::info!(%root, "this authority signs from now on: everybody who was here lately believes its root");
+        }
+        Ok(())
+    }
+
+    fn refused(&self) -> BTreeSet<NodeId> {
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        refused.retain(|_, until| *until > Instant::now());
+        refused.keys().copied().collect()
+    }
+
+    /// Makes a member an authority: asks it for its root, and makes that known.
+    ///
+    /// # Errors
+    /// When it does not answer or does not want to, or the roster does not allow it.
+    pub(crate) async fn appoint(&self, node: NodeId) -> Result<(), Box<(StatusCode, String)>> {
+        let refused = |status, why: String| {
+            let until = Instant::now() + REFUSED;
+            self.refused.lock().unwrap_or_else(PoisonError::into_inner).insert(node, until);
+            Box::new((status, why))
+        };
+        let answer = self.links.post(node, "/v1/authority", bytes::Bytes::new()).await.map_err(|e| match e {
+            LinkError::Refused(_, status, why) => refused(status, why),
+            other => refused(StatusCode::BAD_GATEWAY, other.to_string()),
+        })?;
+        let prepared: Prepared = serde_json::from_slice(&answer)
+            .map_err(|e| refused(StatusCode::BAD_GATEWAY, format!("its answer cannot be read: {e}")))?;
+        let entry =
+            self.membership.appoint(node, prepared.root.0).await.map_err(|e| refused(StatusCode::CONFLICT, e.to_string()))?;
+        self.mailbox.entry(entry);
+        Ok(())
+    }
+
+    /// Ends the office of an authority.
+    ///
+    /// # Errors
+    /// When the roster does not allow it, or it could not be saved.
+    pub(crate) async fn retire(&self, node: NodeId) -> Result<(), MembershipError> {
+        let entry = self.membership.retire(node, true).await?;
+        self.mailbox.entry(entry);
+        Ok(())
+    }
+
+    /// Puts a member out for ever and tells the others. Everything that ends with that follows from the roster.
+    ///
+    /// # Errors
+    /// When the roster does not allow it, or it could not be saved.
+    pub(crate) async fn banish(&self, node: NodeId) -> Result<(), MembershipError> {
+        let entries = self.membership.banish(node).await?;
+        tracing::warn!(%node, "banished");
+        entries.into_iter().for_each(|entry| self.mailbox.entry(entry));
+        Ok(())
+    }
+
+    /// Takes the roots of authorities that retired out of the bundle when nobody needs them any more. The one who ended the office does
+    /// it.
+    async fn end_retired(&self, moment: &Moment, retiring: &mut HashMap<NodeId, Instant>) {
+        let mine = |m: &&RosterMember| m.retired && !m.roots.is_empty() && m.by == moment.me;
+        let now: Vec<&RosterMember> = moment.roster.active().filter(mine).collect();
+        retiring.retain(|node, _| now.iter().any(|m| m.node() == *node));
+        for member in now {
+            let since = *retiring.entry(member.node()).or_insert_with(Instant::now);
+            let roots: Vec<RootId> = member.roots.iter().map(|der| RootId::of(der)).collect();
+            let unused = moment.view().showing(&roots, self.lifetime).is_empty();
+            // The news has to reach everybody first, and the authority itself, which may be signing something.
+            if since.elapsed() < 2 * LOOK + Duration::from_secs(10) || !unused {
+                continue;
+            }
+            match self.membership.retire(member.node(), false).await {
+                Ok(entry) => {
+                    tracing::info!(node = %member.node(), "nobody shows a certificate of a retired authority any more: its root is gone");
+                    self.mailbox.entry(entry);
+                }
+                Err(error) => tracing::warn!(%error, "the root of a retired authority could not be removed; trying again"),
+            }
+        }
+    }
+
+    /// Remembers how long authorities have been silent: a host that is switched off every night notices a dead one all the same.
+    async fn write(&self, moment: &Moment, known: &mut BTreeSet<NodeId>) {
+        let silent: BTreeMap<NodeId, u64> = moment
+            .roster
+            .authorities()
+            .filter_map(|m| match moment.heard.get(&m.node()) {
+                Some(Hearing::Silent(time)) => Some((m.node(), time.as_secs())),
+                _ => None,
+            })
+            .collect();
+        if silent.is_empty() && known.is_empty() {
+            return;
+        }
+        *known = silent.keys().copied().collect();
+        let bytes = serde_json::to_vec(&silent).unwrap_or_default();
+        if let Err(error) = self.membership.save(SILENT, bytes).await {
+            tracing::debug!(%error, "the silence of authorities was not saved");
+        }
+    }
+}

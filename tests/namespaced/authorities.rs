@@ -1,0 +1,270 @@
+//! More than one authority: they come about by themselves, and the mesh outlives the loss of any of them, the founder included.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use meshd::api::{Authority, AuthorityState, State};
+use tokio::time::Instant;
+
+use crate::support::mesh::{Mesh, SETTLED, Setup};
+use crate::support::scenario::{Scenario, scenario};
+use crate::support::traffic::{Server, connect, echo, sockets};
+use crate::support::{equal, eventually};
+
+pub(crate) const SCENARIOS: &[Scenario] = &[
+    scenario!("authorities", the_founder_is_gone_for_good_under_load),
+    scenario!("authorities", added_and_removed_under_load),
+    scenario!("authorities", a_banished_host_is_out_at_once_and_stays_out),
+];
+
+/// How long the mesh may take to make its authorities: half a minute for each is how long a host must have been there.
+const MADE: Duration = Duration::from_secs(150);
+/// The SVIDs of these scenarios, as in their configuration.
+const LIFETIME: Duration = Duration::from_secs(20);
+const PORT: u16 = 8000;
+
+/// New connections in both directions between hosts, all the time, each of which must be served.
+struct Load<'a> {
+    mesh: &'a Mesh,
+    done: AtomicBool,
+    count: AtomicU64,
+}
+
+impl<'a> Load<'a> {
+    fn new(mesh: &'a Mesh) -> Self {
+        Self { mesh, done: AtomicBool::new(false), count: AtomicU64::new(0) }
+    }
+
+    /// Connects again and again until `done`.
+    fn run(&self, from: &str, to: &str) -> Result<()> {
+        let targets = sockets(self.mesh.host(to), PORT);
+        while !self.done.load(Ordering::Relaxed) {
+            let n = self.count.fetch_add(1, Ordering::Relaxed);
+            let what = || format!("connection {n}, {from} to {to}");
+            let mut stream = connect(self.mesh.host(from), targets[n as usize % 2]).with_context(what)?;
+            echo(&mut stream, &format!("word {n}")).with_context(what)?;
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    /// Runs `work` while connections are made between these hosts. All of them, and `work`, must succeed.
+    fn during<T>(&self, pairs: &[(&'static str, &'static str)], work: impl FnOnce() -> Result<T>) -> Result<T> {
+        std::thread::scope(|scope| {
+            let clients: Vec<_> = pairs.iter().map(|(from, to)| scope.spawn(|| self.run(from, to))).collect();
+            let done = work();
+            self.done.store(true, Ordering::Relaxed);
+            for client in clients {
+                client.join().map_err(|_| anyhow::anyhow!("a client died"))??;
+            }
+            done
+        })
+    }
+}
+
+fn authorities(mesh: &Mesh, at: &str) -> Result<Vec<Authority>> {
+    mesh.at(at).json(&["authority", "list"])
+}
+
+/// Waits until, as `at` sees it, exactly these sign and nothing is left of others.
+fn until_signing(mesh: &Mesh, at: &str, names: &[&str]) -> Result<()> {
+    eventually(MADE, &format!("{names:?} sign, as {at} sees it"), || {
+        let all = authorities(mesh, at)?;
+        let mut signing: Vec<&str> = all.iter().filter(|a| a.state == AuthorityState::Signing).map(|a| a.name.as_str()).collect();
+        signing.sort_unstable();
+        ensure!(signing == names && all.len() == names.len(), "only {signing:?} of {all:?}");
+        Ok(())
+    })
+}
+
+/// The serial numbers of the SVIDs that a host holds, and who issued them.
+fn held(mesh: &Mesh, at: &str) -> Result<BTreeMap<String, String>> {
+    let all = mesh.at(at).identities()?;
+    ensure!(!all.is_empty() && all.iter().all(|i| i.expires_seconds >= 0), "{at} holds {all:?}");
+    let name = |i: &meshd::api::Identity| i.issued_by.as_ref().map_or("nobody".into(), ToString::to_string);
+    Ok(all.iter().map(|i| (i.serial.clone().unwrap_or_default(), name(i))).collect())
+}
+
+fn nothing_failed(mesh: &Mesh, hosts: &[&str]) -> Result<()> {
+    for name in hosts {
+        for edge in mesh.at(name).edges()?.iter().filter(|e| e.port == PORT) {
+            ensure!(edge.failed == 0 && edge.secured, "{name}: {edge:?}");
+        }
+    }
+    Ok(())
+}
+
+fn the_founder_is_gone_for_good_under_load() -> Result<()> {
+    let mut mesh = Setup::of(&["a", "b", "c", "d", "e"]).configured("svid_lifetime = \"20s\"").hosts()?;
+    for name in ["a", "b", "c", "d"] {
+        mesh.at_mut(name).start()?;
+        mesh.at(name).until_answers()?;
+        if name != "a" {
+            let token = mesh.at("a").token()?;
+            mesh.at(name).cli(&["join", &token])?;
+        }
+        mesh.at(name).until(State::Member)?;
+    }
+    mesh.settled()?;
+    // Started now, because a host cannot be changed while the others are at work; it has no place in the mesh yet.
+    let others = ["b", "c", "d"];
+    let _servers = ["b", "c", "d", "e"].map(|name| Server::echo(mesh.host(name), PORT));
+    // The authorities come about under load.
+    let load = Load::new(&mesh);
+    let pairs = [("b", "c"), ("c", "d"), ("d", "b")];
+    load.during(&pairs, || until_signing(&mesh, "d", &["a", "b", "c"]))?;
+    nothing_failed(&mesh, &others)?;
+    let before = load.count.into_inner();
+    for name in others {
+        equal!(mesh.at(name).status()?.authority, name != "d", "whether {name} is an authority");
+    }
+
+    // The founder is gone: no last word, and nothing answers at its address any more.
+    mesh.at_mut("a").kill();
+    mesh.host("a").link_down()?;
+    let gone = Instant::now();
+    mesh.at_mut("e").start()?;
+    let load = Load::new(&mesh);
+    let pairs = [("b", "c"), ("c", "d"), ("d", "b"), ("d", "c"), ("b", "d")];
+    let joined = load.during(&pairs, || {
+        // A host joins through another authority.
+        mesh.at("e").until_answers()?;
+        let token = mesh.at("b").token()?;
+        mesh.at("e").cli(&["join", &token])?;
+        mesh.at("e").until(State::Member)?;
+        let joined = gone.elapsed();
+        for other in others {
+            mesh.at("e").until_captures(mesh.host(other))?;
+            mesh.at(other).until_captures(mesh.host("e"))?;
+        }
+        // Everybody renews, more than once, until nothing is left that was issued while the founder was there.
+        let members = ["b", "c", "d", "e"];
+        let first: BTreeMap<_, _> = members.iter().map(|n| Ok((*n, held(&mesh, n)?))).collect::<Result<_>>()?;
+        let mut waited = Duration::ZERO;
+        while waited < 2 * LIFETIME {
+            std::thread::sleep(Duration::from_millis(500));
+            waited += Duration::from_millis(500);
+            for name in members {
+                held(&mesh, name)?;
+            }
+        }
+        for name in members {
+            let now = held(&mesh, name)?;
+            let old = now.keys().find(|serial| first[name].contains_key(*serial));
+            ensure!(old.is_none(), "{name} still holds {old:?}: not renewed");
+            ensure!(now.values().all(|by| by == "b" || by == "c"), "{name} holds {now:?}");
+        }
+        Ok(joined)
+    })?;
+    println!(
+        "{before} connections while authorities were made, {} after the founder was gone; a host joined {} ms after that",
+        load.count.load(Ordering::Relaxed),
+        joined.as_millis()
+    );
+    nothing_failed(&mesh, &["b", "c", "d"])?;
+    for (from, to) in [("e", "b"), ("d", "e"), ("e", "c")] {
+        for address in sockets(mesh.host(to), PORT) {
+            echo(&mut connect(mesh.host(from), address)?, "hello")?;
+        }
+    }
+    nothing_failed(&mesh, &["b", "c", "d", "e"])
+}
+
+fn added_and_removed_under_load() -> Result<()> {
+    let mesh =
+        Setup::of(&["a", "b", "c"]).configured("svid_lifetime = \"20s\"").configured_on("b", "authority = false").start()?;
+    let (ok, _, err) = mesh.at("a").try_cli(&["authority", "add", "b"])?;
+    ensure!(!ok && err.contains("configuration"), "b was made one: {err}");
+    let (ok, _, err) = mesh.at("b").try_cli(&["authority", "add", "c"])?;
+    ensure!(!ok && err.contains("run the command on a"), "b made one: {err}");
+    let (ok, _, err) = mesh.at("a").try_cli(&["authority", "remove", "a"])?;
+    ensure!(!ok && err.contains("only one"), "the only one was removed: {err}");
+    let _servers = ["a", "b", "c"].map(|name| Server::echo(mesh.host(name), PORT));
+    let load = Load::new(&mesh);
+    let pairs = [("a", "b"), ("b", "c"), ("c", "a")];
+    load.during(&pairs, || {
+        mesh.at("a").cli(&["authority", "add", "c"])?;
+        until_signing(&mesh, "b", &["a", "c"])?;
+        // Both issue: c to itself at the least.
+        eventually(2 * LIFETIME, "c issues to itself", || {
+            let by = held(&mesh, "c")?;
+            ensure!(by.values().any(|by| by == "c"), "{by:?}");
+            Ok(())
+        })?;
+        let token = mesh.at("c").token()?;
+        ensure!(!token.is_empty(), "an authority makes tokens");
+        mesh.at("a").cli(&["authority", "remove", "c"])?;
+        eventually(SETTLED, "c is told", || {
+            ensure!(!mesh.at("c").status()?.authority, "c says that it is an authority");
+            Ok(())
+        })?;
+        let (ok, _, _) = mesh.at("c").try_cli(&["token", "create"])?;
+        ensure!(!ok, "c makes tokens");
+        // Its root goes when nobody shows a certificate under it any more, and nobody notices.
+        for name in ["a", "b", "c"] {
+            until_signing(&mesh, name, &["a"])?;
+        }
+        let by = held(&mesh, "c")?;
+        ensure!(by.values().all(|by| by == "a"), "c holds {by:?}");
+        Ok(())
+    })?;
+    println!("{} connections while an authority came and went", load.count.load(Ordering::Relaxed));
+    nothing_failed(&mesh, &["a", "b", "c"])?;
+    // It does not come back by itself: somebody did not want it.
+    std::thread::sleep(Duration::from_secs(5));
+    until_signing(&mesh, "a", &["a"])
+}
+
+fn a_banished_host_is_out_at_once_and_stays_out() -> Result<()> {
+    // Members that are strict, so that nothing of a member's goes in plaintext meanwhile.
+    let mesh = Setup::of(&["a", "b", "c"]).configured_on("b", "mode = \"strict\"").start()?;
+    let _servers = ["a", "b", "c"].map(|name| Server::echo(mesh.host(name), PORT));
+    let mut open = Vec::new();
+    for (from, to) in [("c", "b"), ("b", "c"), ("c", "a")] {
+        let mut stream = connect(mesh.host(from), sockets(mesh.host(to), PORT)[0])?;
+        echo(&mut stream, "before")?;
+        open.push((from, to, stream));
+    }
+    let (ok, _, err) = mesh.at("b").try_cli(&["banish", "--yes", "c"])?;
+    ensure!(!ok && err.contains("not an authority"), "a plain member banished: {err}");
+    let (ok, _, err) = mesh.at("a").try_cli(&["banish", "--yes", "a"])?;
+    ensure!(!ok && err.contains("this host"), "{err}");
+    let load = Load::new(&mesh);
+    load.during(&[("a", "b"), ("b", "a")], || {
+        mesh.at("a").cli(&["banish", "--yes", "c"])?;
+        let banished = Instant::now();
+        // What was open is cut, not ended: neither end can take it for the last word of the other.
+        for (from, to, stream) in &mut open {
+            let mut end = [0];
+            let ended = std::io::Read::read(stream, &mut end);
+            ensure!(ended.is_err(), "the connection from {from} to {to} ended with {ended:?}");
+        }
+        println!("connections of a banished host cut after {} ms", banished.elapsed().as_millis());
+        mesh.at("c").until(State::Banished)?;
+        for name in ["a", "b"] {
+            eventually(SETTLED, &format!("{name} knows"), || {
+                let nodes = mesh.at(name).nodes()?;
+                let c = nodes.iter().find(|n| n.name.as_str() == "c").context("no c")?;
+                equal!(c.standing, meshd::api::Standing::Banished, "c as {name} sees it");
+                ensure!(c.captured.is_empty(), "{name} still captures {:?}", c.captured);
+                Ok(())
+            })?;
+        }
+        Ok(())
+    })?;
+    nothing_failed(&mesh, &["a"]).or_else(|_| {
+        // The cut connections of c count as failed; those of the load do not.
+        let failed = mesh.at("a").edges()?.into_iter().filter(|e| e.port == PORT && e.failed > 0);
+        let others: Vec<_> = failed.filter(|e| e.peer.as_ref().is_some_and(|p| p.as_str() != "c")).collect();
+        ensure!(others.is_empty(), "{others:?}");
+        Ok(())
+    })?;
+    // Its key stays out, with a good token too.
+    let token = mesh.at("a").token()?;
+    let (ok, _, err) = mesh.at("c").try_cli(&["join", &token])?;
+    ensure!(!ok && err.contains("banished"), "it joined, or was told something else: {err}");
+    equal!(mesh.at("a").nodes()?.len(), 3, "nodes that a knows");
+    Ok(())
+}
