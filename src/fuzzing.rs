@@ -16,6 +16,7 @@ use crate::control::serve::{SvidAnswer, SvidRequest};
 use crate::control::{frames, front::Arrived};
 use crate::daemon::memory;
 use crate::identity::tls::{DataTls, NodeTls};
+use crate::identity::traffic::{self, Kind, Traffic, record_length};
 
 /// What the mesh port does with a new connection, until its handshake is done. Which of the three it became.
 ///
@@ -27,6 +28,49 @@ pub async fn handshake(tcp: TcpStream, data: DataTls, node: NodeTls) -> io::Resu
         Arrived::Control(_) => "control",
         Arrived::Join(_) => "join",
     })
+}
+
+/// What the record layer opens of a record of `content` that it made itself, `harm`ed on the way. None when it was not believed.
+///
+/// # Panics
+/// When a record that nobody touched is not read as it was written, or one that was changed is believed.
+pub fn record(content: &[u8], harm: impl FnOnce(&mut Vec<u8>)) -> Option<Vec<u8>> {
+    use rustls::ConnectionTrafficSecrets::Chacha20Poly1305;
+    use rustls::crypto::cipher::{AeadKey, Iv};
+    let secrets = || (3, Chacha20Poly1305 { key: AeadKey::from([7; 32]), iv: Iv::new([9; 12]) });
+    let (mut from, mut to) = (Traffic::new(secrets()).ok()?, Traffic::new(secrets()).ok()?);
+    let content = &content[..content.len().min(traffic::MAX_DATA)];
+    let mut room = vec![0; traffic::HEADER + content.len() + traffic::TRAILER];
+    room[traffic::HEADER..][..content.len()].copy_from_slice(content);
+    let length = from.seal(Kind::Data, &mut room, content.len()).ok()?;
+    assert!(length == room.len() && record_length(&room) == Ok(Some(length)));
+    let sealed = room.clone();
+    harm(&mut room);
+    match to.open(&mut room) {
+        Ok((kind, place)) => {
+            assert!(kind == Kind::Data && &room[place.clone()] == content, "other bytes than were sealed");
+            assert!(
+                room[..traffic::HEADER] == sealed[..traffic::HEADER] && room.len() == length,
+                "a changed record was believed"
+            );
+            Some(room[place].to_vec())
+        }
+        Err(_) => None,
+    }
+}
+
+/// What the record layer makes of bytes that nobody sealed.
+///
+/// # Panics
+/// When it believes them.
+pub fn forgery(bytes: &mut [u8]) {
+    if let Ok(Some(length)) = record_length(bytes) {
+        assert!(length <= traffic::MAX_RECORD);
+    }
+    let length = bytes.len();
+    let believed = record(&[], |record| *record = bytes.to_vec());
+    // But for a copy of the one record there is.
+    assert!(believed.is_none() || length == traffic::HEADER + traffic::TRAILER, "a forged record was believed");
 }
 
 /// The messages of a join in `bytes`, each of at most `limit` bytes, until one is no message.

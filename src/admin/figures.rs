@@ -134,6 +134,13 @@ fn proxy(page: &mut Page, member: &Member) {
     page.counters("outbound_tcp_errors_total", help, "error", of(Direction::Outbound));
     page.gauge("meshd_connections", "Connections of applications carried at this moment", proxy.live.count());
     page.counter("meshd_connections_overload_total", "Connections refused because there were too many", proxy.live.overloads());
+    let help = "Tunnels to other members that wait for the next connection of the same workload to the same service";
+    page.gauge("meshd_tunnels_idle", help, proxy.pool.count());
+    page.counter(
+        "meshd_tunnels_reused_total",
+        "Connections that found such a tunnel and needed no handshake",
+        proxy.pool.reused(),
+    );
     page.counter("meshd_panics_total", "Connections ended by a defect of meshd", proxy.panics());
     page.edges = proxy.edges.snapshot(member.now());
     page.gauge("meshd_edges", "Pairs of talkers that have series of their own", page.edges.len());

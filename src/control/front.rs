@@ -7,23 +7,23 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use rustls::server::Acceptor;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
-use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
 
 use super::crowd::Crowd;
-use crate::identity::tls::{ALPN_CONTROL, ALPN_DATA, ALPN_JOIN, DataTls, NodeTls, Tunnel};
+use super::rewound::Rewound;
+use crate::identity::tls::{ALPN_CONTROL, ALPN_DATA, ALPN_JOIN, ALPN_STREAMS, DataTls, NodeTls};
 use crate::intercept::process::file_limit;
+use crate::proxy::inbound::Arrival;
+use crate::proxy::tunnel::{Input, Tunnel};
 
 /// How long a client may take for its first byte, and then for its handshake.
 pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -39,17 +39,15 @@ pub(crate) const MAX_HANDSHAKES: usize = 512;
 /// open files is low: half of it stays for members.
 pub(crate) const MAX_WAITING_PER_SOURCE: usize = 4096;
 pub(crate) const MAX_WAITING: usize = 8192;
-/// The longest first message of a handshake. Ours have a few hundred bytes.
-const MAX_HELLO: usize = 16 * 1024;
 
 /// What arrived on the mesh port, its handshake done.
 pub(crate) enum Arrived {
-    /// `meshd/1`: one application connection.
-    Data(Tunnel),
+    /// `meshd/1` or `meshd/2`: application connections.
+    Data(Arrival),
     /// `meshd-ctl/1`: the member API.
-    Control(TlsStream<TcpStream>),
+    Control(Box<TlsStream<Rewound>>),
     /// `meshd-join/1`: somebody who wants to become a member.
-    Join(TlsStream<TcpStream>),
+    Join(Box<TlsStream<Rewound>>),
 }
 
 /// The TLS of the mesh port.
@@ -165,54 +163,50 @@ impl Door {
 pub(crate) async fn handshake(tcp: TcpStream, configs: &Configs) -> io::Result<Arrived> {
     tcp.set_nodelay(true)?;
     let arrived_at = tcp.local_addr()?;
-    let hello = LazyConfigAcceptor::new(Acceptor::default(), Bounded { tcp, left: MAX_HELLO }).await?;
-    let (offers, name) = {
-        let said = hello.client_hello();
-        let offered: Vec<&[u8]> = said.alpn().map(Iterator::collect).unwrap_or_default();
-        let known = [ALPN_DATA, ALPN_CONTROL, ALPN_JOIN];
-        (known.into_iter().find(|k| offered.contains(k)), said.server_name().map(str::to_owned))
-    };
-    let hello = StartHandshake::from_parts(hello.accepted, hello.io.tcp);
-    Ok(match offers {
-        Some(ALPN_DATA) => {
-            let chosen = configs.data.choose(arrived_at, name.as_deref()).await.map_err(io::Error::other)?;
-            let stream = hello.into_stream(chosen.config).await?;
-            Arrived::Data(Tunnel { stream, port: chosen.port, shown: chosen.shown })
+    let mut input = Input::empty();
+    let (protocol, name) = hello(&tcp, &mut input).await?;
+    Ok(match protocol {
+        Some(ALPN_DATA | ALPN_STREAMS) => {
+            let chosen = configs.data.choose(arrived_at, name.as_deref()).await.map_err(std::io::Error::other)?;
+            let tunnel = Tunnel::answer(tcp, chosen.config, input).await?;
+            Arrived::Data(Arrival { tunnel, port: chosen.port, shown: chosen.shown })
         }
-        Some(ALPN_CONTROL) => Arrived::Control(hello.into_stream(configs.node.control_server.clone()).await?),
-        Some(ALPN_JOIN) => Arrived::Join(hello.into_stream(configs.node.join_server.clone()).await?),
-        _ => return Err(io::Error::other("none of our protocols was offered")),
+        Some(ALPN_CONTROL) => {
+            let acceptor = TlsAcceptor::from(configs.node.control_server.clone());
+            Arrived::Control(Box::new(acceptor.accept(Rewound::new(input.bytes(), tcp)).await?))
+        }
+        Some(ALPN_JOIN) => {
+            let acceptor = TlsAcceptor::from(configs.node.join_server.clone());
+            Arrived::Join(Box::new(acceptor.accept(Rewound::new(input.bytes(), tcp)).await?))
+        }
+        _ => return Err(std::io::Error::other("none of our protocols was offered")),
     })
 }
 
-/// A connection of which only so much is read.
-struct Bounded {
-    tcp: TcpStream,
-    left: usize,
-}
-
-impl AsyncRead for Bounded {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.left == 0 {
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "a hello that does not end")));
+/// What the dialler asks for in its ClientHello, which stays in `input`: the best of our protocols, and the name.
+pub(crate) async fn hello(tcp: &TcpStream, input: &mut Input) -> std::io::Result<(Option<&'static [u8]>, Option<String>)> {
+    let mut acceptor = Acceptor::default();
+    loop {
+        let before = input.bytes().len();
+        input.more(tcp).await?;
+        acceptor.read_tls(&mut &input.bytes()[before..])?;
+        match acceptor.accept() {
+            Ok(None) => {}
+            Ok(Some(accepted)) => {
+                let said = accepted.client_hello();
+                let offered: Vec<&[u8]> = said.alpn().map(Iterator::collect).unwrap_or_default();
+                let known = [ALPN_STREAMS, ALPN_DATA, ALPN_CONTROL, ALPN_JOIN];
+                return Ok((known.into_iter().find(|k| offered.contains(k)), said.server_name().map(str::to_owned)));
+            }
+            Err((error, mut alert)) => {
+                let mut bytes = Vec::new();
+                if alert.write(&mut bytes).is_ok() {
+                    // Best effort: whoever sends garbage may not be listening.
+                    let _ = tcp.try_write(&bytes);
+                }
+                return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, error));
+            }
         }
-        // What is read too much, a few kilobytes, is the last that is read.
-        let before = buffer.filled().len();
-        let read = Pin::new(&mut self.tcp).poll_read(context, buffer);
-        self.left = self.left.saturating_sub(buffer.filled().len() - before);
-        read
-    }
-}
-
-impl AsyncWrite for Bounded {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tcp).poll_write(context, bytes)
-    }
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_flush(context)
-    }
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_shutdown(context)
     }
 }
 

@@ -13,7 +13,6 @@ use meshd_ca::keys::PrivateKey;
 use meshd_ca::token::JoinToken;
 use rustls::{ClientConfig, ConnectionCommon};
 use thiserror::Error;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::server::TlsStream;
@@ -21,6 +20,7 @@ use tokio_rustls::server::TlsStream;
 use super::crowd::Crowd;
 use super::frames;
 use super::link::{DIAL_TIMEOUT, Dial};
+use super::rewound::Rewound;
 use super::waiting::Waiting;
 use crate::identity::tls::NodeTls;
 use crate::identity::verifier::peer_key;
@@ -141,7 +141,7 @@ pub(crate) fn pending() -> Crowd<IpAddr> {
 
 /// Answers one host that wants to join; `pending` holds those in progress. Returns who was admitted, if anybody.
 pub(crate) async fn serve(
-    mut stream: TlsStream<TcpStream>,
+    mut stream: TlsStream<Rewound>,
     from: SocketAddr,
     membership: Arc<Membership>,
     pending: Crowd<IpAddr>,
@@ -165,7 +165,7 @@ pub(crate) async fn serve(
 
 /// Who was admitted. Nobody, and nothing wrong with it: a host that asks without a token and was not approved yet.
 async fn converse(
-    stream: &mut TlsStream<TcpStream>,
+    stream: &mut TlsStream<Rewound>,
     from: SocketAddr,
     membership: &Membership,
     waiting: &Waiting,

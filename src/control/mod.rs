@@ -10,5 +10,6 @@ pub(crate) mod gossip;
 pub(crate) mod issuance;
 pub(crate) mod join;
 pub(crate) mod link;
+pub(crate) mod rewound;
 pub(crate) mod serve;
 pub(crate) mod waiting;

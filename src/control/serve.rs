@@ -18,7 +18,6 @@ use meshd_ca::identity::{NodeId, Workload};
 use meshd_ca::keys::{PublicKey, Signature, base64url};
 use meshd_ca::roster::{MAX_MEMBERS, Member, Standing};
 use serde::{Deserialize, Serialize};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::server::TlsStream;
 
@@ -26,6 +25,7 @@ use super::budget::Budget;
 use super::crowd::Crowd;
 use super::gossip::Mailbox;
 use super::link::{Hello, Links, MAX_HELLO};
+use super::rewound::Rewound;
 use super::waiting::Waiting;
 use crate::clock::Clock;
 use crate::identity::svids::MAX_WORKLOADS;
@@ -162,7 +162,7 @@ impl Callers {
 }
 
 /// Answers what the far end of `stream` asks, until it goes.
-pub(crate) async fn serve(stream: TlsStream<TcpStream>, from: SocketAddr, api: Arc<Api>) {
+pub(crate) async fn serve(stream: TlsStream<Rewound>, from: SocketAddr, api: Arc<Api>) {
     let caller = match peer_key(stream.get_ref().1) {
         Ok(key) => key,
         Err(error) => {

@@ -124,6 +124,7 @@ impl Member {
     fn look_after(&self) {
         self.rules.tend();
         self.links.sweep();
+        self.proxy.pool.sweep();
         self.proxy.edges.expire(self.now(), EDGE_AGE);
     }
     /// Where a token should say that this host is.
@@ -469,7 +470,7 @@ pub(super) async fn run(
         if !restart && daemon.config().mode != Mode::Strict {
             rules.release();
         }
-        let cut = proxy.live.drain(config.drain).await;
+        let cut = proxy.drain(config.drain).await;
         if cut > 0 {
             tracing::warn!(cut, "connections did not end in time and were reset");
         }
@@ -501,11 +502,13 @@ struct Arrivals {
 
 impl Arrivals {
     async fn take(self: Arc<Self>, arrived: Arrived, from: SocketAddr) {
+        // Each in a place of its own: a connection must not be as large as the largest thing it might have been.
         match arrived {
-            Arrived::Data(tunnel) => proxy::inbound::serve(&self.proxy, tunnel, from).await,
-            Arrived::Control(stream) => serve::serve(stream, from, self.api.clone()).await,
+            Arrived::Data(tunnel) => Box::pin(proxy::inbound::serve(&self.proxy, tunnel, from)).await,
+            Arrived::Control(stream) => Box::pin(serve::serve(*stream, from, self.api.clone())).await,
             Arrived::Join(stream) => {
-                let admitted = join::serve(stream, from, self.membership.clone(), self.joining.clone(), &self.waiting).await;
+                let joined = join::serve(*stream, from, self.membership.clone(), self.joining.clone(), &self.waiting);
+                let admitted = Box::pin(joined).await;
                 if let Some(entry) = admitted.and_then(|node| self.membership.roster().entry(node).cloned()) {
                     self.mailbox.entry(entry);
                 }
@@ -544,7 +547,7 @@ fn whereabouts(book: &Book, catalog: &watch::Receiver<Arc<Catalog>>, node: NodeI
 fn cut_inactive(roster: &Roster, proxy: &Proxy, links: &Links) {
     for gone in roster.members().filter(|m| !roster.is_active(m.node())) {
         let why = if gone.standing == Standing::Banished { Cut::Banished } else { Cut::Left };
-        let cut = proxy.live.cut(gone.node(), why);
+        let cut = proxy.cut(gone.node(), why);
         links.close(gone.node());
         if cut > 0 {
             tracing::info!(node = %gone.node(), cut, "cut the connections of a node that is no member any more");

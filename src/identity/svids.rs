@@ -284,6 +284,12 @@ impl Svids {
         }
     }
 
+    /// What [`Svids::for_listener`] would say now, without waiting.
+    pub fn shown_for(&self, workload: Option<&Workload>) -> Option<Arc<Svid>> {
+        let slot = workload.and_then(|w| self.slots.load().get(w).cloned());
+        slot.and_then(|s| s.valid(self.verifier.now())).or_else(|| self.own())
+    }
+
     /// The SVID to dial with for a workload. The first connection of a workload waits a moment for it to be issued; where that
     /// takes too long or failed before, the node's own stands in, which is counted.
     pub async fn for_client(&self, workload: &Workload) -> Option<Arc<Svid>> {

@@ -21,8 +21,6 @@ use rustls::time_provider::TimeProvider;
 use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::{CertificateDer, ServerName};
 use thiserror::Error;
-use tokio::net::TcpStream;
-use tokio_rustls::server::TlsStream;
 
 use super::provider;
 use super::svids::{Svid, Svids};
@@ -30,8 +28,12 @@ use super::verifier::{NodeKeyVerifier, Now, SvidVerifier};
 
 /// ALPN of application data.
 pub const ALPN_DATA: &[u8] = b"meshd/1";
+/// ALPN of application data, several connections one after another.
+pub const ALPN_STREAMS: &[u8] = b"meshd/2";
 /// ALPN of control connections between members (HTTP/2).
 pub const ALPN_CONTROL: &[u8] = b"meshd-ctl/1";
+/// What is offered and taken for application data, best first.
+const DATA: &[&[u8]] = &[ALPN_STREAMS, ALPN_DATA];
 /// ALPN of joining.
 pub const ALPN_JOIN: &[u8] = b"meshd-join/1";
 
@@ -86,19 +88,19 @@ fn server(
     now: Now,
     verifier: Arc<dyn ClientCertVerifier>,
     key: Arc<CertifiedKey>,
-    alpn: &[u8],
-) -> Result<Arc<ServerConfig>, TlsError> {
+    alpn: &[&[u8]],
+) -> Result<ServerConfig, TlsError> {
     let mut config = ServerConfig::builder_with_details(crypto.clone(), Arc::new(MeshTime(now)))
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(key)));
-    config.alpn_protocols = vec![alpn.to_vec()];
+    config.alpn_protocols = alpn.iter().map(|a| a.to_vec()).collect();
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     config.max_early_data_size = 0;
     // The slower side chooses: without AES instructions here, ChaCha20 even if the dialler would rather not.
     config.ignore_client_order = !provider::prefers_aes(crypto);
-    Ok(Arc::new(config))
+    Ok(config)
 }
 
 fn client(
@@ -106,18 +108,18 @@ fn client(
     now: Now,
     verifier: Arc<dyn ServerCertVerifier>,
     key: Arc<CertifiedKey>,
-    alpn: &[u8],
-) -> Result<Arc<ClientConfig>, TlsError> {
+    alpn: &[&[u8]],
+) -> Result<ClientConfig, TlsError> {
     let key: Arc<dyn ResolvesClientCert> = Arc::new(SingleCertAndKey::from(key));
     let mut config = ClientConfig::builder_with_details(crypto.clone(), Arc::new(MeshTime(now)))
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(verifier)
         .with_client_cert_resolver(key);
-    config.alpn_protocols = vec![alpn.to_vec()];
+    config.alpn_protocols = alpn.iter().map(|a| a.to_vec()).collect();
     config.resumption = Resumption::disabled();
     config.enable_early_data = false;
-    Ok(Arc::new(config))
+    Ok(config)
 }
 
 /// For accepting application data: shows `key`, believes SVIDs.
@@ -125,7 +127,10 @@ fn client(
 /// # Errors
 /// When rustls refuses the provider.
 pub fn data_server(verifier: &Arc<SvidVerifier>, key: Arc<CertifiedKey>) -> Result<Arc<ServerConfig>, TlsError> {
-    server(verifier.provider(), verifier.clock(), verifier.clone(), key, ALPN_DATA)
+    let mut config = server(verifier.provider(), verifier.clock(), verifier.clone(), key, DATA)?;
+    // For our own record layer.
+    config.enable_secret_extraction = true;
+    Ok(Arc::new(config))
 }
 
 /// For dialling application data: shows `key`, believes SVIDs. Whether the right member answered is the caller's to check.
@@ -133,7 +138,9 @@ pub fn data_server(verifier: &Arc<SvidVerifier>, key: Arc<CertifiedKey>) -> Resu
 /// # Errors
 /// When rustls refuses the provider.
 pub fn data_client(verifier: &Arc<SvidVerifier>, key: Arc<CertifiedKey>) -> Result<Arc<ClientConfig>, TlsError> {
-    client(verifier.provider(), verifier.clock(), verifier.clone(), key, ALPN_DATA)
+    let mut config = client(verifier.provider(), verifier.clock(), verifier.clone(), key, DATA)?;
+    config.enable_secret_extraction = true;
+    Ok(Arc::new(config))
 }
 
 /// The configurations that authenticate by node key: both ends show a self-signed certificate over theirs, no dates are checked,
@@ -158,8 +165,8 @@ impl NodeTls {
     pub fn new(crypto: &Arc<CryptoProvider>, key: &PrivateKey) -> Result<Self, TlsError> {
         let shown = certified(node_certificate(key)?, key)?;
         let verifier = Arc::new(NodeKeyVerifier::new(crypto.clone()));
-        let server = |alpn| server(crypto, no_clock(), verifier.clone(), shown.clone(), alpn);
-        let client = |alpn| client(crypto, no_clock(), verifier.clone(), shown.clone(), alpn);
+        let server = |alpn| server(crypto, no_clock(), verifier.clone(), shown.clone(), &[alpn]).map(Arc::new);
+        let client = |alpn| client(crypto, no_clock(), verifier.clone(), shown.clone(), &[alpn]).map(Arc::new);
         Ok(Self {
             control_server: server(ALPN_CONTROL)?,
             control_client: client(ALPN_CONTROL)?,
@@ -203,16 +210,6 @@ pub struct Chosen {
     /// The port in the SNI, for which it was chosen.
     pub port: Option<NonZeroU16>,
     /// The SVID.
-    pub shown: Arc<Svid>,
-}
-
-/// A tunnel that a peer dialled, the handshake done.
-pub struct Tunnel {
-    /// The TLS connection; the peer's SVID was verified in the handshake.
-    pub stream: TlsStream<TcpStream>,
-    /// The port in the SNI.
-    pub port: Option<NonZeroU16>,
-    /// The SVID that was shown for it.
     pub shown: Arc<Svid>,
 }
 

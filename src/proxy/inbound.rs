@@ -1,97 +1,178 @@
 //! From another member to a service of this host.
 //!
-//! One tunnel is one call of `carry`, read from top to bottom. Invariant: a service is connected to only for a verified, active
-//! member, at the address the member dialled, and never on a port of ours; whoever gets nothing is told why inside the tunnel.
+//! One tunnel is one call of `carry`, read from top to bottom; in it one stream after another. Invariant: a service is connected to only for a
+//! verified, active member, at the address the member dialled, and never on a port of ours; whoever gets nothing is told why inside
+//! the tunnel.
 
 use std::io;
 use std::net::SocketAddr;
+use std::num::NonZeroU16;
+use std::sync::Arc;
 use std::time::Duration;
 
 use meshd_ca::identity::Workload;
 use meshd_ca::verify::Peer;
-use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::server::TlsStream;
 
 use super::access::Entry;
 use super::edges::{Direction, Key, OpenEdge};
-use super::header::{Header, PREFIX, Refusal};
+use super::header::{Header, Refusal};
+use super::live::Ticket;
 use super::outbound::canonical;
-use super::relay::{self, Plain, Relay, Role};
+use super::tunnel::{Role, Said, Tunnel, Version};
 use super::{Fault, Proxy, socket};
-use crate::identity::tls::Tunnel;
+use crate::identity::svids::Svid;
 
 /// How long a refusal may take to reach the peer.
 const REFUSAL: Duration = Duration::from_secs(2);
 
-/// Serves one tunnel that was dialled from `from` until it ends, and says in the log why if it failed. To be called in a task of its
-/// own.
-pub async fn serve(proxy: &Proxy, tunnel: Tunnel, from: SocketAddr) {
+/// A tunnel that a peer dialled, the handshake done and the peer's SVID verified in it.
+pub struct Arrival {
+    /// The TLS connection.
+    pub tunnel: Box<Tunnel>,
+    /// The port in the SNI.
+    pub port: Option<NonZeroU16>,
+    /// The SVID that was shown for it.
+    pub shown: Arc<Svid>,
+}
+
+/// Serves one tunnel that was dialled from `from`, one stream after another, until it ends, and says in the log why a stream failed. To
+/// be called in a task of its own.
+pub async fn serve(proxy: &Proxy, mut arrival: Arrival, from: SocketAddr) {
     let _counted = proxy.panic_guard();
+    let client = canonical(from);
     let mut entry = proxy.settings.access.begin(Direction::Inbound, proxy.now());
-    let result = carry(proxy, tunnel, canonical(from), &mut entry).await;
-    entry.end(&result);
+    let (mut ticket, arrived_at) = match enter(proxy, &mut arrival, client, &mut entry).await {
+        Ok(entered) => entered,
+        Err(fault) => return ended(proxy, entry, &Err(fault)),
+    };
+    loop {
+        let result = stream(proxy, &ticket, &mut arrival, arrived_at, client, &mut entry).await;
+        ended(proxy, entry, &result);
+        if result.is_err() || !rest(proxy, &mut ticket, &mut arrival, arrived_at).await {
+            return;
+        }
+        entry = proxy.settings.access.begin(Direction::Inbound, proxy.now());
+    }
+}
+
+fn ended(proxy: &Proxy, mut entry: Entry, result: &Result<(), Fault>) {
+    entry.end(result);
     if let Err(fault) = result {
         proxy.edges.fault(Direction::Inbound, fault.reason());
         tracing::debug!(%fault, "inbound connection ended");
     }
 }
 
+/// Registers the tunnel and says where it arrived.
+///
 /// # Errors
-/// Why the peer was refused or its connection broke.
-async fn carry(proxy: &Proxy, mut tunnel: Tunnel, client: SocketAddr, entry: &mut Entry) -> Result<(), Fault> {
-    let tcp = tunnel.stream.get_ref().0;
-    socket::tunnel(tcp, proxy.settings.keepalive).map_err(Fault::Tunnel)?;
-    let arrived_at = canonical(tcp.local_addr().map_err(Fault::Tunnel)?);
-    entry.ends(client, SocketAddr::new(arrived_at.ip(), tunnel.port.map_or(0, Into::into)));
-    let peer = proxy.verifier.peer(tunnel.stream.get_ref().1)?;
-    let key = key(&tunnel, &peer, client);
-    entry.between(&key, Some(peer.holder), true);
-    let ticket = match proxy.live.enter(Direction::Inbound, peer.holder) {
-        Ok(ticket) => ticket,
+/// Why the peer was refused.
+async fn enter<'a>(
+    proxy: &'a Proxy,
+    arrival: &mut Arrival,
+    client: SocketAddr,
+    entry: &mut Entry,
+) -> Result<(Ticket<'a>, SocketAddr), Fault> {
+    let wire = arrival.tunnel.wire();
+    socket::tunnel(wire, proxy.settings.keepalive).map_err(Fault::Tunnel)?;
+    let arrived_at = canonical(wire.local_addr().map_err(Fault::Tunnel)?);
+    entry.ends(client, SocketAddr::new(arrived_at.ip(), arrival.port.map_or(0, Into::into)));
+    let peer = proxy.verifier.identify(arrival.tunnel.chain())?;
+    match proxy.live.enter(Direction::Inbound, peer.holder) {
+        Ok(ticket) => Ok((ticket, arrived_at)),
         Err(fault) => {
+            let key = key(arrival, &peer, client);
+            entry.between(&key, Some(peer.holder), true);
             let why = if matches!(fault, Fault::Draining) { Refusal::Draining } else { Refusal::Overload };
             proxy.edges.fail(key, Some(peer.holder), fault.reason(), proxy.now());
-            refuse(&mut tunnel.stream, why).await;
-            return Err(fault);
+            refuse(&mut arrival.tunnel, why).await;
+            Err(fault)
         }
+    }
+}
+
+/// Waits for the next stream. Not in `meshd/1`, not when another SVID would be shown by now (it was renewed, or the port is another
+/// workload's) or too many wait, and not when the tunnel ends, is cut or drained, or stays idle for too long.
+async fn rest(proxy: &Proxy, ticket: &mut Ticket<'_>, arrival: &mut Arrival, arrived_at: SocketAddr) -> bool {
+    if arrival.tunnel.version() == Version::One {
+        return false;
+    }
+    let listener = arrival.port.and_then(|p| proxy.directory.listener(SocketAddr::new(arrived_at.ip(), p.get())));
+    let current = proxy.svids.shown_for(listener.as_ref()).is_some_and(|now| Arc::ptr_eq(&now, &arrival.shown));
+    let room = current && ticket.rest();
+    let tunnel = &arrival.tunnel;
+    let stirs = async { Ok(room && timeout(proxy.settings.idle * 2, tunnel.stirs()).await.unwrap_or(false)) };
+    let next = tokio::select! {
+        biased;
+        next = ticket.run(stirs) => next.unwrap_or(false),
+        () = proxy.live.draining() => false,
     };
-    // Again, now that a banishment would find us in the registry.
-    let peer = proxy.verifier.peer(tunnel.stream.get_ref().1)?;
+    if !next {
+        let _ = timeout(REFUSAL, arrival.tunnel.close()).await;
+    } else if let Err(fault) = ticket.wake() {
+        proxy.edges.fault(Direction::Inbound, fault.reason());
+        refuse(&mut arrival.tunnel, Refusal::Overload).await;
+        return false;
+    }
+    next
+}
+
+/// One stream, from its header to its end.
+///
+/// # Errors
+/// Why the peer was refused or its stream broke; the tunnel is of no use then.
+async fn stream(
+    proxy: &Proxy,
+    ticket: &Ticket<'_>,
+    arrival: &mut Arrival,
+    arrived_at: SocketAddr,
+    client: SocketAddr,
+    entry: &mut Entry,
+) -> Result<(), Fault> {
+    entry.ends(client, SocketAddr::new(arrived_at.ip(), arrival.port.map_or(0, Into::into)));
+    // Anew with every stream, and now that a banishment would find us in the registry.
+    let peer = proxy.verifier.identify(arrival.tunnel.chain())?;
+    let key = key(arrival, &peer, client);
+    entry.between(&key, Some(peer.holder), true);
     let edge = proxy.edges.open(key, peer.holder, proxy.now());
-    let result = ticket.run(deliver(proxy, tunnel, arrived_at, client, &edge)).await;
+    let result = ticket.run(deliver(proxy, arrival, arrived_at, client, &edge)).await;
     entry.bytes(edge.bytes());
     edge.settle(&result, proxy.now());
     result
 }
 
-fn key(tunnel: &Tunnel, peer: &Peer, client: SocketAddr) -> Key {
-    let (source, destination) = (Some(peer.id.clone()), Some(tunnel.shown.id().clone()));
-    Key { direction: Direction::Inbound, source, destination, address: client.ip(), port: tunnel.port.map_or(0, Into::into) }
+fn key(arrival: &Arrival, peer: &Peer, client: SocketAddr) -> Key {
+    let (source, destination) = (Some(peer.id.clone()), Some(arrival.shown.id().clone()));
+    Key { direction: Direction::Inbound, source, destination, address: client.ip(), port: arrival.port.map_or(0, Into::into) }
 }
 
 async fn deliver(
     proxy: &Proxy,
-    mut tunnel: Tunnel,
+    arrival: &mut Arrival,
     arrived_at: SocketAddr,
     client: SocketAddr,
     edge: &OpenEdge,
 ) -> Result<(), Fault> {
-    let header = timeout(proxy.settings.header, read_header(&mut tunnel.stream)).await;
+    let header = timeout(proxy.settings.header, arrival.tunnel.header()).await;
     let service = match header.unwrap_or(Err(Fault::Timeout("header"))) {
-        Ok(header) => match admit(proxy, &tunnel, &header, arrived_at) {
+        Ok(header) => match admit(proxy, arrival, &header, arrived_at) {
             Ok(service) => open(proxy, service, client, &header).await,
             Err(why) => Err(Fault::Refused(why)),
         },
         Err(fault) => Err(fault),
     };
+    let tunnel = &mut arrival.tunnel;
     match service {
-        Ok(mut service) => Plain.relay(&mut service, tunnel.stream.into(), Role::Dialled, edge.meter()).await,
+        Ok(service) => {
+            tunnel.carry(&service, Role::Dialled, &mut Said::default(), edge.meter()).await?;
+            socket::ended(&service).map_err(Fault::App)
+        }
         Err(fault) => {
             match fault {
-                Fault::Refused(why) => refuse(&mut tunnel.stream, why).await,
-                Fault::Header(_) => refuse(&mut tunnel.stream, Refusal::Malformed).await,
+                Fault::Refused(why) => refuse(tunnel, why).await,
+                Fault::Header(_) => refuse(tunnel, Refusal::Malformed).await,
                 _ => {}
             }
             Err(fault)
@@ -99,16 +180,8 @@ async fn deliver(
     }
 }
 
-async fn read_header(stream: &mut TlsStream<TcpStream>) -> Result<Header, Fault> {
-    let mut prefix = [0; PREFIX];
-    stream.read_exact(&mut prefix).await.map_err(Fault::Tunnel)?;
-    let mut fields = vec![0; Header::length(prefix)?];
-    stream.read_exact(&mut fields).await.map_err(Fault::Tunnel)?;
-    Ok(Header::decode(&fields)?)
-}
-
 /// Where to connect, or why not.
-fn admit(proxy: &Proxy, tunnel: &Tunnel, header: &Header, arrived_at: SocketAddr) -> Result<SocketAddr, Refusal> {
+fn admit(proxy: &Proxy, arrival: &Arrival, header: &Header, arrived_at: SocketAddr) -> Result<SocketAddr, Refusal> {
     let ip = arrived_at.ip();
     if header.address.is_some_and(|a| a != ip) || proxy.kernel.is_loopback(ip) {
         return Err(Refusal::NotServed);
@@ -118,9 +191,9 @@ fn admit(proxy: &Proxy, tunnel: &Tunnel, header: &Header, arrived_at: SocketAddr
     }
     let service = SocketAddr::new(ip, header.port.get());
     // The node vouches for all its workloads; one workload for no other.
-    let shown = &tunnel.shown.id().workload;
+    let shown = &arrival.shown.id().workload;
     let vouched = matches!(shown, Workload::Node(_)) || proxy.directory.listener(service).is_none_or(|w| w == *shown);
-    if tunnel.port != Some(header.port) || !vouched {
+    if arrival.port != Some(header.port) || !vouched {
         return Err(Refusal::IdentityChanged);
     }
     Ok(service)
@@ -147,6 +220,6 @@ async fn open(proxy: &Proxy, service: SocketAddr, client: SocketAddr, header: &H
 }
 
 /// Says why nothing was delivered. That the peer may not hear it changes nothing.
-async fn refuse(stream: &mut TlsStream<TcpStream>, why: Refusal) {
-    let _ = timeout(REFUSAL, relay::refuse(stream, why)).await;
+async fn refuse(tunnel: &mut Tunnel, why: Refusal) {
+    let _ = timeout(REFUSAL, tunnel.refuse(why)).await;
 }

@@ -27,11 +27,13 @@ pub struct Limits {
     pub per_peer: usize,
     /// In both directions together.
     pub both: usize,
+    /// Tunnels that wait for their next stream: so many that peers dialled, and so many that we did. They count nowhere else.
+    pub resting: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { all: 16_384, per_peer: 8_192, both: 32_768 }
+        Self { all: 16_384, per_peer: 8_192, both: 32_768, resting: 1024 }
     }
 }
 
@@ -42,10 +44,11 @@ impl Limits {
     /// The usual limits, or what a process that may have `files` open has room for: a connection that is refused is better than
     /// a daemon that can no longer renew, answer or look at its own addresses.
     pub fn within(files: u64) -> Self {
-        // Two sockets each. Something is left even where the limit is absurd.
-        let room = usize::try_from(files.saturating_sub(OTHER_FILES) / 2).unwrap_or(usize::MAX).max(8);
+        // Three quarters for connections, two sockets each, an eighth for each kind of tunnel at rest. Something is left even where
+        // the limit is absurd.
+        let room = usize::try_from(files.saturating_sub(OTHER_FILES)).unwrap_or(usize::MAX);
         let usual = Self::default();
-        Self { both: usual.both.min(room), ..usual }
+        Self { both: usual.both.min((room / 8).saturating_mul(3).max(8)), resting: usual.resting.min(room / 8), ..usual }
     }
 }
 
@@ -78,6 +81,34 @@ struct State {
     next: u64,
     connections: HashMap<u64, (NodeId, Arc<Slot>)>,
     counts: HashMap<(Direction, Option<NodeId>), usize>,
+    resting: usize,
+}
+
+impl State {
+    /// Whether there is a place for another connection; takes it.
+    fn take(&mut self, limits: &Limits, direction: Direction, peer: NodeId) -> bool {
+        let count = |of| self.counts.get(&(direction, of)).copied().unwrap_or(0);
+        let full = self.connections.len() - self.resting >= limits.both;
+        if full || count(None) >= limits.all || count(Some(peer)) >= limits.per_peer {
+            return false;
+        }
+        for of in [None, Some(peer)] {
+            *self.counts.entry((direction, of)).or_default() += 1;
+        }
+        true
+    }
+
+    fn give(&mut self, direction: Direction, peer: NodeId) {
+        for of in [None, Some(peer)] {
+            let key = (direction, of);
+            if let Some(n) = self.counts.get_mut(&key) {
+                *n -= 1;
+                if *n == 0 {
+                    self.counts.remove(&key);
+                }
+            }
+        }
+    }
 }
 
 #[derive(Default)]
@@ -106,19 +137,14 @@ impl Live {
         if s.draining {
             return Err(Fault::Draining);
         }
-        let count = |of| s.counts.get(&(direction, of)).copied().unwrap_or(0);
-        let full = s.connections.len() >= self.limits.both;
-        if full || count(None) >= self.limits.all || count(Some(peer)) >= self.limits.per_peer {
+        if !s.take(&self.limits, direction, peer) {
             self.overloads.fetch_add(1, Ordering::Relaxed);
             return Err(Fault::Overload);
-        }
-        for of in [None, Some(peer)] {
-            *s.counts.entry((direction, of)).or_default() += 1;
         }
         s.next += 1;
         let (id, slot) = (s.next, Arc::<Slot>::default());
         s.connections.insert(id, (peer, slot.clone()));
-        Ok(Ticket { live: self, id, direction, peer, slot })
+        Ok(Ticket { live: self, id, direction, peer, slot, resting: false })
     }
 
     /// Ends every connection with `peer` at once; the applications see resets. Returns how many there were.
@@ -176,9 +202,10 @@ impl Live {
         }
     }
 
-    /// How many connections there are, both directions together.
+    /// How many connections there are, both directions together, without tunnels at rest.
     pub fn count(&self) -> usize {
-        self.state().connections.len()
+        let s = self.state();
+        s.connections.len() - s.resting
     }
 
     /// How many connections were refused for being too many since the start.
@@ -194,6 +221,7 @@ pub struct Ticket<'a> {
     direction: Direction,
     peer: NodeId,
     slot: Arc<Slot>,
+    resting: bool,
 }
 
 impl Ticket<'_> {
@@ -207,6 +235,40 @@ impl Ticket<'_> {
             cut = self.until_cut() => Err(Fault::Cut(cut)),
             done = work => done,
         }
+    }
+
+    /// Gives the place up while the tunnel waits for its next stream; it can still be cut. False when too many wait already.
+    pub fn rest(&mut self) -> bool {
+        let mut s = self.live.state();
+        if !self.resting && s.resting < self.live.limits.resting {
+            s.resting += 1;
+            s.give(self.direction, self.peer);
+            self.resting = true;
+        }
+        self.resting
+    }
+
+    /// Takes a place again for the next stream.
+    ///
+    /// # Errors
+    /// [`Fault::Overload`] when there is none.
+    pub fn wake(&mut self) -> Result<(), Fault> {
+        let mut s = self.live.state();
+        if self.resting {
+            // Off the count of those at rest first: a place is taken by who is in neither.
+            s.resting -= 1;
+            self.resting = false;
+            let mine = s.connections.remove(&self.id);
+            let taken = s.take(&self.live.limits, self.direction, self.peer);
+            mine.map(|mine| s.connections.insert(self.id, mine));
+            if !taken {
+                s.resting += 1;
+                self.resting = true;
+                self.live.overloads.fetch_add(1, Ordering::Relaxed);
+                return Err(Fault::Overload);
+            }
+        }
+        Ok(())
     }
 
     async fn until_cut(&self) -> Cut {
@@ -229,14 +291,10 @@ impl Drop for Ticket<'_> {
     fn drop(&mut self) {
         let mut s = self.live.state();
         s.connections.remove(&self.id);
-        for of in [None, Some(self.peer)] {
-            let key = (self.direction, of);
-            if let Some(n) = s.counts.get_mut(&key) {
-                *n -= 1;
-                if *n == 0 {
-                    s.counts.remove(&key);
-                }
-            }
+        if self.resting {
+            s.resting -= 1;
+        } else {
+            s.give(self.direction, self.peer);
         }
         if s.connections.is_empty() {
             self.live.ended.notify_waiters();
@@ -268,14 +326,33 @@ mod tests {
     #[test]
     fn no_more_connections_than_files() {
         assert_eq!(Limits::within(u64::MAX).both, Limits::default().both);
-        assert_eq!(Limits::within(1024).both, 480);
+        assert_eq!((Limits::within(1024).both, Limits::within(1024).resting), (360, 120));
         assert_eq!(Limits::within(0).both, 8);
-        let live = Live::new(Limits::within(80));
+        let live = Live::new(Limits::within(70));
         let mut held: Vec<_> = (0..4).map(|_| live.enter(Direction::Inbound, A).unwrap()).collect();
         held.extend((0..4).map(|_| live.enter(Direction::Outbound, B).unwrap()));
         assert!(matches!(live.enter(Direction::Outbound, A), Err(Fault::Overload)));
         held.pop();
         assert!(live.enter(Direction::Inbound, B).is_ok());
+    }
+
+    #[test]
+    fn who_rests_has_no_place_and_can_be_cut() {
+        let live = Live::new(Limits { all: 2, resting: 1, ..Limits::default() });
+        let (mut one, mut two) = (live.enter(Direction::Inbound, A).unwrap(), live.enter(Direction::Inbound, A).unwrap());
+        assert!(one.rest() && one.rest() && !two.rest(), "more at rest than may be");
+        assert_eq!(live.count(), 1);
+        let three = live.enter(Direction::Inbound, A).unwrap();
+        assert!(matches!(one.wake(), Err(Fault::Overload)));
+        assert_eq!((live.count(), live.overloads()), (2, 1));
+        drop(three);
+        one.wake().unwrap();
+        assert!(matches!(live.enter(Direction::Inbound, A), Err(Fault::Overload)));
+        assert!(one.rest());
+        assert_eq!(live.cut(A, Cut::Left), 2, "also the one at rest");
+        drop((one, two));
+        let state = live.state();
+        assert!(state.counts.is_empty() && state.resting == 0 && state.connections.is_empty());
     }
 
     #[tokio::test]

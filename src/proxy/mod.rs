@@ -9,9 +9,10 @@
 //! 2. [`Kernel::original_dst`] says where it wanted to go; our own ports, loopback and our own addresses are refused.
 //! 3. [`Kernel::owner`] says which workload it is, [`Directory::member_at`] which member is bound to the address. The workload's
 //!    SVID comes from [`crate::identity::svids::Svids`].
-//! 4. We dial *the same address* at the member's mesh port, from the application's own source address, and shake hands: SNI
-//!    `p<port>.meshd`, ALPN `meshd/1`. The holder of the certificate shown must be that member. There is no plaintext fallback.
-//! 5. The header ([`header`]) leaves together with whatever the application has said by then, and the relay ([`relay`]) starts.
+//! 4. A tunnel that waits for such a connection is taken from the [`pool`], or we dial *the same address* at the member's mesh port,
+//!    from the application's own source address, and shake hands: SNI `p<port>.meshd`, ALPN `meshd/2` or `meshd/1`. The holder of the
+//!    certificate shown must be that member, with every connection anew. There is no plaintext fallback.
+//! 5. The header ([`header`]) leaves together with whatever the application has said by then, and the relay ([`tunnel`]) starts.
 //!    Nothing waits for an answer, so a server that speaks first is served as it is.
 //!
 //! On the host of the service ([`inbound`]):
@@ -22,7 +23,8 @@
 //!    real client and what it did not open to the network stays unreachable.
 //! 3. The relay starts. "Accepted" travels in front of the service's first bytes or end.
 //!
-//! `close_notify` ends a direction, the other goes on. A tunnel that ends without it was cut, and the application or service gets
+//! An empty record (`meshd/1`: `close_notify`) ends a direction, the other goes on; after both the tunnel takes the next connection. A
+//! tunnel that ends in between was cut, and the application or service gets
 //! a reset. Each connection is one task: a panic ends that connection and is counted. All live ones are in [`live`], so that a
 //! banished peer is cut at once; what they were is in [`edges`], and, if wanted, in a line of its own ([`access`]).
 //!
@@ -34,10 +36,11 @@ pub mod header;
 pub mod inbound;
 pub mod live;
 pub mod outbound;
-pub mod relay;
+pub mod pool;
 pub mod socket;
 #[cfg(test)]
 mod tests;
+pub mod tunnel;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -57,6 +60,7 @@ use crate::identity::verifier::SvidVerifier;
 use edges::{Edges, Reason};
 use header::{HeaderError, Refusal};
 use live::{Cut, Live};
+use pool::Pool;
 
 /// A connection being made.
 pub type Connecting = Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>;
@@ -173,6 +177,9 @@ pub struct Settings {
     pub keepalive: Duration,
     /// Where a line is written for each connection that has ended.
     pub access: access::AccessLog,
+    /// How long a tunnel that carries nothing is kept by the side that dialled; the other side waits twice as long, so that it is
+    /// the dialler who closes and no header crosses an end.
+    pub idle: Duration,
 }
 
 impl Default for Settings {
@@ -186,6 +193,7 @@ impl Default for Settings {
             hold: Duration::from_secs(5),
             keepalive: Duration::from_secs(30),
             access: access::AccessLog::default(),
+            idle: Duration::from_secs(60),
         }
     }
 }
@@ -206,6 +214,8 @@ pub struct Proxy {
     pub live: Live,
     /// What they were.
     pub edges: Edges,
+    /// Tunnels that wait for their next use.
+    pub pool: Pool,
     panics: AtomicU64,
 }
 
@@ -219,13 +229,27 @@ impl Proxy {
         settings: Settings,
         limits: live::Limits,
     ) -> Arc<Self> {
+        let pool = Pool::new(settings.idle, settings.keepalive, limits.resting);
         let (live, edges) = (Live::new(limits), Edges::default());
-        Arc::new(Self { kernel, directory, svids, verifier, settings, live, edges, panics: AtomicU64::new(0) })
+        Arc::new(Self { kernel, directory, svids, verifier, settings, live, edges, pool, panics: AtomicU64::new(0) })
     }
 
     /// How many connections ended by a panic of ours since the start: each is a defect worth a report.
     pub fn panics(&self) -> u64 {
         self.panics.load(Ordering::Relaxed)
+    }
+
+    /// Ends every connection with `peer` at once, see [`Live::cut`], and closes the tunnels that wait for their next use.
+    pub fn cut(&self, peer: NodeId, why: Cut) -> usize {
+        let cut = self.live.cut(peer, why);
+        self.pool.clear(peer);
+        cut
+    }
+
+    /// Takes no new connections and lets the live ones end, see [`Live::drain`].
+    pub async fn drain(&self, patience: Duration) -> usize {
+        self.pool.close();
+        self.live.drain(patience).await
     }
 
     /// Mesh time.

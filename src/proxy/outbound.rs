@@ -3,7 +3,6 @@
 //! One connection is one call of `carry`, read from top to bottom. Invariant: toward a member's address there is a tunnel with
 //! that member or a reset, never plaintext.
 
-use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 use std::sync::Arc;
@@ -12,15 +11,15 @@ use std::time::Duration;
 use meshd_ca::identity::{SpiffeId, Workload};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep, timeout};
-use tokio_rustls::{TlsConnector, TlsStream};
 
 use super::access::Entry;
 use super::edges::{Direction, Key};
 use super::header::{Header, Refusal};
-use super::relay::{Plain, Relay, Role};
-use super::{Fault, Member, Proxy, socket};
+use super::live::Ticket;
+use super::tunnel::{Role, Said, Tunnel, Version};
+use super::{Fault, Member, Proxy, pool, socket};
 use crate::identity::svids::Svid;
-use crate::identity::tls::{ALPN_DATA, server_name};
+use crate::identity::tls::server_name;
 
 /// How often a member that announced a restart is tried.
 const HOLD_STEP: Duration = Duration::from_millis(200);
@@ -90,11 +89,26 @@ async fn carry(proxy: &Proxy, mut app: TcpStream, entry: &mut Entry) -> Result<(
         return Err(fault);
     };
     let call = Call { client, destination, port, member, workload };
-    let result = match proxy.live.enter(Direction::Outbound, member.node) {
-        Ok(ticket) => ticket.run(connect(proxy, &call)).await.map(|secured| (ticket, secured)),
-        Err(fault) => Err(fault),
+    let ticket = match proxy.live.enter(Direction::Outbound, member.node) {
+        Ok(ticket) => ticket,
+        Err(fault) => {
+            let key = call.unsecured(proxy);
+            entry.between(&key, Some(member.node), false);
+            proxy.edges.fail(key, Some(member.node), fault.reason(), proxy.now());
+            return Err(fault);
+        }
     };
-    let (ticket, (svid, tunnel, peer)) = match result {
+    let mut said = Said::default();
+    if let Some(secured) = again(proxy, &call).await {
+        said = Said::kept();
+        let result = stream(proxy, &ticket, &call, secured, &mut app, &mut said, entry).await;
+        if !undelivered(&result, &said) {
+            return result;
+        }
+        said.let_go();
+    }
+    // Boxed: of what a handshake needs nothing is kept for as long as the connection lives.
+    let secured = match ticket.run(Box::pin(connect(proxy, &call))).await {
         Ok(secured) => secured,
         Err(fault) => {
             let key = call.unsecured(proxy);
@@ -106,17 +120,45 @@ async fn carry(proxy: &Proxy, mut app: TcpStream, entry: &mut Entry) -> Result<(
             return Err(fault);
         }
     };
+    stream(proxy, &ticket, &call, secured, &mut app, &mut said, entry).await
+}
+
+/// The peer's authenticated word that a used tunnel's stream reached nobody, while everything the application said is still here.
+fn undelivered(result: &Result<(), Fault>, said: &Said) -> bool {
+    matches!(result, Err(Fault::Refused(Refusal::IdentityChanged | Refusal::Draining))) && said.is_whole()
+}
+
+/// Carries the application's connection through a tunnel, and keeps the tunnel if it can be used again.
+async fn stream(
+    proxy: &Proxy,
+    ticket: &Ticket<'_>,
+    call: &Call,
+    secured: Secured,
+    app: &mut TcpStream,
+    said: &mut Said,
+    entry: &mut Entry,
+) -> Result<(), Fault> {
+    let Secured { svid, mut tunnel, peer } = secured;
     let key = call.secured(svid.id(), peer);
-    entry.between(&key, Some(member.node), true);
-    let edge = proxy.edges.open(key, member.node, proxy.now());
-    let header = Header { port, address: Some(destination.ip()), client: Some(client), low_port: client.port() < 1024 };
-    let result = ticket.run(Plain.relay(&mut app, tunnel, Role::Dialler(header), edge.meter())).await;
+    entry.between(&key, Some(call.member.node), true);
+    let edge = proxy.edges.open(key, call.member.node, proxy.now());
+    let (client, destination) = (call.client, call.destination);
+    let header =
+        Header { port: call.port, address: Some(destination.ip()), client: Some(client), low_port: client.port() < 1024 };
+    let result = ticket.run(tunnel.carry(app, Role::Dialler(header), said, edge.meter())).await;
+    let result = result.and_then(|()| socket::ended(app).map_err(Fault::App));
     if let Err(Fault::Refused(Refusal::Closed)) = result {
         // Before the application sees its reset: its next attempt is refused by the kernel.
         proxy.kernel.refuse(destination);
     }
+    if result.is_ok() && tunnel.version() == Version::Two {
+        // The member may have come back at another port while this was held.
+        let port = tunnel.wire().peer_addr().map_or(call.member.port, |at| at.port());
+        proxy.pool.give(pool::Key { port, ..call.pooled() }, tunnel, svid);
+    }
     entry.bytes(edge.bytes());
-    edge.settle(&result, proxy.now());
+    // What is tried again has not failed.
+    edge.settle(if undelivered(&result, said) { &Ok(()) } else { &result }, proxy.now());
     result
 }
 
@@ -131,23 +173,32 @@ fn guard(proxy: &Proxy, destination: SocketAddr) -> Result<NonZeroU16, Fault> {
     }
 }
 
-type Secured = (Arc<Svid>, TlsStream<TcpStream>, SpiffeId);
-
 /// A tunnel to the member that the address is bound to, and nobody else.
+struct Secured {
+    svid: Arc<Svid>,
+    tunnel: Box<Tunnel>,
+    peer: SpiffeId,
+}
+
+/// A tunnel that was used before, its peer looked at anew: trust may have changed since.
+async fn again(proxy: &Proxy, call: &Call) -> Option<Secured> {
+    let svid = proxy.svids.for_client(&call.workload).await?;
+    let tunnel = proxy.pool.take(&call.pooled(), &svid)?;
+    let peer = proxy.verifier.identify(tunnel.chain()).ok()?;
+    (peer.holder == call.member.node).then_some(Secured { svid, tunnel, peer: peer.id })
+}
+
 async fn connect(proxy: &Proxy, call: &Call) -> Result<Secured, Fault> {
     let svid = proxy.svids.for_client(&call.workload).await.ok_or(Fault::NoSvid)?;
     let tcp = dial(proxy, call).await?;
-    let handshake = TlsConnector::from(svid.client().clone()).connect(server_name(call.port), tcp);
-    let tls = timeout(proxy.settings.handshake, handshake).await;
-    let tls = tls.map_err(|_| Fault::Timeout("handshake"))?.map_err(Fault::Handshake)?;
-    if tls.get_ref().1.alpn_protocol() != Some(ALPN_DATA) {
-        return Err(Fault::Handshake(io::Error::other("the peer does not speak meshd/1")));
-    }
-    let peer = proxy.verifier.peer(tls.get_ref().1)?;
+    let handshake = Tunnel::dial(tcp, svid.client().clone(), server_name(call.port));
+    let tunnel = timeout(proxy.settings.handshake, handshake).await;
+    let tunnel = tunnel.map_err(|_| Fault::Timeout("handshake"))?.map_err(Fault::Handshake)?;
+    let peer = proxy.verifier.identify(tunnel.chain())?;
     if peer.holder != call.member.node {
         return Err(Fault::WrongPeer { expected: call.member.node, found: peer.holder });
     }
-    Ok((svid, tls.into(), peer.id))
+    Ok(Secured { svid, tunnel, peer: peer.id })
 }
 
 /// Dials the member; one that announced a restart is tried again and again for a moment.
@@ -179,6 +230,11 @@ async fn dial_once(proxy: &Proxy, from: IpAddr, to: SocketAddr) -> Result<TcpStr
 }
 
 impl Call {
+    fn pooled(&self) -> pool::Key {
+        let Member { node, port, .. } = self.member;
+        pool::Key { client: self.client.ip(), node, port, service: self.destination, source: self.workload.clone() }
+    }
+
     fn secured(&self, source: &SpiffeId, peer: SpiffeId) -> Key {
         self.key(source.clone(), Some(peer))
     }

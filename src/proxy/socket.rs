@@ -34,6 +34,18 @@ pub fn tunnel(stream: &TcpStream, silence: Duration) -> io::Result<()> {
     lively(stream, silence)
 }
 
+/// Readies the socket below a tunnel that carries nothing: that its peer is gone is known before the next connection needs it.
+///
+/// # Errors
+/// When the connection is gone.
+pub fn waiting(stream: &TcpStream) -> io::Result<()> {
+    const SILENCE: Duration = Duration::from_secs(3);
+    const GONE: Duration = Duration::from_secs(10);
+    let socket = SockRef::from(stream);
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(SILENCE).with_interval(SILENCE))?;
+    socket.set_tcp_user_timeout(Some(GONE))
+}
+
 /// Both directions of an application's connection ended cleanly: dropping it is not a reset any more.
 ///
 /// # Errors

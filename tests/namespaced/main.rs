@@ -17,6 +17,7 @@ mod hostile;
 mod hosts;
 mod identities;
 mod joining;
+mod load;
 mod modes;
 mod moves;
 mod renewal;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         joining::SCENARIOS,
         applications::SCENARIOS,
         tcp::SCENARIOS,
+        load::SCENARIOS,
         untouched::SCENARIOS,
         rules::SCENARIOS,
         moves::SCENARIOS,

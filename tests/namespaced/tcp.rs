@@ -13,7 +13,7 @@ use crate::applications::megabytes;
 use crate::support::mesh::{Mesh, Setup};
 use crate::support::scenario::{Scenario, scenario};
 use crate::support::traffic::{
-    Server, addresses, ask, connect, connect_from, echo, expect_pattern, read_line, send_pattern, sockets,
+    Server, addresses, ask, connect, connect_from, dial, echo, expect_pattern, listen, read_line, send_pattern, sockets,
 };
 use crate::support::{equal, eventually, marker, role};
 
@@ -92,13 +92,7 @@ fn two_thousand_connections_at_once() -> Result<()> {
     const CONNECTIONS: usize = 2000;
     meshd::intercept::process::raise_file_limit()?;
     let mesh = two()?;
-    let listener = mesh.host("b").within(|| {
-        let socket = socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::STREAM, None)?;
-        socket.bind(&SocketAddr::from(([0u16; 8], 8000)).into())?;
-        socket.listen(4096)?;
-        socket.set_nonblocking(true)?;
-        Ok::<_, std::io::Error>(std::net::TcpListener::from(socket))
-    })??;
+    let listener = listen(mesh.host("b"), 8000)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mesh = Arc::new(mesh);
     runtime.block_on(async {
@@ -116,11 +110,7 @@ fn two_thousand_connections_at_once() -> Result<()> {
         for number in 0..CONNECTIONS {
             let (mesh, to) = (mesh.clone(), targets[number % 2]);
             open.push(tokio::spawn(async move {
-                let socket = mesh.host("a").within(|| match to {
-                    SocketAddr::V4(_) => tokio::net::TcpSocket::new_v4(),
-                    SocketAddr::V6(_) => tokio::net::TcpSocket::new_v6(),
-                })??;
-                Ok::<_, anyhow::Error>((socket.connect(to).await?, format!("word {number:06}")))
+                Ok::<_, anyhow::Error>((dial(mesh.host("a"), to).await?, format!("word {number:06}")))
             }));
         }
         let mut streams = Vec::new();

@@ -10,16 +10,17 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use meshd_ca::identity::{NodeId, Workload};
 use meshd_ca::keys::PrivateKey;
-use rustls::server::Acceptor;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio_rustls::LazyConfigAcceptor;
 
+use crate::control::front;
 use crate::identity::svids::Svids;
 use crate::identity::testing::{Mesh, TestIssuance, issued, name};
-use crate::identity::tls::{DataTls, Tunnel};
+use crate::identity::tls::DataTls;
 use crate::identity::verifier::{SvidVerifier, Trust};
 use crate::proxy::edges::EdgeView;
+use crate::proxy::inbound::Arrival;
 use crate::proxy::live::Limits;
+use crate::proxy::tunnel::{Input, Tunnel};
 use crate::proxy::{Connecting, Directory, Kernel, Member, OwnPorts, Proxy, Settings, inbound, outbound};
 
 pub(super) const A: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 1, 1));
@@ -168,11 +169,11 @@ async fn door(listener: TcpListener, data: DataTls, proxy: Arc<Proxy>, failed: A
         tokio::spawn(async move {
             let arrived_at = tcp.local_addr().unwrap();
             let shake = async {
-                let hello = LazyConfigAcceptor::new(Acceptor::default(), tcp).await?;
-                let name = hello.client_hello().server_name().map(str::to_owned);
+                let mut input = Input::empty();
+                let (_, name) = front::hello(&tcp, &mut input).await?;
                 let chosen = data.choose(arrived_at, name.as_deref()).await.unwrap();
-                let stream = hello.into_stream(chosen.config).await?;
-                io::Result::Ok(Tunnel { stream, port: chosen.port, shown: chosen.shown })
+                let tunnel = Tunnel::answer(tcp, chosen.config, input).await?;
+                io::Result::Ok(Arrival { tunnel, port: chosen.port, shown: chosen.shown })
             };
             match shake.await {
                 Ok(tunnel) => inbound::serve(&proxy, tunnel, from).await,

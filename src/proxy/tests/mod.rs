@@ -1,6 +1,9 @@
 //! The life of connections between two nodes, end to end, without privileges: only the kernel's part is played.
 
+mod differential;
 mod lab;
+mod reference;
+mod reuse;
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -69,7 +72,9 @@ async fn by_hand(from: &Node, to: &Node, sni: u16) -> TlsStream<TcpStream> {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind(SocketAddr::new(from.ip, 0)).unwrap();
     let tcp = socket.connect(to.mesh).await.unwrap();
-    TlsConnector::from(svid.client().clone()).connect(server_name(sni.try_into().unwrap()), tcp).await.unwrap()
+    let mut config = (**svid.client()).clone();
+    config.alpn_protocols = vec![crate::identity::tls::ALPN_DATA.to_vec()];
+    TlsConnector::from(Arc::new(config)).connect(server_name(sni.try_into().unwrap()), tcp).await.unwrap()
 }
 
 fn ask(port: u16) -> Header {

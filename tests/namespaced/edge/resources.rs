@@ -322,12 +322,6 @@ impl Drop for Memory {
 }
 
 /// A value of `/proc/PID/status` in KiB.
-fn kib(pid: u32, key: &str) -> Result<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find(|l| l.starts_with(key)).context("a line")?;
-    Ok(line.split_whitespace().nth(1).context("a value")?.parse()?)
-}
-
 fn in_64_megabytes_with_500_connections() -> Result<()> {
     let groups = [Memory::new("a", 64 << 20)?, Memory::new("b", 64 << 20)?];
     let mut mesh = trio().hosts()?;
@@ -347,8 +341,8 @@ fn in_64_megabytes_with_500_connections() -> Result<()> {
     equal!((open.len(), refused), (500, 0), "connections");
     open.iter_mut().try_for_each(|stream| echo(stream, &"x".repeat(20_000)))?;
     for name in ["a", "b"] {
-        let (pid, member) = (mesh.at(name).pid()?, mesh.at(name));
-        let most = kib(pid, "VmHWM:")?;
+        let member = mesh.at(name);
+        let most = member.kib("VmHWM:")?;
         ensure!(most < 64 * 1024, "{name} used {most} KiB");
         member.status()?;
     }

@@ -274,6 +274,18 @@ impl Member {
         Ok(self.daemon.as_ref().with_context(|| format!("no daemon runs on {}", self.host.name))?.pid())
     }
 
+    /// A size in KiB in what the kernel says of the daemon (`VmRSS:`, `VmHWM:`).
+    pub(crate) fn kib(&self, key: &str) -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()?))?;
+        let line = status.lines().find(|l| l.starts_with(key)).context("a line")?;
+        Ok(line.split_whitespace().nth(1).context("a value")?.parse()?)
+    }
+
+    /// How many files the daemon has open.
+    pub(crate) fn descriptors(&self) -> Result<usize> {
+        Ok(std::fs::read_dir(format!("/proc/{}/fd", self.pid()?))?.count())
+    }
+
     /// Sends the daemon a signal, named as kill(1) has it.
     pub(crate) fn signal(&self, name: &str) -> Result<()> {
         let status = Command::new("kill").arg(format!("-{name}")).arg(self.pid()?.to_string()).status()?;

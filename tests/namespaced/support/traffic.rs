@@ -71,6 +71,27 @@ pub(crate) fn ask(host: &Host, to: SocketAddr, question: &str) -> io::Result<Str
     Ok(answer)
 }
 
+/// A listener of `host` on all its addresses, for a runtime of the caller's.
+pub(crate) fn listen(host: &Host, port: u16) -> Result<TcpListener> {
+    let listener = host.within(|| {
+        let socket = Socket::new(Domain::IPV6, Type::STREAM, None)?;
+        socket.bind(&SocketAddr::from(([0u16; 8], port)).into())?;
+        socket.listen(4096)?;
+        socket.set_nonblocking(true)?;
+        Ok::<_, io::Error>(TcpListener::from(socket))
+    })?;
+    listener.with_context(|| format!("listen on port {port}"))
+}
+
+/// A connection from `host`, of the caller's runtime.
+pub(crate) async fn dial(host: &Host, to: SocketAddr) -> Result<tokio::net::TcpStream> {
+    let socket = host.within(|| match to {
+        SocketAddr::V4(_) => tokio::net::TcpSocket::new_v4(),
+        SocketAddr::V6(_) => tokio::net::TcpSocket::new_v6(),
+    })??;
+    socket.connect(to).await.with_context(|| format!("connect to {to}"))
+}
+
 /// A server on a host: one thread, and one more for each connection. Stops accepting when dropped.
 pub(crate) struct Server {
     stop: Arc<AtomicBool>,

@@ -1,9 +1,4 @@
-//! Moving the bytes between an application's connection and a tunnel.
-//!
-//! Owns the end of a connection: [`Relay::relay`] returns `Ok` only after both directions ended cleanly and everything was handed
-//! to the kernel, and only then is the application's socket switched to an orderly close. On any other way out it resets.
-//!
-//! [`Plain`] is the reference: whatever replaces it for speed must behave the same, byte by byte and end by end.
+//! The reference relay: rustls as it is, `meshd/1`. What [`crate::proxy::tunnel`] does must be the same, byte by byte and end by end.
 
 use std::io;
 use std::time::Duration;
@@ -14,57 +9,31 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::time::timeout;
 use tokio_rustls::TlsStream;
 
-use super::edges::{Count, Meter};
-use super::header::{Header, Refusal, Verdict};
-use super::{Fault, socket};
+use crate::proxy::Fault;
+use crate::proxy::edges::{Count, Meter};
+use crate::proxy::header::Verdict;
+use crate::proxy::tunnel::Role;
 
-/// Buffer of a direction that has been quiet so far.
 const SMALL: usize = 8 * 1024;
-/// Buffer of a direction that keeps filling the small one: four TLS records.
 const LARGE: usize = 64 * 1024;
 /// So many full reads in a row make a direction a transfer; a request or answer of less is over by then.
 const TRANSFER: u32 = 4;
 /// After so long without a byte it is none any more: thousands of connections that once carried something must not keep 128 KiB each.
 const QUIET: Duration = Duration::from_secs(1);
 
-/// Which end of the tunnel this is.
-#[derive(Debug, Clone, Copy)]
-pub enum Role {
-    /// We dialled. The header leaves at once, with whatever the application has said by now; the peer's verdict comes before its
-    /// bytes.
-    Dialler(Header),
-    /// We were dialled and the service accepted: that verdict leaves with the service's first bytes or its end, never alone.
-    Dialled,
-}
-
-/// What moves the bytes of one connection.
-pub trait Relay: Send + Sync + 'static {
-    /// One end of a tunnel whose handshake is done and whose peer was checked.
-    type Tunnel: Send;
-
-    /// Relays until both directions have ended. `app` is a socket that resets when dropped ([`socket::application`]); so it stays
-    /// unless all went well. It is lent, so that the caller decides what happens before the application sees its end. The bytes
-    /// are counted in `meter` as they pass.
-    ///
-    /// # Errors
-    /// [`Fault::Refused`] when the peer refused; [`Fault::App`], [`Fault::Tunnel`] or [`Fault::NoVerdict`] when one side broke.
-    fn relay(
-        &self,
-        app: &mut TcpStream,
-        tunnel: Self::Tunnel,
-        role: Role,
-        meter: Meter<'_>,
-    ) -> impl Future<Output = Result<(), Fault>> + Send;
-}
-
 /// The reference: rustls as it is, `close_notify` ends a direction.
 #[derive(Debug, Default, Clone, Copy)]
-pub struct Plain;
+pub(super) struct Plain;
 
-impl Relay for Plain {
-    type Tunnel = TlsStream<TcpStream>;
-
-    async fn relay(&self, app: &mut TcpStream, tunnel: Self::Tunnel, role: Role, meter: Meter<'_>) -> Result<(), Fault> {
+impl Plain {
+    /// As [`Tunnel::carry`](crate::proxy::tunnel::Tunnel::carry).
+    pub(super) async fn relay(
+        &self,
+        app: &mut TcpStream,
+        tunnel: &mut TlsStream<TcpStream>,
+        role: Role,
+        meter: Meter<'_>,
+    ) -> Result<(), Fault> {
         let (from_app, to_app) = app.split();
         let (from_peer, to_peer) = tokio::io::split(tunnel);
         match role {
@@ -77,7 +46,7 @@ impl Relay for Plain {
                 receive(from_peer, to_app, false, meter.received),
             )?,
         };
-        socket::ended(app).map_err(Fault::App)
+        Ok(())
     }
 }
 
@@ -198,21 +167,4 @@ async fn receive(
 fn unanswered(error: io::Error) -> Fault {
     let inner = error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>());
     if matches!(inner, Some(rustls::Error::AlertReceived(_))) { Fault::Handshake(error) } else { Fault::Tunnel(error) }
-}
-
-/// Tells the peer that nothing was delivered and why, and closes the tunnel so that it surely arrives: what the peer already sent
-/// is read and thrown away for a moment, because closing with unread bytes would send a reset that overtakes the word.
-pub async fn refuse(tunnel: &mut (impl AsyncRead + AsyncWrite + Unpin), why: Refusal) -> io::Result<()> {
-    const MOST: usize = 256 * 1024;
-    tunnel.write_all(&[Verdict::Refused(why).encode()]).await?;
-    tunnel.shutdown().await?;
-    let mut buffer = vec![0; SMALL];
-    let mut read = 0;
-    while read < MOST {
-        match tunnel.read(&mut buffer).await? {
-            0 => break,
-            n => read += n,
-        }
-    }
-    Ok(())
 }

@@ -1,0 +1,179 @@
+//! The keys of application data on one TLS 1.3 connection, as a finished handshake left them (RFC 8446 section 5).
+//!
+//! Owns sealing and opening of single records in place, and the next keys of a direction. Does not own sockets or when to renew keys.
+//! Invariant: a sequence number is never used twice with one key; what was not opened is never looked at.
+
+use std::ops::Range;
+
+use ring::aead::{AES_128_GCM, AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use rustls::client::ClientConnectionData;
+use rustls::kernel::KernelConnection;
+use rustls::server::ServerConnectionData;
+use rustls::{ConnectionTrafficSecrets, Error};
+use thiserror::Error;
+
+/// Bytes in front of every record.
+pub const HEADER: usize = 5;
+/// The most application data in one record.
+pub const MAX_DATA: usize = 1 << 14;
+/// What a record has behind its data: the kind and the tag.
+pub const TRAILER: usize = 1 + TAG;
+/// The longest record on the wire, its header included (RFC 8446 section 5.2).
+pub const MAX_RECORD: usize = HEADER + MAX_DATA + 256;
+const TAG: usize = 16;
+/// Every protected record looks like application data of TLS 1.2.
+const OUTER: [u8; 3] = [23, 3, 3];
+
+/// What is inside a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    /// close_notify, or that something went wrong.
+    Alert = 21,
+    /// After the handshake: new keys.
+    Handshake = 22,
+    /// What applications say.
+    Data = 23,
+}
+
+/// Why a record is not believed. The connection is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum RecordError {
+    /// It is not a protected record of a possible length.
+    #[error("not a TLS 1.3 record")]
+    Malformed,
+    /// It was changed on the way, left out, repeated or is out of order.
+    #[error("a record was changed on the way")]
+    Forged,
+    /// So many records went under one key that it must not be used any more.
+    #[error("a key was used too often")]
+    Exhausted,
+}
+
+/// The keys of one direction.
+pub struct Traffic {
+    key: LessSafeKey,
+    iv: [u8; NONCE_LEN],
+    sequence: u64,
+}
+
+impl Traffic {
+    /// From what rustls hands out: the next sequence number and the secrets.
+    ///
+    /// # Errors
+    /// When the suite is none of TLS 1.3's three.
+    pub fn new((sequence, secrets): (u64, ConnectionTrafficSecrets)) -> Result<Self, Error> {
+        let (algorithm, key, iv) = match &secrets {
+            ConnectionTrafficSecrets::Aes128Gcm { key, iv } => (&AES_128_GCM, key, iv),
+            ConnectionTrafficSecrets::Aes256Gcm { key, iv } => (&AES_256_GCM, key, iv),
+            ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv } => (&CHACHA20_POLY1305, key, iv),
+            _ => return Err(Error::General("no record layer for this suite".into())),
+        };
+        let unusable = |_| Error::General("keys of a wrong length".into());
+        let key = LessSafeKey::new(UnboundKey::new(algorithm, key.as_ref()).map_err(unusable)?);
+        let iv = iv.as_ref().try_into().map_err(|_| Error::General("an IV of a wrong length".into()))?;
+        Ok(Self { key, iv, sequence })
+    }
+
+    /// How many records went under this key.
+    pub fn used(&self) -> u64 {
+        self.sequence
+    }
+
+    fn nonce(&mut self) -> Result<Nonce, RecordError> {
+        let mut nonce = self.iv;
+        for (n, s) in nonce[NONCE_LEN - 8..].iter_mut().zip(self.sequence.to_be_bytes()) {
+            *n ^= s;
+        }
+        self.sequence = self.sequence.checked_add(1).ok_or(RecordError::Exhausted)?;
+        Ok(Nonce::assume_unique_for_key(nonce))
+    }
+
+    /// Makes a record of the `len` bytes that lie [`HEADER`] bytes into `room`, in place. Returns how long the record is: header and
+    /// trailer are added around the bytes, so `room` has [`HEADER`] + `len` + [`TRAILER`] bytes at least.
+    ///
+    /// # Errors
+    /// [`RecordError::Malformed`] when `len` is above [`MAX_DATA`] or the room too small, [`RecordError::Exhausted`].
+    pub fn seal(&mut self, kind: Kind, room: &mut [u8], len: usize) -> Result<usize, RecordError> {
+        let total = HEADER + len + TRAILER;
+        let room = room.get_mut(..total).filter(|_| len <= MAX_DATA).ok_or(RecordError::Malformed)?;
+        let (header, rest) = room.split_at_mut(HEADER);
+        let (inner, tag) = rest.split_at_mut(len + 1);
+        header[..3].copy_from_slice(&OUTER);
+        header[3..].copy_from_slice(&((len + TRAILER) as u16).to_be_bytes());
+        inner[len] = kind as u8;
+        let nonce = self.nonce()?;
+        let sealed = self.key.seal_in_place_separate_tag(nonce, Aad::from(&*header), inner);
+        tag.copy_from_slice(sealed.map_err(|_| RecordError::Malformed)?.as_ref());
+        Ok(total)
+    }
+
+    /// Opens one whole record in place. Returns what it is and where in it the content lies.
+    ///
+    /// # Errors
+    /// [`RecordError::Malformed`], [`RecordError::Forged`].
+    pub fn open(&mut self, record: &mut [u8]) -> Result<(Kind, Range<usize>), RecordError> {
+        if record_length(record) != Ok(Some(record.len())) {
+            return Err(RecordError::Malformed);
+        }
+        let nonce = self.nonce()?;
+        let (header, rest) = record.split_at_mut(HEADER);
+        let inner = self.key.open_in_place(nonce, Aad::from(&*header), rest).map_err(|_| RecordError::Forged)?;
+        // Zeroes behind the kind are padding.
+        let kind = inner.iter().rposition(|b| *b != 0).ok_or(RecordError::Malformed)?;
+        if kind > MAX_DATA {
+            return Err(RecordError::Malformed);
+        }
+        let content = HEADER..HEADER + kind;
+        match inner[kind] {
+            21 => Ok((Kind::Alert, content)),
+            22 => Ok((Kind::Handshake, content)),
+            23 => Ok((Kind::Data, content)),
+            _ => Err(RecordError::Malformed),
+        }
+    }
+}
+
+/// How long the record is that `bytes` begin with; none when its header is not there yet.
+///
+/// # Errors
+/// [`RecordError::Malformed`] when it is no protected record.
+pub fn record_length(bytes: &[u8]) -> Result<Option<usize>, RecordError> {
+    let Some((header, _)) = bytes.split_first_chunk::<HEADER>() else { return Ok(None) };
+    let len = HEADER + usize::from(u16::from_be_bytes([header[3], header[4]]));
+    // The version is not looked at (RFC 8446 section 5.1); it is authenticated.
+    let possible = header[0] == OUTER[0] && (HEADER + TRAILER..=MAX_RECORD).contains(&len);
+    if possible { Ok(Some(len)) } else { Err(RecordError::Malformed) }
+}
+
+/// What makes the next keys of a connection.
+pub enum Schedule {
+    /// Of the side that dialled.
+    Client(KernelConnection<ClientConnectionData>),
+    /// Of the side that was dialled.
+    Server(KernelConnection<ServerConnectionData>),
+}
+
+impl Schedule {
+    /// The next keys for sending; to be used from the record after our KeyUpdate.
+    ///
+    /// # Errors
+    /// When rustls has none.
+    pub fn next_sending(&mut self) -> Result<Traffic, Error> {
+        Traffic::new(match self {
+            Self::Client(c) => c.update_tx_secret()?,
+            Self::Server(c) => c.update_tx_secret()?,
+        })
+    }
+
+    /// The next keys for receiving; to be used from the record after the peer's KeyUpdate.
+    ///
+    /// # Errors
+    /// When rustls has none.
+    pub fn next_receiving(&mut self) -> Result<Traffic, Error> {
+        Traffic::new(match self {
+            Self::Client(c) => c.update_rx_secret()?,
+            Self::Server(c) => c.update_rx_secret()?,
+        })
+    }
+}

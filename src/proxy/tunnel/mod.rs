@@ -1,0 +1,710 @@
+//! One TLS 1.3 connection between two members, and the bytes of applications in it.
+//!
+//! Owns the record layer: several records per system call, sealed and opened where they lie, in buffers that are borrowed only while
+//! bytes are in hand (`buffers`). Nothing is copied between an application and the wire, and nothing is allocated for a byte. Does not
+//! own who the peer must be and what becomes of the application's socket.
+//!
+//! Two wire versions. In `meshd/1` close_notify ends a direction, and the connection carries one application connection: any TLS
+//! library can speak it. In `meshd/2` an empty record ends a direction, and after both directions ended the tunnel takes the next
+//! header. In both, an end of the TCP connection in between is a break, never an end.
+
+mod buffers;
+mod shake;
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustls::{AlertDescription, ClientConfig, CommonState, ServerConfig};
+use rustls_pki_types::{CertificateDer, ServerName};
+use socket2::SockRef;
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+use tokio::task::yield_now;
+
+use super::Fault;
+use super::edges::{Count, Meter};
+use super::header::{Header, PREFIX, Refusal, Verdict};
+use crate::identity::tls::{ALPN_DATA, ALPN_STREAMS};
+use crate::identity::traffic::{HEADER, Kind, MAX_DATA, RecordError, Schedule, TRAILER, Traffic, record_length};
+use buffers::{Buffer, SLOT, SLOTS};
+pub use shake::Input;
+
+/// Records under one key before it is renewed: a quarter of what AES-GCM may do (RFC 8446 section 5.5).
+const RENEW: u64 = 1 << 22;
+/// How often a peer may renew its keys without saying anything in between. Each costs us a few hashes.
+const MAX_RENEWALS: u32 = 32;
+/// Pieces of data handed to the application in one call.
+const PIECES: usize = 16;
+/// Large buffers that one direction moves before everybody else has a turn: a peer that always has more to say, to somebody who always
+/// reads, would keep a core for itself.
+const TURN: usize = 8;
+/// What a refused peer may still say before we stop listening.
+const MAX_IGNORED: usize = 256 * 1024;
+
+/// What ends a direction, and whether there is another stream behind it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    /// `meshd/1`: close_notify; none.
+    One,
+    /// `meshd/2`: an empty record; any number.
+    Two,
+}
+
+/// Which end of a tunnel this is.
+#[derive(Debug, Clone, Copy)]
+pub enum Role {
+    /// We dialled. The header leaves at once, with whatever the application has said by now; the peer's verdict comes before its
+    /// bytes.
+    Dialler(Header),
+    /// We were dialled and the service accepted: that verdict leaves with the service's first bytes or its end, never alone.
+    Dialled,
+}
+
+/// What an application has said before the peer answered, kept so that a stream can be tried again that surely reached nobody.
+#[derive(Debug, Default)]
+pub struct Said {
+    bytes: Vec<u8>,
+    ended: bool,
+    keep: bool,
+}
+
+impl Said {
+    /// Keeps what the application says at once.
+    pub fn kept() -> Self {
+        Self { keep: true, ..Self::default() }
+    }
+
+    /// Keeps nothing from now on; what is in here is still said first.
+    pub fn let_go(&mut self) {
+        self.keep = false;
+    }
+
+    /// Whether everything the application has said is in here.
+    pub fn is_whole(&self) -> bool {
+        self.keep
+    }
+}
+
+/// A tunnel whose handshake is done.
+pub struct Tunnel {
+    wire: TcpStream,
+    version: Version,
+    chain: Vec<CertificateDer<'static>>,
+    sending: Sending,
+    receiving: Receiving,
+    keys: Keys,
+}
+
+/// What both directions need of the other for new keys; touched only then.
+struct Keys {
+    schedule: Mutex<Schedule>,
+    /// The peer asked for a KeyUpdate of ours.
+    owed: AtomicBool,
+    /// The peer has accepted the stream of the moment.
+    accepted: AtomicBool,
+}
+
+struct Sending {
+    traffic: Traffic,
+    /// Records under one key.
+    renew: u64,
+    /// Leaves before anything else: the end of the handshake, a KeyUpdate.
+    unsent: Vec<u8>,
+}
+
+struct Receiving {
+    traffic: Traffic,
+    renewals: u32,
+    /// Bytes from the wire that were not handed on yet.
+    held: Option<Held>,
+    /// What came in one record with the header, and behind it.
+    early: Vec<u8>,
+    /// The last read filled its buffer.
+    busy: bool,
+    /// The direction has ended; what is behind it is the next stream's.
+    over: bool,
+    /// What broke the tunnel behind records that are good.
+    fault: Option<Fault>,
+}
+
+struct Held {
+    buffer: Buffer,
+    start: usize,
+    end: usize,
+}
+
+/// What some whole records were.
+#[derive(Default)]
+struct Batch {
+    pieces: [std::ops::Range<usize>; PIECES],
+    count: usize,
+    ended: bool,
+}
+
+impl Tunnel {
+    /// Shakes hands as the side that dialled. Whether the right member answered is the caller's to check.
+    ///
+    /// # Errors
+    /// The connection's own; `InvalidData` with the TLS error, also when the peer speaks none of our versions.
+    pub async fn dial(wire: TcpStream, config: Arc<ClientConfig>, name: ServerName<'static>) -> io::Result<Box<Self>> {
+        let shaken = shake::dial(&wire, config, name, look).await?;
+        Self::new(wire, shaken)
+    }
+
+    /// Shakes hands as the side that was dialled; the dialler's first bytes are in `input`.
+    ///
+    /// # Errors
+    /// As [`Tunnel::dial`].
+    pub async fn answer(wire: TcpStream, config: Arc<ServerConfig>, input: Input) -> io::Result<Box<Self>> {
+        let shaken = shake::answer(&wire, config, input, look).await?;
+        Self::new(wire, shaken)
+    }
+
+    fn new(wire: TcpStream, shaken: shake::Shaken<(Version, Vec<CertificateDer<'static>>)>) -> io::Result<Box<Self>> {
+        let traffic = |secrets| Traffic::new(secrets).map_err(io::Error::other);
+        let (version, chain) = shaken.seen;
+        let held = shaken.input.left().map(|(buffer, end)| Held { buffer, start: 0, end });
+        Ok(Box::new(Self {
+            wire,
+            version,
+            chain,
+            sending: Sending { traffic: traffic(shaken.secrets.tx)?, renew: RENEW, unsent: shaken.unsent },
+            receiving: Receiving {
+                traffic: traffic(shaken.secrets.rx)?,
+                renewals: 0,
+                held,
+                early: Vec::new(),
+                busy: false,
+                over: false,
+                fault: None,
+            },
+            keys: Keys { schedule: Mutex::new(shaken.schedule), owed: AtomicBool::new(false), accepted: AtomicBool::new(false) },
+        }))
+    }
+
+    /// The TCP connection below.
+    pub fn wire(&self) -> &TcpStream {
+        &self.wire
+    }
+
+    /// What was agreed on.
+    pub fn version(&self) -> Version {
+        self.version
+    }
+
+    /// Renews the keys of what we send after so many records.
+    #[cfg(test)]
+    pub fn renew_after(&mut self, records: u64) {
+        self.sending.renew = records;
+    }
+
+    /// The certificate the peer showed, to be looked at anew with every stream.
+    pub fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.chain
+    }
+
+    /// Waits between two streams until something comes. Returns whether it is more than the end.
+    pub async fn stirs(&self) -> bool {
+        if self.receiving.held.is_some() || !self.receiving.early.is_empty() {
+            return true;
+        }
+        stirs(&self.wire).await.unwrap_or(false)
+    }
+
+    /// Waits for the header of the next stream. What the application said with it is kept for [`Tunnel::carry`].
+    ///
+    /// # Errors
+    /// [`Fault::Header`] when the bytes are none, [`Fault::Tunnel`] when the tunnel ends or breaks before.
+    pub async fn header(&mut self) -> Result<Header, Fault> {
+        let mut said = std::mem::take(&mut self.receiving.early);
+        loop {
+            if let Some((prefix, rest)) = said.split_first_chunk::<PREFIX>() {
+                let length = Header::length(*prefix)?;
+                if let Some((fields, early)) = rest.split_at_checked(length) {
+                    let header = Header::decode(fields)?;
+                    self.receiving.early = early.to_vec();
+                    return Ok(header);
+                }
+            }
+            let batch = self.receiving.next(&self.wire, None, &self.keys, self.version, false).await?;
+            if batch.count == 0 {
+                return Err(Fault::Tunnel(io::ErrorKind::UnexpectedEof.into()));
+            }
+            if let Some(held) = &self.receiving.held {
+                batch.pieces().for_each(|piece| said.extend_from_slice(&held.buffer[piece]));
+            }
+            self.receiving.release();
+        }
+    }
+
+    /// Whether nothing has come since the last stream: not even the end. A system call, because the runtime may not have heard yet.
+    pub fn is_quiet(&self) -> bool {
+        let peeked = SockRef::from(&self.wire).peek(&mut [std::mem::MaybeUninit::uninit()]);
+        self.receiving.held.is_none() && peeked.is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    /// Relays between `app` and the tunnel until both directions have ended. The bytes are counted in `meter` as they pass. What
+    /// `said` holds was taken from the application before and goes first.
+    ///
+    /// # Errors
+    /// [`Fault::Refused`] when the peer refused; [`Fault::App`], [`Fault::Tunnel`] or [`Fault::NoVerdict`] when one side broke. The
+    /// tunnel is of no use then.
+    pub async fn carry(&mut self, app: &TcpStream, role: Role, said: &mut Said, meter: Meter<'_>) -> Result<(), Fault> {
+        let Self { wire, version, sending, receiving, keys, .. } = self;
+        keys.accepted.store(false, Ordering::Relaxed);
+        let (lead, now, verdict) = match role {
+            Role::Dialler(header) => (header.encode(), true, true),
+            Role::Dialled => (vec![Verdict::Accepted.encode()], false, false),
+        };
+        let mut send = pin!(sending.send(wire, app, keys, *version, (lead, now), said, meter.sent));
+        let mut receive = pin!(receiving.receive(wire, app, keys, *version, verdict, meter.received));
+        let all_sent = tokio::select! {
+            sent = &mut send => sent.map(|()| true)?,
+            received = &mut receive => received.map(|()| false)?,
+        };
+        // A side that is done is not read from any more: that it is gone would be noticed with the next byte for it only.
+        if all_sent {
+            tokio::select! { biased; received = receive => received, e = broken_off(app) => Err(Fault::App(e)) }
+        } else {
+            tokio::select! { biased; sent = send => sent, e = silent(wire, *version) => Err(Fault::Tunnel(e)) }
+        }
+    }
+
+    /// Closes a tunnel between two streams. Should the next header be on its way, its sender is told that it was not heard.
+    ///
+    /// # Errors
+    /// When the peer is gone already.
+    pub async fn close(&mut self) -> Result<(), Fault> {
+        match self.version {
+            Version::One => Ok(()),
+            Version::Two => self.refuse(Refusal::Draining).await,
+        }
+    }
+
+    /// Tells the peer that nothing was delivered and why, and closes the tunnel so that it surely arrives: what the peer already sent
+    /// is read and thrown away for a moment, because closing with unread bytes would send a reset that overtakes the word.
+    ///
+    /// # Errors
+    /// When the peer is gone before.
+    pub async fn refuse(&mut self, why: Refusal) -> Result<(), Fault> {
+        let mut word = [0; 2 * (HEADER + TRAILER) + 3];
+        word[HEADER] = Verdict::Refused(why).encode();
+        let sealed = self.sending.traffic.seal(Kind::Data, &mut word, 1);
+        let mut length = sealed.map_err(broken)?;
+        length += self.sending.seal_close(&mut word[length..])?;
+        write_all(&self.wire, &mut [IoSlice::new(&self.sending.unsent), IoSlice::new(&word[..length])])
+            .await
+            .map_err(Fault::Tunnel)?;
+        self.finish()?;
+        let mut ignored = 0;
+        while ignored < MAX_IGNORED {
+            let batch = self.receiving.next(&self.wire, None, &self.keys, self.version, false).await?;
+            if batch.ended {
+                self.receiving.over = false;
+                break;
+            }
+            ignored += batch.pieces().map(|piece| piece.len()).sum::<usize>();
+            self.receiving.release();
+        }
+        Ok(())
+    }
+
+    fn finish(&self) -> Result<(), Fault> {
+        SockRef::from(&self.wire).shutdown(std::net::Shutdown::Write).map_err(Fault::Tunnel)
+    }
+}
+
+/// What is to be known of a finished handshake.
+fn look(connection: &CommonState) -> io::Result<(Version, Vec<CertificateDer<'static>>)> {
+    let version = match connection.alpn_protocol() {
+        Some(ALPN_STREAMS) => Version::Two,
+        Some(ALPN_DATA) => Version::One,
+        _ => return Err(io::Error::new(io::ErrorKind::InvalidData, "the peer speaks neither meshd/2 nor meshd/1")),
+    };
+    let chain = connection.peer_certificates().unwrap_or_default();
+    Ok((version, chain.iter().map(|c| c.clone().into_owned()).collect()))
+}
+
+/// Waits until a connection is reset.
+async fn broken_off(stream: &TcpStream) -> io::Error {
+    loop {
+        match stream.ready(Interest::ERROR).await.and_then(|_| stream.take_error()) {
+            Ok(None) => _ = stream.try_io(Interest::ERROR, || Err::<(), _>(io::ErrorKind::WouldBlock.into())),
+            Ok(Some(e)) | Err(e) => return e,
+        }
+    }
+}
+
+/// Waits until the peer is gone that has nothing to say any more in the stream of the moment.
+async fn silent(wire: &TcpStream, version: Version) -> io::Error {
+    if version == Version::One {
+        // Its FIN is there already, or will be.
+        return broken_off(wire).await;
+    }
+    match stirs(wire).await {
+        Ok(true) => std::future::pending().await,
+        Ok(false) => io::ErrorKind::UnexpectedEof.into(),
+        Err(e) => e,
+    }
+}
+
+/// Waits until something comes. Returns whether it is more than the end.
+async fn stirs(wire: &TcpStream) -> io::Result<bool> {
+    loop {
+        wire.readable().await?;
+        let peek = || SockRef::from(wire).peek(&mut [std::mem::MaybeUninit::uninit()]);
+        match wire.try_io(Interest::READABLE, peek) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            done => return done.map(|n| n > 0),
+        }
+    }
+}
+
+impl Sending {
+    /// From the application into the tunnel. With `now` the lead does not wait for the application to say something.
+    #[allow(clippy::too_many_arguments)] // the halves of one tunnel, lent apart so that both directions run at once
+    async fn send(
+        &mut self,
+        wire: &TcpStream,
+        app: &TcpStream,
+        keys: &Keys,
+        version: Version,
+        (mut lead, mut now): (Vec<u8>, bool),
+        before: &mut Said,
+        count: Count<'_>,
+    ) -> Result<(), Fault> {
+        let (mut busy, mut turn) = (false, 0);
+        let told = lead.len();
+        lead.extend_from_slice(&before.bytes);
+        loop {
+            if now {
+                // What the application has said by now goes along; the runtime may not have heard of it yet.
+                match SockRef::from(app).peek(&mut [std::mem::MaybeUninit::uninit()]) {
+                    Ok(_) => app.readable().await.map_err(Fault::App)?,
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                    // The kernel tells a reset once only: ignored here, it would read as a clean end below.
+                    Err(e) => return Err(Fault::App(e)),
+                }
+            } else {
+                // A peer that does not read costs no buffer: nothing is taken from the application before it does.
+                wire.writable().await.map_err(Fault::Tunnel)?;
+                app.readable().await.map_err(Fault::App)?;
+            }
+            let mut buffer = if busy { Buffer::large() } else { Buffer::small() };
+            buffer[HEADER..][..lead.len()].copy_from_slice(&lead);
+            let (said, ended) = match read(app, &mut buffer, lead.len()) {
+                _ if now && (before.ended || lead.len() >= MAX_DATA) => (0, before.ended),
+                Ok(n) => (n, n == 0),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock && now => (0, false),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
+                Err(e) => return Err(Fault::App(e)),
+            };
+            if before.keep {
+                let fits = told + before.bytes.len() + said <= MAX_DATA;
+                before.keep = fits && !keys.accepted.load(Ordering::Relaxed);
+                before.ended = ended;
+                match before.keep {
+                    true => before.bytes.extend_from_slice(&buffer[HEADER + lead.len()..][..said]),
+                    false => before.bytes = Vec::new(),
+                }
+            }
+            self.renew(keys)?;
+            let mut end = self.seal(&mut buffer, lead.len() + said)?;
+            if ended {
+                let room = &mut buffer[end..];
+                end += match version {
+                    Version::One => self.seal_close(room)?,
+                    Version::Two => self.traffic.seal(Kind::Data, room, 0).map_err(broken)?,
+                };
+            }
+            let mut out = [IoSlice::new(&self.unsent), IoSlice::new(&buffer[..end])];
+            write_all(wire, &mut out).await.map_err(Fault::Tunnel)?;
+            self.unsent = Vec::new();
+            count.add(said);
+            if ended {
+                return match version {
+                    Version::One => SockRef::from(wire).shutdown(std::net::Shutdown::Write).map_err(Fault::Tunnel),
+                    Version::Two => Ok(()),
+                };
+            }
+            busy = lead.len() + said >= MAX_DATA;
+            turn += usize::from(busy);
+            if turn == TURN {
+                turn = 0;
+                yield_now().await;
+            }
+            lead.clear();
+            now = false;
+        }
+    }
+
+    /// Makes records of the first `total` bytes in the slots of `buffer`. Returns where they end.
+    fn seal(&mut self, buffer: &mut Buffer, total: usize) -> Result<usize, Fault> {
+        let mut end = 0;
+        for (number, at) in (0..total).step_by(MAX_DATA).enumerate() {
+            let start = number * SLOT;
+            end = start + self.traffic.seal(Kind::Data, &mut buffer[start..], MAX_DATA.min(total - at)).map_err(broken)?;
+        }
+        Ok(end)
+    }
+
+    fn seal_close(&mut self, room: &mut [u8]) -> Result<usize, Fault> {
+        const CLOSE_NOTIFY: [u8; 2] = [1, 0];
+        room.get_mut(HEADER..HEADER + 2).ok_or(broken(RecordError::Malformed))?.copy_from_slice(&CLOSE_NOTIFY);
+        self.traffic.seal(Kind::Alert, room, CLOSE_NOTIFY.len()).map_err(broken)
+    }
+
+    /// Goes on with new keys if the old ones are used up, or the peer asked.
+    fn renew(&mut self, keys: &Keys) -> Result<(), Fault> {
+        /// update_not_requested (RFC 8446 section 4.6.3).
+        const KEY_UPDATE: [u8; 5] = [24, 0, 0, 1, 0];
+        let owed = keys.owed.load(Ordering::Relaxed) && keys.owed.swap(false, Ordering::Relaxed);
+        if !owed && self.traffic.used() < self.renew {
+            return Ok(());
+        }
+        let mut record = [0; HEADER + KEY_UPDATE.len() + TRAILER];
+        record[HEADER..][..KEY_UPDATE.len()].copy_from_slice(&KEY_UPDATE);
+        self.traffic.seal(Kind::Handshake, &mut record, KEY_UPDATE.len()).map_err(broken)?;
+        self.unsent.extend_from_slice(&record);
+        let next = keys.schedule.lock().unwrap_or_else(PoisonError::into_inner).next_sending();
+        self.traffic = next.map_err(|e| Fault::Tunnel(io::Error::other(e)))?;
+        Ok(())
+    }
+}
+
+impl Receiving {
+    /// Out of the tunnel to the application.
+    async fn receive(
+        &mut self,
+        wire: &TcpStream,
+        app: &TcpStream,
+        keys: &Keys,
+        version: Version,
+        mut verdict: bool,
+        count: Count<'_>,
+    ) -> Result<(), Fault> {
+        let early = std::mem::take(&mut self.early);
+        if !early.is_empty() {
+            write_all(app, &mut [IoSlice::new(&early)]).await.map_err(Fault::App)?;
+            count.add(early.len());
+        }
+        drop(early);
+        let mut turn = 0;
+        loop {
+            let mut batch = self.next(wire, Some(app), keys, version, verdict).await?;
+            if let Some(held) = &self.held {
+                if verdict && batch.count > 0 {
+                    match Verdict::decode(held.buffer[batch.pieces[0].start]) {
+                        Verdict::Accepted => batch.pieces[0].start += 1,
+                        Verdict::Refused(why) => return Err(Fault::Refused(why)),
+                    }
+                    verdict = false;
+                    keys.accepted.store(true, Ordering::Relaxed);
+                }
+                let mut out: [IoSlice<'_>; PIECES] = std::array::from_fn(|i| IoSlice::new(&held.buffer[batch.pieces[i].clone()]));
+                let bytes: usize = out[..batch.count].iter().map(|piece| piece.len()).sum();
+                write_all(app, &mut out[..batch.count]).await.map_err(Fault::App)?;
+                count.add(bytes);
+            }
+            self.release();
+            turn += usize::from(self.busy);
+            if turn == TURN {
+                turn = 0;
+                yield_now().await;
+            }
+            if batch.ended {
+                self.over = false;
+                if verdict {
+                    return Err(Fault::NoVerdict);
+                }
+                return SockRef::from(app).shutdown(std::net::Shutdown::Write).map_err(Fault::App);
+            }
+        }
+    }
+
+    /// The next whole records, some data or an end. `app` is who will get them: nothing is read while it takes nothing.
+    async fn next(
+        &mut self,
+        wire: &TcpStream,
+        app: Option<&TcpStream>,
+        keys: &Keys,
+        version: Version,
+        unanswered: bool,
+    ) -> Result<Batch, Fault> {
+        loop {
+            let mut batch = Batch::default();
+            if let Some(fault) = self.fault.take() {
+                return Err(fault);
+            }
+            if let Err(fault) = self.open(&mut batch, keys, version, unanswered) {
+                if batch.count == 0 {
+                    return Err(fault);
+                }
+                self.fault = Some(fault);
+            }
+            batch.ended = self.over;
+            if batch.count > 0 || batch.ended {
+                return Ok(batch);
+            }
+            self.fill(wire, app).await?;
+        }
+    }
+
+    /// Reads once.
+    async fn fill(&mut self, wire: &TcpStream, app: Option<&TcpStream>) -> Result<(), Fault> {
+        self.release();
+        if let Some(held) = &mut self.held {
+            // The rest of a record is to come: it and what is behind it go to the front, of a large buffer if much is coming.
+            let rest = held.start..held.end;
+            let length = rest.len();
+            if self.busy && held.buffer.slots() < SLOTS {
+                let mut larger = Buffer::large();
+                larger[..length].copy_from_slice(&held.buffer[rest]);
+                held.buffer = larger;
+            } else {
+                held.buffer.copy_within(rest, 0);
+            }
+            (held.start, held.end) = (0, length);
+        }
+        loop {
+            if let (None, Some(app)) = (&self.held, app) {
+                app.writable().await.map_err(Fault::App)?;
+            }
+            wire.readable().await.map_err(Fault::Tunnel)?;
+            let busy = self.busy;
+            let held = self.held.get_or_insert_with(|| Held {
+                buffer: if busy { Buffer::large() } else { Buffer::small() },
+                start: 0,
+                end: 0,
+            });
+            match wire.try_read(&mut held.buffer[held.end..]) {
+                Ok(0) => return Err(Fault::Tunnel(io::ErrorKind::UnexpectedEof.into())),
+                Ok(n) => {
+                    held.end += n;
+                    self.busy = held.end >= SLOT;
+                    return Ok(());
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    self.busy = false;
+                    self.shrink();
+                }
+                Err(e) => return Err(Fault::Tunnel(e)),
+            }
+        }
+    }
+
+    /// Gives a buffer back that has nothing in it.
+    fn release(&mut self) {
+        if self.held.as_ref().is_some_and(|h| h.start == h.end) {
+            self.held = None;
+        }
+    }
+
+    /// Nothing comes at the moment: what there is waits in as little as possible.
+    fn shrink(&mut self) {
+        self.release();
+        if let Some(held) = &mut self.held
+            && held.buffer.slots() > 1
+        {
+            let rest = held.start..held.end;
+            let length = rest.len();
+            let mut smaller = Buffer::small();
+            if length <= smaller.len() {
+                smaller[..length].copy_from_slice(&held.buffer[rest]);
+                *held = Held { buffer: smaller, start: 0, end: length };
+            }
+        }
+    }
+
+    /// Opens the whole records in hand, as many as fit a batch.
+    fn open(&mut self, batch: &mut Batch, keys: &Keys, version: Version, unanswered: bool) -> Result<(), Fault> {
+        let Some(held) = &mut self.held else { return Ok(()) };
+        while batch.count < PIECES && !self.over {
+            let Some(length) = record_length(&held.buffer[held.start..held.end]).map_err(broken)? else { break };
+            if held.start + length > held.end {
+                break;
+            }
+            let record = &mut held.buffer[held.start..][..length];
+            let (kind, content) = self.traffic.open(record).map_err(broken)?;
+            let place = held.start + content.start..held.start + content.end;
+            held.start += length;
+            match kind {
+                Kind::Data if !content.is_empty() => {
+                    self.renewals = 0;
+                    batch.pieces[batch.count] = place;
+                    batch.count += 1;
+                }
+                Kind::Data => self.over = version == Version::Two,
+                Kind::Alert => self.over = alert(&held.buffer[place], version, unanswered)?,
+                Kind::Handshake => {
+                    // KeyUpdate is the only message there is after the handshake: nobody makes tickets.
+                    let asked = match held.buffer[place] {
+                        [24, 0, 0, 1, asked @ 0..=1] => asked == 1,
+                        _ => return Err(broken(RecordError::Malformed)),
+                    };
+                    self.renewals += 1;
+                    if self.renewals > MAX_RENEWALS {
+                        return Err(broken(RecordError::Exhausted));
+                    }
+                    let next = keys.schedule.lock().unwrap_or_else(PoisonError::into_inner).next_receiving();
+                    self.traffic = next.map_err(|e| Fault::Tunnel(io::Error::other(e)))?;
+                    if asked {
+                        keys.owed.store(true, Ordering::Relaxed);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Batch {
+    fn pieces(&self) -> impl Iterator<Item = std::ops::Range<usize>> + '_ {
+        self.pieces[..self.count].iter().cloned()
+    }
+}
+
+/// Whether an alert ends the direction. In TLS 1.3 the dialler has finished its handshake before the other side looked at its
+/// certificate: any other alert in place of the verdict is that side's no.
+fn alert(content: &[u8], version: Version, unanswered: bool) -> Result<bool, Fault> {
+    let &[_, description] = content else { return Err(broken(RecordError::Malformed)) };
+    match (AlertDescription::from(description), version) {
+        (AlertDescription::CloseNotify, Version::One) => Ok(true),
+        (AlertDescription::CloseNotify, Version::Two) => Err(Fault::Tunnel(io::ErrorKind::UnexpectedEof.into())),
+        (other, _) => {
+            let error = io::Error::new(io::ErrorKind::InvalidData, rustls::Error::AlertReceived(other));
+            Err(if unanswered { Fault::Handshake(error) } else { Fault::Tunnel(error) })
+        }
+    }
+}
+
+fn broken(error: RecordError) -> Fault {
+    Fault::Tunnel(io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
+/// Reads into the slots of a buffer, `skip` bytes into the first: each slot leaves room for what sealing adds.
+fn read(app: &TcpStream, buffer: &mut Buffer, mut skip: usize) -> io::Result<usize> {
+    let mut slots = buffer.chunks_exact_mut(SLOT);
+    let mut into: [IoSliceMut<'_>; SLOTS] = std::array::from_fn(|_| {
+        let room = slots.next().map_or(&mut [][..], |slot| &mut slot[HEADER..HEADER + MAX_DATA]);
+        IoSliceMut::new(room.get_mut(std::mem::take(&mut skip)..).unwrap_or_default())
+    });
+    app.try_read_vectored(&mut into)
+}
+
+/// Writes all of it.
+async fn write_all(to: &TcpStream, mut pieces: &mut [IoSlice<'_>]) -> io::Result<()> {
+    // Takes empty pieces off the front.
+    IoSlice::advance_slices(&mut pieces, 0);
+    while !pieces.is_empty() {
+        match to.try_write_vectored(pieces) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(n) => IoSlice::advance_slices(&mut pieces, n),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => to.writable().await?,
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}

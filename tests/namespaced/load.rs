@@ -1,0 +1,287 @@
+//! Many connections: short ones in a row, idle ones at once, and downloads that nobody reads. What they cost and whom they hold up.
+//!
+//! `MESHD_TEST_CONNECTIONS` says how many short and idle ones; the whole story is 100,000.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+
+use crate::support::mesh::{Mesh, Setup};
+use crate::support::scenario::{Scenario, scenario};
+use crate::support::traffic::{dial, listen, sockets};
+use crate::support::{equal, eventually};
+
+pub(crate) const SCENARIOS: &[Scenario] = &[
+    scenario!("load", short_connections_in_a_row_use_nothing_up),
+    scenario!("load", idle_connections_cost_little_and_wake_at_once),
+    scenario!("load", downloads_that_nobody_reads_hold_up_nobody),
+];
+
+/// Long enough for anything on a machine that does other things too.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Workers that open one short connection after another.
+const AT_ONCE: usize = 16;
+/// The most that an idle connection may cost one daemon. In a build for tests, whose futures are not as tight as a release's.
+const IDLE_KIB: u64 = 16;
+/// TIME_WAIT between two daemons that is no exhaustion: a handshake now and then.
+const FEW: usize = 500;
+
+fn connections(usual: usize) -> usize {
+    std::env::var("MESHD_TEST_CONNECTIONS").ok().and_then(|n| n.parse().ok()).unwrap_or(usual)
+}
+
+fn run<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+}
+
+/// Says the eight bytes it gets back, and closes first, as a web server does.
+async fn answer_once(mut stream: TcpStream) -> std::io::Result<()> {
+    let mut word = [0; 8];
+    stream.read_exact(&mut word).await?;
+    stream.write_all(&word).await?;
+    stream.shutdown().await?;
+    // Until the client has closed as well.
+    stream.read(&mut word).await.map(drop)
+}
+
+/// One short connection.
+async fn ask_once(mesh: &Mesh, to: SocketAddr, number: u64) -> Result<()> {
+    let mut stream = dial(mesh.host("a"), to).await?;
+    stream.write_all(&number.to_be_bytes()).await?;
+    let mut answer = Vec::new();
+    timeout(PATIENCE, stream.read_to_end(&mut answer)).await.context("no answer")??;
+    equal!(answer, number.to_be_bytes().to_vec(), "an answer");
+    Ok(())
+}
+
+/// How many connections with the mesh port a host remembers in TIME_WAIT.
+fn waiting(mesh: &Mesh, name: &str) -> Result<usize> {
+    const MESH_PORT: &str = ":18E6";
+    let own =
+        |file: &str| std::fs::read_to_string(format!("/proc/{}/net/{file}", mesh.at(name).pid()?)).map_err(anyhow::Error::from);
+    let tables = own("tcp")? + &own("tcp6")?;
+    let waits = |line: &&str| {
+        let fields: Vec<_> = line.split_whitespace().take(4).collect();
+        matches!(fields[..], [_, from, to, "06"] if from.ends_with(MESH_PORT) || to.ends_with(MESH_PORT))
+    };
+    Ok(tables.lines().filter(waits).count())
+}
+
+fn short_connections_in_a_row_use_nothing_up() -> Result<()> {
+    let mesh = Arc::new(Setup::of(&["a", "b"]).start()?);
+    let listener = listen(mesh.host("b"), 8000)?;
+    let to = sockets(mesh.host("b"), 8000)[0];
+    let many = connections(10_000) as u64;
+    let before = [mesh.at("a").descriptors()?, mesh.at("b").descriptors()?];
+    let took = run(async {
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(answer_once(stream));
+            }
+        });
+        let began = Instant::now();
+        let mut workers = JoinSet::new();
+        for worker in 0..AT_ONCE as u64 {
+            let mesh = mesh.clone();
+            workers.spawn(async move {
+                for number in (worker..many).step_by(AT_ONCE) {
+                    ask_once(&mesh, to, number).await.with_context(|| format!("connection {number}"))?;
+                }
+                Ok::<_, anyhow::Error>(())
+            });
+        }
+        while let Some(done) = workers.join_next().await {
+            done??;
+        }
+        Ok(began.elapsed())
+    })?;
+    println!("{many} short connections in {:.1} s", took.as_secs_f64());
+    for name in ["a", "b"] {
+        let waiting = waiting(&mesh, name)?;
+        ensure!(waiting < FEW, "{waiting} connections between the daemons in TIME_WAIT on {name}");
+    }
+    for (name, before) in ["a", "b"].into_iter().zip(before) {
+        // What is kept for the next ones, and no more.
+        let most = before + 2 * AT_ONCE;
+        let back = || match mesh.at(name).descriptors()? {
+            now if now <= most => Ok(()),
+            now => anyhow::bail!("{now} descriptors of {name}, {before} before"),
+        };
+        eventually(Duration::from_secs(10), "descriptors back to the start", back)?;
+    }
+    // The first ones may still have spoken as the node.
+    let edges: Vec<_> = mesh.at("a").edges()?.into_iter().filter(|e| e.port == 8000).collect();
+    let (total, failed): (u64, u64) = (edges.iter().map(|e| e.total).sum(), edges.iter().map(|e| e.failed).sum());
+    equal!((failed, edges.iter().all(|e| e.secured)), (0, true), "failures, secured");
+    // What was asked of a tunnel that its peer was just closing is asked again in another, and counted again.
+    ensure!((many..=many + many / 100).contains(&total), "{total} connections counted of {many}");
+    Ok(())
+}
+
+fn idle_connections_cost_little_and_wake_at_once() -> Result<()> {
+    meshd::intercept::process::raise_file_limit()?;
+    // Both ends of each are in this process. One limit of the daemon is 8,192 with one peer.
+    let many = connections(2_000).min(8_000);
+    let mesh = Setup::of(&["a", "b"]).start()?;
+    let listener = listen(mesh.host("b"), 8000)?;
+    let to = sockets(mesh.host("b"), 8000)[0];
+    run(async {
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let (mut read, mut write) = stream.split();
+                    tokio::io::copy(&mut read, &mut write).await
+                });
+            }
+        });
+        let mut word = [7; 16];
+        let echo = async |stream: &mut TcpStream| {
+            stream.write_all(&word).await?;
+            timeout(PATIENCE, stream.read_exact(&mut word)).await.context("no answer")??;
+            Ok::<_, anyhow::Error>(())
+        };
+        let mut echo = echo;
+        // The first ones pay for what is there once.
+        let mut open = Vec::new();
+        for _ in 0..100 {
+            open.push(dial(mesh.host("a"), to).await?);
+            echo(open.last_mut().context("just pushed")?).await?;
+        }
+        let before = [mesh.at("a").kib("VmRSS:")?, mesh.at("b").kib("VmRSS:")?];
+        for _ in 0..many {
+            open.push(dial(mesh.host("a"), to).await?);
+            echo(open.last_mut().context("just pushed")?).await?;
+        }
+        sleep(Duration::from_secs(3)).await;
+        for (name, before) in ["a", "b"].into_iter().zip(before) {
+            let now = mesh.at(name).kib("VmRSS:")?;
+            let each = now.saturating_sub(before) as f64 / many as f64;
+            println!("{name}: {before} KiB, with {many} idle connections more {now} KiB: {each:.1} KiB each");
+            ensure!(each <= IDLE_KIB as f64, "{each:.1} KiB for an idle connection at {name}");
+        }
+        let mut slowest = Duration::ZERO;
+        for stream in &mut open {
+            let began = Instant::now();
+            echo(stream).await?;
+            slowest = slowest.max(began.elapsed());
+        }
+        println!("the slowest first answer after that took {:.1} ms", slowest.as_secs_f64() * 1e3);
+        ensure!(slowest < Duration::from_secs(1), "an idle connection took {slowest:?} to wake");
+        Ok(())
+    })
+}
+
+/// Small requests at 250 a second over connections of their own, each 20th on a new one; when each was due is where its time begins.
+async fn requests(mesh: &Arc<Mesh>, to: SocketAddr, seconds: u64) -> Result<Duration> {
+    const RATE: u64 = 250;
+    let mut due = interval(Duration::from_micros(1_000_000 / RATE));
+    due.set_missed_tick_behavior(MissedTickBehavior::Burst);
+    let mut asked = JoinSet::new();
+    let mut kept: Vec<TcpStream> = Vec::new();
+    let (mut took, mut failed) = (Vec::new(), Vec::new());
+    let end = |done: Result<(Duration, Option<TcpStream>)>, kept: &mut Vec<TcpStream>, took: &mut Vec<_>, failed: &mut Vec<_>| {
+        match done {
+            Ok((time, stream)) => {
+                took.push(time);
+                kept.extend(stream);
+            }
+            Err(error) => failed.push(error),
+        }
+    };
+    for number in 0..RATE * seconds {
+        let began = due.tick().await;
+        let (mesh, stream) = (mesh.clone(), if number % 20 == 0 { None } else { kept.pop() });
+        asked.spawn(async move {
+            let mut stream = match stream {
+                Some(stream) => stream,
+                None => dial(mesh.host("a"), to).await?,
+            };
+            stream.write_all(&number.to_be_bytes()).await?;
+            let mut answer = [0; 8];
+            timeout(PATIENCE, stream.read_exact(&mut answer)).await.context("no answer")??;
+            equal!(u64::from_be_bytes(answer), number, "an answer");
+            Ok::<_, anyhow::Error>((began.elapsed(), (number % 20 != 0).then_some(stream)))
+        });
+        while let Some(done) = asked.try_join_next() {
+            end(done?, &mut kept, &mut took, &mut failed);
+        }
+    }
+    while let Some(done) = asked.join_next().await {
+        end(done?, &mut kept, &mut took, &mut failed);
+    }
+    if let Some(first) = failed.first() {
+        anyhow::bail!("{} of {} requests failed, the first: {first:#}", failed.len(), RATE * seconds);
+    }
+    took.sort_unstable();
+    Ok(took[took.len() * 99 / 100])
+}
+
+fn downloads_that_nobody_reads_hold_up_nobody() -> Result<()> {
+    const DOWNLOADS: usize = 80;
+    /// What a machine that runs other scenarios beside this one does to a request at any time: below it there is nothing to compare.
+    /// Traffic that is held up by its neighbours waits for ever, and fails.
+    const NOISE: Duration = Duration::from_secs(2);
+    let mesh = Arc::new(Setup::of(&["a", "b"]).start()?);
+    let listener = listen(mesh.host("b"), 8000)?;
+    let to = sockets(mesh.host("b"), 8000)[0];
+    let sent = Arc::new(AtomicU64::new(0));
+    run(async {
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        let counted = sent.clone();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let counted = counted.clone();
+                tokio::spawn(async move {
+                    let mut word = [0; 8];
+                    while stream.read_exact(&mut word).await.is_ok() {
+                        if word == [0xff; 8] {
+                            // A download: more than all buffers on the way hold.
+                            while let Ok(bytes) = stream.write(&[1; 64 * 1024]).await {
+                                counted.fetch_add(bytes as u64, Ordering::Relaxed);
+                            }
+                        }
+                        if stream.write_all(&word).await.is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        let quiet = requests(&mesh, to, 4).await?;
+        let mut downloads = Vec::new();
+        for _ in 0..DOWNLOADS {
+            let mut stream = dial(mesh.host("a"), to).await?;
+            stream.write_all(&[0xff; 8]).await?;
+            downloads.push(stream);
+        }
+        // Until all buffers on the way are full: some 10 MB each, through two daemons.
+        let mut before = 0;
+        while before != sent.load(Ordering::Relaxed) {
+            before = sent.load(Ordering::Relaxed);
+            sleep(Duration::from_secs(2)).await;
+        }
+        let beside = requests(&mesh, to, 4).await?;
+        println!("p99 {:.1} ms, beside {DOWNLOADS} downloads {:.1} ms", quiet.as_secs_f64() * 1e3, beside.as_secs_f64() * 1e3);
+        ensure!(beside <= 2 * quiet.max(NOISE), "p99 {beside:?} beside downloads that nobody reads, {quiet:?} without");
+        for name in ["a", "b"] {
+            let memory = mesh.at(name).kib("VmRSS:")?;
+            ensure!(memory < 128 * 1024, "{memory} KiB for {DOWNLOADS} downloads that stand still");
+        }
+        // They stood still, and are whole: the first bytes are there at once.
+        for stream in &mut downloads {
+            let mut some = [0; 1000];
+            timeout(PATIENCE, stream.read_exact(&mut some)).await.context("a download that is stuck")??;
+            ensure!(some.iter().all(|b| *b == 1), "other bytes than were sent");
+        }
+        Ok(())
+    })
+}
