@@ -37,7 +37,7 @@ pub async fn handshake(tcp: TcpStream, data: DataTls, node: NodeTls) -> io::Resu
 pub fn record(content: &[u8], harm: impl FnOnce(&mut Vec<u8>)) -> Option<Vec<u8>> {
     use rustls::ConnectionTrafficSecrets::Chacha20Poly1305;
     use rustls::crypto::cipher::{AeadKey, Iv};
-    let secrets = || (3, Chacha20Poly1305 { key: AeadKey::from([7; 32]), iv: Iv::new([9; 12]) });
+    let secrets = || (3, Chacha20Poly1305 { key: AeadKey::from([7; 32]), iv: Iv::from([9; 12]) });
     let (mut from, mut to) = (Traffic::new(secrets()).ok()?, Traffic::new(secrets()).ok()?);
     let content = &content[..content.len().min(traffic::MAX_DATA)];
     let mut room = vec![0; traffic::HEADER + content.len() + traffic::TRAILER];

@@ -16,6 +16,7 @@ meshd         0.1.0, up 1h1m
 pub(crate) const STATUS_JSON: &str = r#"{
   "state": "member",
   "reason": null,
+  "code": null,
   "mesh": "aaaaaaaaaaaaaaaa",
   "trust_domain": "maaaaaaaaaaaaaaaa.meshd.internal",
   "node": "aaaaaaaaaaaaaaaaaaaaaaaaaa",

@@ -18,6 +18,7 @@ use meshd_ca::identity::HostName;
 use meshd_ca::keys::PrivateKey;
 use meshd_ca::roster::Roster;
 use meshd_ca::store::Store;
+use meshd_ca::time::UnixTime;
 
 use crate::checks::{among, check, detail_of, only};
 use crate::edge::clocks;
@@ -333,7 +334,7 @@ fn a_roster_that_is_nearly_full() -> Result<()> {
     let mut roster = Roster::from_bytes(&load("roster")?)?;
     for number in 0..3300 {
         let host = PrivateKey::generate()?;
-        roster.admit(&key, host.public(), &HostName::nearest(&format!("pi-{number}")))?;
+        roster.admit(&key, host.public(), &HostName::nearest(&format!("pi-{number}")), UnixTime(1_800_000_000))?;
         roster.leave(&host)?;
     }
     store.save("roster", &roster.to_bytes())?;

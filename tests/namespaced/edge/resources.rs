@@ -364,10 +364,13 @@ fn ten_members_stay_small() -> Result<()> {
     let servers = NAMES.into_iter().map(|name| Server::echo(mesh.host(name), 8000)).collect::<Result<Vec<_>>>()?;
     // What came up with the mesh is over: idle from here on.
     std::thread::sleep(Duration::from_secs(20));
-    let used = |name: &&str| -> Result<(u64, u64)> { Ok((kib(mesh.at(name).pid()?, "VmRSS:")?, kib(mesh.at(name).pid()?, "RssAnon:")?)) };
+    let used = |name: &&str| -> Result<(u64, u64)> { Ok((mesh.at(name).kib("VmRSS:")?, mesh.at(name).kib("RssAnon:")?)) };
     let used = NAMES.iter().map(used).collect::<Result<Vec<_>>>()?;
     let (all, own) = used[1..].iter().max().copied().unwrap_or_default();
-    println!("mesh of ten, idle, resident KiB (of them not of files): authority {} ({}), largest member {all} ({own})", used[0].0, used[0].1);
+    println!(
+        "mesh of ten, idle, resident KiB (of them not of files): authority {} ({}), largest member {all} ({own})",
+        used[0].0, used[0].1
+    );
     for (name, (all, _)) in NAMES.iter().zip(&used) {
         ensure!(*all <= SMALL, "{name} keeps {all} KiB, allowed are {SMALL}");
     }
