@@ -1,0 +1,64 @@
+//! The service behind everything that is measured: the first byte of a connection says what it is for.
+
+use std::net::SocketAddr;
+
+use anyhow::Result;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+/// Takes bytes until they end and answers with their number, eight bytes, big endian.
+pub(crate) const SINK: u8 = b'S';
+/// Sends zeros for ever.
+pub(crate) const SOURCE: u8 = b'D';
+/// Answers each request, for as long as they come.
+pub(crate) const ANSWER: u8 = b'E';
+/// Answers one request and closes first.
+pub(crate) const ANSWER_ONCE: u8 = b'O';
+/// The length of a request and of an answer in bytes.
+pub(crate) const REQUEST: usize = 64;
+/// See [`REQUEST`].
+pub(crate) const REPLY: usize = 128;
+
+/// Serves on `at` until the process ends.
+///
+/// # Errors
+/// When it cannot listen.
+pub(crate) async fn serve(at: SocketAddr) -> Result<()> {
+    let listener = TcpListener::bind(at).await?;
+    loop {
+        let (stream, _) = listener.accept().await?;
+        tokio::spawn(async move { _ = one(stream).await });
+    }
+}
+
+async fn one(mut stream: TcpStream) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    let wish = stream.read_u8().await?;
+    match wish {
+        SINK => {
+            let (mut buffer, mut total) = (vec![0; 256 * 1024], 0);
+            loop {
+                match stream.read(&mut buffer).await? {
+                    0 => return stream.write_u64(total).await,
+                    n => total += n as u64,
+                }
+            }
+        }
+        SOURCE => {
+            let zeros = vec![0; 256 * 1024];
+            loop {
+                stream.write_all(&zeros).await?;
+            }
+        }
+        _ => {
+            let (mut request, reply) = ([0; REQUEST], [b'.'; REPLY]);
+            loop {
+                stream.read_exact(&mut request).await?;
+                stream.write_all(&reply).await?;
+                if wish == ANSWER_ONCE {
+                    return stream.shutdown().await;
+                }
+            }
+        }
+    }
+}
