@@ -302,9 +302,9 @@ fn more_connections_than_there_is_room_for() -> Result<()> {
     mesh.at("b").until(State::Member)?;
     mesh.settled()?;
     let server = Server::echo(mesh.host("b"), 8000)?;
-    // (128 - 64) / 2
+    // Three quarters of (128 - 64), two each.
     let to = sockets(mesh.host("b"), 8000)[0];
-    let mut open = (0..32).map(|_| connect(mesh.host("a"), to)).collect::<Result<Vec<_>, _>>()?;
+    let mut open = (0..24).map(|_| connect(mesh.host("a"), to)).collect::<Result<Vec<_>, _>>()?;
     open.iter_mut().try_for_each(|s| echo(s, "there is room"))?;
     let one_more = connect(mesh.host("a"), to).map_err(Into::into).and_then(|mut s| echo(&mut s, "there is none"));
     ensure!(one_more.is_err(), "there was room for one more");

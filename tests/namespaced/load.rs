@@ -109,8 +109,8 @@ fn short_connections_in_a_row_use_nothing_up() -> Result<()> {
         ensure!(waiting < FEW, "{waiting} connections between the daemons in TIME_WAIT on {name}");
     }
     for (name, before) in ["a", "b"].into_iter().zip(before) {
-        // What is kept for the next ones, and no more.
-        let most = before + 2 * AT_ONCE;
+        // What is kept for the next ones, and no more: a worker may begin the next one before the tunnels of the last ones are at rest.
+        let most = before + 3 * AT_ONCE;
         let back = || match mesh.at(name).descriptors()? {
             now if now <= most => Ok(()),
             now => anyhow::bail!("{now} descriptors of {name}, {before} before"),
