@@ -12,7 +12,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use meshd::api::{State, code};
+use meshd::api::{Authority, AuthorityState, State, code};
 use meshd::demo::units::Units;
 use meshd_ca::identity::HostName;
 use meshd_ca::keys::PrivateKey;
@@ -44,6 +44,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario!("checks", an_address_that_two_have, Need::Program("ip")),
     scenario!("checks", a_member_that_is_heard_of_and_not_reached, Need::Program("nft")),
     scenario!("checks", a_member_that_answers_and_is_not_heard, Need::Program("nft")),
+    scenario!("checks", one_authority_is_left),
     scenario!("checks", workloads_without_certificates, Need::Cgroups),
     scenario!("checks", more_connections_than_there_is_room_for, Need::Program("prlimit")),
     scenario!("checks", a_roster_that_is_nearly_full),
@@ -277,6 +278,21 @@ fn a_member_that_answers_and_is_not_heard() -> Result<()> {
     ensure!(found.iter().all(|f| f.code != code::PEER || f.level == meshd::api::Level::Ok), "a reaches b: {found:#?}");
     mesh.at("a").nft("delete table inet fw")?;
     eventually(2 * SETTLED, "it passes by itself", || only(mesh.at("a"), &[], &[])).map(drop)
+}
+
+fn one_authority_is_left() -> Result<()> {
+    let mesh = Setup::of(&["a", "b"]).start()?;
+    mesh.at("a").cli(&["authority", "add", "b"])?;
+    eventually(2 * SETTLED, "both sign", || {
+        let all: Vec<Authority> = mesh.at("a").json(&["authority", "list"])?;
+        ensure!(all.len() == 2 && all.iter().all(|a| a.state == AuthorityState::Signing), "{all:?}");
+        Ok(())
+    })?;
+    only(mesh.at("a"), &[], &[])?;
+    mesh.at("a").cli(&["authority", "remove", "b"])?;
+    let found = among(mesh.at("a"), &[code::AUTHORITIES])?;
+    ensure!(detail_of(&found, code::AUTHORITIES).starts_with("1 of 2 sign"), "{found:#?}");
+    Ok(())
 }
 
 fn workloads_without_certificates() -> Result<()> {
