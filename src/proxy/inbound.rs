@@ -99,9 +99,11 @@ async fn rest(proxy: &Proxy, ticket: &mut Ticket<'_>, arrival: &mut Arrival, arr
     if arrival.tunnel.version() == Version::One {
         return false;
     }
-    let listener = arrival.port.and_then(|p| proxy.directory.listener(SocketAddr::new(arrived_at.ip(), p.get())));
-    let current = proxy.svids.shown_for(listener.as_ref()).is_some_and(|now| Arc::ptr_eq(&now, &arrival.shown));
-    let room = current && ticket.rest();
+    let shown = |arrival: &Arrival| {
+        let listener = arrival.port.and_then(|p| proxy.directory.listener(SocketAddr::new(arrived_at.ip(), p.get())));
+        proxy.svids.shown_for(listener.as_ref()).is_some_and(|now| Arc::ptr_eq(&now, &arrival.shown))
+    };
+    let room = shown(arrival) && ticket.rest();
     let tunnel = &arrival.tunnel;
     let stirs = async { Ok(room && timeout(proxy.settings.idle * 2, tunnel.stirs()).await.unwrap_or(false)) };
     let next = tokio::select! {
@@ -109,6 +111,8 @@ async fn rest(proxy: &Proxy, ticket: &mut Ticket<'_>, arrival: &mut Arrival, arr
         next = ticket.run(stirs) => next.unwrap_or(false),
         () = proxy.live.draining() => false,
     };
+    // Asked again: meanwhile the service's own SVID may have come in place of the node's. The peer tries again in a tunnel that shows it.
+    let next = next && shown(arrival);
     if !next {
         let _ = timeout(REFUSAL, arrival.tunnel.close()).await;
     } else if let Err(fault) = ticket.wake() {
