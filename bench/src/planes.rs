@@ -176,7 +176,7 @@ impl Plane {
 }
 
 const HAPROXY: &str =
-    "global\nmaxconn 20000\nnbthread 2\ndefaults\nmode tcp\ntimeout connect 5s\ntimeout client 1h\ntimeout server 1h\nlisten l\n";
+    "global\nmaxconn 9000\nnbthread 2\ndefaults\nmode tcp\ntimeout connect 5s\ntimeout client 1h\ntimeout server 1h\nlisten l\n";
 const STUNNEL: &str = "foreground = yes\npid =\ndebug = 3\n[l]\nsslVersion = TLSv1.3\n";
 const NGINX_STREAM: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
 
