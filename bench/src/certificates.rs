@@ -4,7 +4,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use anyhow::Result;
-use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 
 /// Whom the leaf is for.
 pub(crate) const NAME: &str = "bench.meshd.internal";
@@ -16,11 +16,14 @@ pub(crate) const NAME: &str = "bench.meshd.internal";
 pub(crate) fn write(dir: &Path) -> Result<()> {
     let root_key = KeyPair::generate()?;
     let mut root = CertificateParams::new(Vec::new())?;
+    // OpenSSL takes a leaf with its issuer's name for one that signed itself.
+    root.distinguished_name.push(DnType::CommonName, "bench root");
     root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     root.key_usages = vec![KeyUsagePurpose::KeyCertSign];
     let root_certificate = root.self_signed(&root_key)?;
     let key = KeyPair::generate()?;
     let mut leaf = CertificateParams::new(vec![NAME.to_owned()])?;
+    leaf.distinguished_name.push(DnType::CommonName, NAME);
     leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     let leaf = leaf.signed_by(&key, &Issuer::new(root, root_key))?;
     let both = format!("{}{}", leaf.pem(), key.serialize_pem());

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::serve::{ANSWER, ANSWER_ONCE, REPLY, REQUEST, SINK, SOURCE};
+use crate::serve::{ANSWER, ANSWER_ONCE, BLOCK, REPLY, REQUEST, SINK, SOURCE};
 
 /// What is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -84,16 +84,14 @@ async fn bulk(to: SocketAddr, time: Duration, streams: usize) -> Result<Outcome>
     for _ in 0..streams {
         tasks.spawn(async move {
             let mut stream = dial(to, SINK).await?;
-            let (piece, mut sent) = (vec![0x5a; 256 * 1024], 0);
+            let (block, mut sent) = (vec![0x5a; BLOCK], 0);
             while begun.elapsed() < time {
-                stream.write_all(&piece).await?;
-                sent += piece.len() as u64;
+                stream.write_all(&block).await?;
+                sent += 1;
             }
-            stream.shutdown().await?;
             // Not until the service has them all.
-            let arrived = stream.read_u64().await?;
-            ensure!(arrived == sent, "{sent} bytes were sent, {arrived} arrived");
-            Ok(arrived)
+            stream.read_exact(&mut vec![0; sent]).await?;
+            Ok::<_, std::io::Error>((sent * BLOCK) as u64)
         });
     }
     let mut outcome = Outcome::default();

@@ -97,17 +97,17 @@ pub(crate) fn tables(all: &[Measurement]) -> String {
         }
         let _ = write!(text, "### {title}\n\n| |");
         for (name, _, _, direct, reference) in *columns {
-            let _ = write!(text, " {name} | range |");
+            let _ = write!(text, " {name} |");
             text.push_str(if *direct { " of direct |" } else { "" });
             text.push_str(if *reference { " of reference |" } else { "" });
         }
-        let cells = columns.iter().map(|c| 2 + usize::from(c.3) + usize::from(c.4)).sum::<usize>();
+        let cells = columns.iter().map(|c| 1 + usize::from(c.3) + usize::from(c.4)).sum::<usize>();
         let _ = writeln!(text, "\n| --- |{}", " --- |".repeat(cells));
         for (plane, rounds) in &rows {
             let _ = write!(text, "| {plane} |");
             for (_, figure, decimals, direct, reference) in *columns {
                 let figures: Vec<f64> = rounds.values().map(|m| figure(m)).collect();
-                let _ = write!(text, " {} | {} |", show(median(&figures), *decimals), range(&figures, *decimals));
+                let _ = write!(text, " {}{} |", show(median(&figures), *decimals), range(&figures, *decimals));
                 for base in
                     [(*direct, "direct"), (*reference, "reference")].into_iter().filter_map(|(is, base)| is.then_some(base))
                 {
@@ -198,9 +198,13 @@ fn median(figures: &[f64]) -> f64 {
     sorted.get(sorted.len().saturating_sub(1) / 2).copied().unwrap_or(f64::NAN)
 }
 
+/// From the least to the most, behind the median; nothing for one figure.
 fn range(figures: &[f64], decimals: usize) -> String {
+    if figures.len() < 2 {
+        return String::new();
+    }
     let (least, most) = figures.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), f| (a.min(*f), b.max(*f)));
-    format!("{}..{}", show(least, decimals), show(most, decimals))
+    format!(" ({}..{})", show(least, decimals), show(most, decimals))
 }
 
 fn show(figure: f64, decimals: usize) -> String {
@@ -226,7 +230,7 @@ mod tests {
             one(2, "meshd", "bulk1", 1_000_000_000, 3.0),
         ];
         let text = tables(&all);
-        assert!(text.contains("| meshd | 4.00 | 4.00..4.00 | - | 1.00 | 1.00..3.00 | 0.50 |"), "{text}");
+        assert!(text.contains("| meshd | 4.00 (4.00..4.00) | - | 1.00 (1.00..3.00) | 0.50 |"), "{text}");
         assert!(targets(&all).contains("met    bulk, one stream: CPU per byte, of the reference: 0.50, at most 0.65"));
         assert!(targets(&all[..2]).contains("0.50") && targets(&all[..1]).is_empty());
         let slow = [one(1, "reference", "short", 100, 1.0), one(1, "meshd", "short", 100, 0.5)];
