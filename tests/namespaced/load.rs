@@ -15,7 +15,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use crate::support::mesh::{Mesh, Setup};
 use crate::support::scenario::{Scenario, scenario};
-use crate::support::traffic::{dial, listen, sockets};
+use crate::support::traffic::{dial, echo_all, listen, sockets};
 use crate::support::{equal, eventually};
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
@@ -134,15 +134,7 @@ fn idle_connections_cost_little_and_wake_at_once() -> Result<()> {
     let listener = listen(mesh.host("b"), 8000)?;
     let to = sockets(mesh.host("b"), 8000)[0];
     run(async {
-        let listener = tokio::net::TcpListener::from_std(listener)?;
-        tokio::spawn(async move {
-            while let Ok((mut stream, _)) = listener.accept().await {
-                tokio::spawn(async move {
-                    let (mut read, mut write) = stream.split();
-                    tokio::io::copy(&mut read, &mut write).await
-                });
-            }
-        });
+        echo_all(listener)?;
         let mut word = [7; 16];
         let echo = async |stream: &mut TcpStream| {
             stream.write_all(&word).await?;

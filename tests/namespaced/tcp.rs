@@ -13,7 +13,7 @@ use crate::applications::megabytes;
 use crate::support::mesh::{Mesh, Setup};
 use crate::support::scenario::{Scenario, scenario};
 use crate::support::traffic::{
-    Server, addresses, ask, connect, connect_from, dial, echo, expect_pattern, listen, read_line, send_pattern, sockets,
+    Server, addresses, ask, connect, connect_from, dial, echo, echo_all, expect_pattern, listen, read_line, send_pattern, sockets,
 };
 use crate::support::{equal, eventually, marker, role};
 
@@ -96,15 +96,7 @@ fn two_thousand_connections_at_once() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mesh = Arc::new(mesh);
     runtime.block_on(async {
-        let listener = tokio::net::TcpListener::from_std(listener)?;
-        tokio::spawn(async move {
-            while let Ok((mut stream, _)) = listener.accept().await {
-                tokio::spawn(async move {
-                    let (mut read, mut write) = stream.split();
-                    tokio::io::copy(&mut read, &mut write).await
-                });
-            }
-        });
+        echo_all(listener)?;
         let targets = sockets(mesh.host("b"), 8000);
         let (mut open, began) = (Vec::new(), tokio::time::Instant::now());
         for number in 0..CONNECTIONS {

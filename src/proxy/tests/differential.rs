@@ -373,23 +373,26 @@ async fn schedule(lab: &Lab, pair: (Kind, Kind), seed: u64) {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tunnel_and_reference_do_the_same_under_random_schedules() {
+/// Runs `one` with every pair of versions and every seed, the pairs beside each other.
+async fn for_all<F: Future<Output = ()> + Send>(one: impl Fn(Arc<Lab>, (Kind, Kind), u64) -> F + Copy + Send + 'static) {
     let lab = Arc::new(lab().await);
-    let mut pairs: JoinSet<()> = PAIRS
-        .into_iter()
-        .map(|pair| {
-            let lab = lab.clone();
-            async move {
-                for seed in seeds() {
-                    schedule(&lab, pair, seed).await;
-                }
+    let run = |pair| {
+        let lab = lab.clone();
+        async move {
+            for seed in seeds() {
+                one(lab.clone(), pair, seed).await;
             }
-        })
-        .collect();
+        }
+    };
+    let mut pairs: JoinSet<()> = PAIRS.into_iter().map(run).collect();
     while let Some(done) = pairs.join_next().await {
         done.unwrap();
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tunnel_and_reference_do_the_same_under_random_schedules() {
+    for_all(|lab, pair, seed| async move { schedule(&lab, pair, seed).await }).await;
 }
 
 /// What somebody on the wire does.
@@ -489,19 +492,5 @@ async fn harmed(lab: &Lab, pair: (Kind, Kind), seed: u64) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_changed_on_the_wire_is_never_delivered_and_never_a_clean_end() {
-    let lab = Arc::new(lab().await);
-    let mut pairs: JoinSet<()> = PAIRS
-        .into_iter()
-        .map(|pair| {
-            let lab = lab.clone();
-            async move {
-                for seed in seeds() {
-                    harmed(&lab, pair, seed).await;
-                }
-            }
-        })
-        .collect();
-    while let Some(done) = pairs.join_next().await {
-        done.unwrap();
-    }
+    for_all(|lab, pair, seed| async move { harmed(&lab, pair, seed).await }).await;
 }

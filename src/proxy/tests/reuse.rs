@@ -23,6 +23,21 @@ async fn question(front: SocketAddr, words: &[u8]) {
     assert_eq!(all(&mut app).await, words);
 }
 
+/// So many connections through `front` at once, each answered before any ends.
+async fn crowd(front: SocketAddr, many: u8) {
+    let mut open = Vec::new();
+    for n in 0..many {
+        let mut app = TcpStream::connect(front).await.unwrap();
+        app.write_all(&[n]).await.unwrap();
+        assert_eq!(app.read_u8().await.unwrap(), n);
+        open.push(app);
+    }
+    for mut app in open {
+        app.shutdown().await.unwrap();
+        all(&mut app).await;
+    }
+}
+
 async fn rested(node: &Node, tunnels: usize) {
     soon("tunnels at rest", || node.proxy.pool.count() == tunnels).await;
 }
@@ -59,17 +74,7 @@ async fn connections_at_once_have_tunnels_of_their_own_and_leave_them_to_the_nex
     tokio::spawn(echo(listener));
     let front = lab.a.capture(at).await;
     for _ in 0..3 {
-        let mut open = Vec::new();
-        for n in 0..10u8 {
-            let mut app = TcpStream::connect(front).await.unwrap();
-            app.write_all(&[n]).await.unwrap();
-            assert_eq!(app.read_u8().await.unwrap(), n);
-            open.push(app);
-        }
-        for mut app in open {
-            app.shutdown().await.unwrap();
-            all(&mut app).await;
-        }
+        crowd(front, 10).await;
         rested(&lab.a, 10).await;
     }
     assert_eq!(lab.a.proxy.pool.reused(), 20);
@@ -148,6 +153,27 @@ async fn a_port_that_changed_hands_is_asked_for_again_and_nothing_fails() {
     assert!(shown.contains(&Workload::Node(lab.b.id)), "the new owner has no SVID yet: {shown:?}");
     assert_eq!(lab.b.world.connected.lock().unwrap().len(), 2, "delivered twice");
     assert!(lab.a.edges().iter().all(|e| e.failed() == 0), "{:?}", lab.a.edges());
+}
+
+#[tokio::test]
+async fn a_service_that_has_its_own_certificate_by_now_shows_it() {
+    let lab = lab().await;
+    let (listener, at) = lab.service().await;
+    tokio::spawn(echo(listener));
+    let front = lab.a.capture(at).await;
+    // Nobody has seen yet who listens there: the node vouches for it.
+    let owner = lab.b.world.listeners.lock().unwrap().remove(&at.port()).unwrap();
+    question(front, b"x").await;
+    rested(&lab.a, 1).await;
+    soon("the other end rests", || lab.b.proxy.live.count() == 0).await;
+    lab.b.world.listeners.lock().unwrap().insert(at.port(), owner.clone());
+    question(front, b"the same words, said once").await;
+    for edges in [lab.a.edges(), lab.b.edges()] {
+        let shown: Vec<_> = edges.into_iter().map(|e| e.key.destination.clone().unwrap().workload).collect();
+        assert!(shown.contains(&Workload::Node(lab.b.id)) && shown.contains(&owner), "{shown:?}");
+    }
+    assert_eq!(lab.b.world.connected.lock().unwrap().len(), 2, "delivered twice");
+    no_failure(&lab);
 }
 
 #[tokio::test]
@@ -240,17 +266,7 @@ async fn tunnels_at_rest_take_no_place_from_connections() {
     let front = lab.a.capture(at).await;
     for _ in 0..3 {
         // As many at once as there may be, and hardly any of their tunnels can rest.
-        let mut open = Vec::new();
-        for n in 0..4u8 {
-            let mut app = TcpStream::connect(front).await.unwrap();
-            app.write_all(&[n]).await.unwrap();
-            assert_eq!(app.read_u8().await.unwrap(), n);
-            open.push(app);
-        }
-        for mut app in open {
-            app.shutdown().await.unwrap();
-            all(&mut app).await;
-        }
+        crowd(front, 4).await;
         soon("all at rest or gone", || lab.a.proxy.live.count() + lab.b.proxy.live.count() == 0).await;
         assert!(lab.a.proxy.pool.count() <= 2);
     }

@@ -71,6 +71,20 @@ pub(crate) fn ask(host: &Host, to: SocketAddr, question: &str) -> io::Result<Str
     Ok(answer)
 }
 
+/// Echoes on `listener` in tasks of the runtime around, for as long as that lives.
+pub(crate) fn echo_all(listener: std::net::TcpListener) -> io::Result<()> {
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let (mut read, mut write) = stream.split();
+                tokio::io::copy(&mut read, &mut write).await
+            });
+        }
+    });
+    Ok(())
+}
+
 /// A listener of `host` on all its addresses, for a runtime of the caller's.
 pub(crate) fn listen(host: &Host, port: u16) -> Result<TcpListener> {
     let listener = host.within(|| {
