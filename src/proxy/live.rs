@@ -85,11 +85,15 @@ struct State {
 }
 
 impl State {
+    /// How many connections there are, without tunnels at rest.
+    fn places(&self) -> usize {
+        [Direction::Inbound, Direction::Outbound].iter().filter_map(|d| self.counts.get(&(*d, None))).sum()
+    }
+
     /// Whether there is a place for another connection; takes it.
     fn take(&mut self, limits: &Limits, direction: Direction, peer: NodeId) -> bool {
         let count = |of| self.counts.get(&(direction, of)).copied().unwrap_or(0);
-        let full = self.connections.len() - self.resting >= limits.both;
-        if full || count(None) >= limits.all || count(Some(peer)) >= limits.per_peer {
+        if self.places() >= limits.both || count(None) >= limits.all || count(Some(peer)) >= limits.per_peer {
             return false;
         }
         for of in [None, Some(peer)] {
@@ -204,8 +208,7 @@ impl Live {
 
     /// How many connections there are, both directions together, without tunnels at rest.
     pub fn count(&self) -> usize {
-        let s = self.state();
-        s.connections.len() - s.resting
+        self.state().places()
     }
 
     /// How many connections were refused for being too many since the start.
@@ -255,18 +258,12 @@ impl Ticket<'_> {
     pub fn wake(&mut self) -> Result<(), Fault> {
         let mut s = self.live.state();
         if self.resting {
-            // Off the count of those at rest first: a place is taken by who is in neither.
-            s.resting -= 1;
-            self.resting = false;
-            let mine = s.connections.remove(&self.id);
-            let taken = s.take(&self.live.limits, self.direction, self.peer);
-            mine.map(|mine| s.connections.insert(self.id, mine));
-            if !taken {
-                s.resting += 1;
-                self.resting = true;
+            if !s.take(&self.live.limits, self.direction, self.peer) {
                 self.live.overloads.fetch_add(1, Ordering::Relaxed);
                 return Err(Fault::Overload);
             }
+            s.resting -= 1;
+            self.resting = false;
         }
         Ok(())
     }
