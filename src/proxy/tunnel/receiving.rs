@@ -1,0 +1,266 @@
+//! From the wire to the application: whole records, opened where they lie and handed on several at a time.
+//!
+//! Owns what was read and not handed on, and what may come between data: alerts and new keys. Invariant: bytes are handed on only after
+//! their record was found good, in order, and an end is told only where the peer said one.
+
+use std::io::{self, IoSlice};
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+
+use rustls::AlertDescription;
+use socket2::SockRef;
+use tokio::net::TcpStream;
+use tokio::task::yield_now;
+
+use super::buffers::{Buffer, SLOT, SLOTS};
+use super::{Keys, TURN, Version, broken, write_all};
+use crate::identity::traffic::{Kind, RecordError, Traffic, record_length};
+use crate::proxy::Fault;
+use crate::proxy::edges::Count;
+use crate::proxy::header::Verdict;
+
+/// How often a peer may renew its keys without saying anything in between. Each costs us a few hashes.
+const MAX_RENEWALS: u32 = 32;
+/// Pieces of data handed to the application in one call.
+const PIECES: usize = 16;
+
+pub(super) struct Receiving {
+    traffic: Traffic,
+    renewals: u32,
+    /// Bytes from the wire that were not handed on yet.
+    pub(super) held: Option<Held>,
+    /// What came in one record with the header, and behind it.
+    pub(super) early: Vec<u8>,
+    /// The last read filled its buffer.
+    busy: bool,
+    /// The direction has ended; what is behind it is the next stream's.
+    pub(super) over: bool,
+    /// What broke the tunnel behind records that are good.
+    fault: Option<Fault>,
+}
+
+pub(super) struct Held {
+    pub(super) buffer: Buffer,
+    start: usize,
+    end: usize,
+}
+
+/// What some whole records were.
+#[derive(Default)]
+pub(super) struct Batch {
+    pieces: [std::ops::Range<usize>; PIECES],
+    pub(super) count: usize,
+    pub(super) ended: bool,
+}
+
+impl Receiving {
+    /// With what came behind the handshake.
+    pub(super) fn new(traffic: Traffic, left: Option<(Buffer, usize)>) -> Self {
+        let held = left.map(|(buffer, end)| Held { buffer, start: 0, end });
+        Self { traffic, renewals: 0, held, early: Vec::new(), busy: false, over: false, fault: None }
+    }
+
+    /// Out of the tunnel to the application.
+    pub(super) async fn receive(
+        &mut self,
+        wire: &TcpStream,
+        app: &TcpStream,
+        keys: &Keys,
+        version: Version,
+        mut verdict: bool,
+        count: Count<'_>,
+    ) -> Result<(), Fault> {
+        let early = std::mem::take(&mut self.early);
+        if !early.is_empty() {
+            write_all(app, &mut [IoSlice::new(&early)]).await.map_err(Fault::App)?;
+            count.add(early.len());
+        }
+        drop(early);
+        let mut turn = 0;
+        loop {
+            let mut batch = self.next(wire, Some(app), keys, version, verdict).await?;
+            if let Some(held) = &self.held {
+                if verdict && batch.count > 0 {
+                    match Verdict::decode(held.buffer[batch.pieces[0].start]) {
+                        Verdict::Accepted => batch.pieces[0].start += 1,
+                        Verdict::Refused(why) => return Err(Fault::Refused(why)),
+                    }
+                    verdict = false;
+                    keys.accepted.store(true, Ordering::Relaxed);
+                }
+                let mut out: [IoSlice<'_>; PIECES] = std::array::from_fn(|i| IoSlice::new(&held.buffer[batch.pieces[i].clone()]));
+                let bytes: usize = out[..batch.count].iter().map(|piece| piece.len()).sum();
+                write_all(app, &mut out[..batch.count]).await.map_err(Fault::App)?;
+                count.add(bytes);
+            }
+            self.release();
+            turn += usize::from(self.busy);
+            if turn == TURN {
+                turn = 0;
+                yield_now().await;
+            }
+            if batch.ended {
+                self.over = false;
+                if verdict {
+                    return Err(Fault::NoVerdict);
+                }
+                return SockRef::from(app).shutdown(std::net::Shutdown::Write).map_err(Fault::App);
+            }
+        }
+    }
+
+    /// The next whole records, some data or an end. `app` is who will get them: nothing is read while it takes nothing.
+    pub(super) async fn next(
+        &mut self,
+        wire: &TcpStream,
+        app: Option<&TcpStream>,
+        keys: &Keys,
+        version: Version,
+        unanswered: bool,
+    ) -> Result<Batch, Fault> {
+        loop {
+            let mut batch = Batch::default();
+            if let Some(fault) = self.fault.take() {
+                return Err(fault);
+            }
+            if let Err(fault) = self.open(&mut batch, keys, version, unanswered) {
+                if batch.count == 0 {
+                    return Err(fault);
+                }
+                self.fault = Some(fault);
+            }
+            batch.ended = self.over;
+            if batch.count > 0 || batch.ended {
+                return Ok(batch);
+            }
+            self.fill(wire, app).await?;
+        }
+    }
+
+    /// Reads once.
+    async fn fill(&mut self, wire: &TcpStream, app: Option<&TcpStream>) -> Result<(), Fault> {
+        self.release();
+        if let Some(held) = &mut self.held {
+            // The rest of a record is to come: it and what is behind it go to the front, of a large buffer if much is coming.
+            let rest = held.start..held.end;
+            let length = rest.len();
+            if self.busy && held.buffer.slots() < SLOTS {
+                let mut larger = Buffer::large();
+                larger[..length].copy_from_slice(&held.buffer[rest]);
+                held.buffer = larger;
+            } else {
+                held.buffer.copy_within(rest, 0);
+            }
+            (held.start, held.end) = (0, length);
+        }
+        loop {
+            if let (None, Some(app)) = (&self.held, app) {
+                app.writable().await.map_err(Fault::App)?;
+            }
+            wire.readable().await.map_err(Fault::Tunnel)?;
+            let busy = self.busy;
+            let held = self.held.get_or_insert_with(|| Held {
+                buffer: if busy { Buffer::large() } else { Buffer::small() },
+                start: 0,
+                end: 0,
+            });
+            match wire.try_read(&mut held.buffer[held.end..]) {
+                Ok(0) => return Err(Fault::Tunnel(io::ErrorKind::UnexpectedEof.into())),
+                Ok(n) => {
+                    held.end += n;
+                    self.busy = held.end >= SLOT;
+                    return Ok(());
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    self.busy = false;
+                    self.shrink();
+                }
+                Err(e) => return Err(Fault::Tunnel(e)),
+            }
+        }
+    }
+
+    /// Gives a buffer back that has nothing in it.
+    pub(super) fn release(&mut self) {
+        if self.held.as_ref().is_some_and(|h| h.start == h.end) {
+            self.held = None;
+        }
+    }
+
+    /// Nothing comes at the moment: what there is waits in as little as possible.
+    fn shrink(&mut self) {
+        self.release();
+        if let Some(held) = &mut self.held
+            && held.buffer.slots() > 1
+        {
+            let rest = held.start..held.end;
+            let length = rest.len();
+            let mut smaller = Buffer::small();
+            if length <= smaller.len() {
+                smaller[..length].copy_from_slice(&held.buffer[rest]);
+                *held = Held { buffer: smaller, start: 0, end: length };
+            }
+        }
+    }
+
+    /// Opens the whole records in hand, as many as fit a batch.
+    fn open(&mut self, batch: &mut Batch, keys: &Keys, version: Version, unanswered: bool) -> Result<(), Fault> {
+        let Some(held) = &mut self.held else { return Ok(()) };
+        while batch.count < PIECES && !self.over {
+            let Some(length) = record_length(&held.buffer[held.start..held.end]).map_err(broken)? else { break };
+            if held.start + length > held.end {
+                break;
+            }
+            let record = &mut held.buffer[held.start..][..length];
+            let (kind, content) = self.traffic.open(record).map_err(broken)?;
+            let place = held.start + content.start..held.start + content.end;
+            held.start += length;
+            match kind {
+                Kind::Data if !content.is_empty() => {
+                    self.renewals = 0;
+                    batch.pieces[batch.count] = place;
+                    batch.count += 1;
+                }
+                Kind::Data => self.over = version == Version::Two,
+                Kind::Alert => self.over = alert(&held.buffer[place], version, unanswered)?,
+                Kind::Handshake => {
+                    // KeyUpdate is the only message there is after the handshake: nobody makes tickets.
+                    let asked = match held.buffer[place] {
+                        [24, 0, 0, 1, asked @ 0..=1] => asked == 1,
+                        _ => return Err(broken(RecordError::Malformed)),
+                    };
+                    self.renewals += 1;
+                    if self.renewals > MAX_RENEWALS {
+                        return Err(broken(RecordError::Exhausted));
+                    }
+                    let next = keys.schedule.lock().unwrap_or_else(PoisonError::into_inner).next_receiving();
+                    self.traffic = next.map_err(|e| Fault::Tunnel(io::Error::other(e)))?;
+                    if asked {
+                        keys.owed.store(true, Ordering::Relaxed);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Batch {
+    pub(super) fn pieces(&self) -> impl Iterator<Item = std::ops::Range<usize>> + '_ {
+        self.pieces[..self.count].iter().cloned()
+    }
+}
+
+/// Whether an alert ends the direction. In TLS 1.3 the dialler has finished its handshake before the other side looked at its
+/// certificate: any other alert in place of the verdict is that side's no.
+fn alert(content: &[u8], version: Version, unanswered: bool) -> Result<bool, Fault> {
+    let &[_, description] = content else { return Err(broken(RecordError::Malformed)) };
+    match (AlertDescription::from(description), version) {
+        (AlertDescription::CloseNotify, Version::One) => Ok(true),
+        (AlertDescription::CloseNotify, Version::Two) => Err(Fault::Tunnel(io::ErrorKind::UnexpectedEof.into())),
+        (other, _) => {
+            let error = io::Error::new(io::ErrorKind::InvalidData, rustls::Error::AlertReceived(other));
+            Err(if unanswered { Fault::Handshake(error) } else { Fault::Tunnel(error) })
+        }
+    }
+}
