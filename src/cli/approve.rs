@@ -14,15 +14,15 @@ use crate::config::parse_duration;
 const APPROVE: &str = "\
 A host that has no token and sees a mesh shows a code to its own root (`sudo meshd status`). Typed on any member, the code \
 lets exactly that host in, and proves to it that this is the mesh its owner meant. It is good for ten minutes; waiting for \
-the host can be interrupted without taking it back. `meshd pending` lists the hosts that ask.
+the host can be interrupted without taking it back. `meshd pending` lists the hosts that ask. A code given as an argument can \
+be read by other users in the list of processes while this runs; the prompt does not show it.
 
 Exit status 0 when the host was let in, 1 when it has not come within the time to wait.
 
 Examples:
   sudo meshd approve                          # asks for the code
   sudo meshd approve abcd-efgh-ijkl-mnop
-  sudo meshd approve CODE --wait 5m
-  ssh pi-2 sudo meshd status -o json | jq -r .code | sudo xargs meshd approve";
+  sudo meshd approve CODE --wait 5m";
 const PENDING: &str = "\
 Names and addresses are what the hosts say of themselves; only the code says which is which. The code is not shown here: read \
 it on the host itself.
@@ -39,7 +39,7 @@ const LOOK: Duration = Duration::from_secs(1);
 #[command(after_help = APPROVE)]
 pub(super) struct Approve {
     /// The code, as `sudo meshd status` shows it on the host that waits; asked for if missing
-    #[arg(value_name = "CODE", value_parser = secret)]
+    #[arg(value_name = "CODE", value_parser = super::secret)]
     code: Option<Secret>,
     /// How long to wait for the host to come
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = wait)]
@@ -54,10 +54,6 @@ pub(super) struct Approve {
 pub(super) struct Pending {
     #[command(flatten)]
     output: Output,
-}
-
-fn secret(text: &str) -> Result<Secret, std::convert::Infallible> {
-    Ok(text.to_owned().into())
 }
 
 fn wait(text: &str) -> Result<Duration, String> {

@@ -33,14 +33,7 @@ impl Banish {
         let local = around.local()?;
         let node = self.node;
         if !self.yes {
-            if !terminal::somebody_is_there() {
-                return Err(Failure::new(Exit::Usage, "not confirmed")
-                    .why("there is no terminal to ask for confirmation")
-                    .remedy("add --yes"));
-            }
-            if !terminal::yes(&format!("Put {node} out of the mesh for ever?"))? {
-                return Err(Failure::new(Exit::Failed, "nothing was changed"));
-            }
+            terminal::confirm(&format!("Put {node} out of the mesh for ever?"))?;
         }
         let done = local.banish(&Banishment { node: node.clone() }).await?;
         around.screen(self.output).show(&done, || format!("{node} is banished\n"))?;

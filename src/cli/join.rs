@@ -31,7 +31,7 @@ const MAX_TEXT: u64 = 4096;
 #[command(after_help = EXAMPLES)]
 pub(super) struct Join {
     /// The token; `-` reads it from standard input; asked for if missing
-    #[arg(value_name = "TOKEN", value_parser = secret, conflicts_with = "token_file")]
+    #[arg(value_name = "TOKEN", value_parser = super::secret, conflicts_with = "token_file")]
     token: Option<Secret>,
     /// Read the token from a file
     #[arg(long, value_name = "FILE")]
@@ -41,10 +41,6 @@ pub(super) struct Join {
     host_name: Option<String>,
     #[command(flatten)]
     output: Output,
-}
-
-fn secret(text: &str) -> Result<Secret, std::convert::Infallible> {
-    Ok(text.to_owned().into())
 }
 
 impl Join {

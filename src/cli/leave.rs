@@ -27,17 +27,10 @@ impl Leave {
     pub(super) async fn run(self, around: &Around<'_>) -> Result<Exit, Failure> {
         let local = around.local()?;
         if !self.yes {
-            if !terminal::somebody_is_there() {
-                return Err(Failure::new(Exit::Usage, "not confirmed")
-                    .why("there is no terminal to ask for confirmation")
-                    .remedy("add --yes"));
-            }
             let status = local.status().await?;
             let mesh = status.mesh.map_or_else(|| "its mesh".to_owned(), |mesh| format!("mesh {mesh}"));
-            let last = if status.authority { " It is an authority: what it issued is not renewed by itself." } else { "" };
-            if !terminal::yes(&format!("Take {} out of {mesh}?{last}", status.host_name))? {
-                return Err(Failure::new(Exit::Failed, "nothing was changed"));
-            }
+            let last = if status.authority { " It is an authority: the others go on without it." } else { "" };
+            terminal::confirm(&format!("Take {} out of {mesh}?{last}", status.host_name))?;
         }
         let done = local.leave().await?;
         around.screen(self.output).show(&done, || "this host is no longer a member\n".into())?;

@@ -147,8 +147,9 @@ pub(super) fn strangers(lan: &Lan, own: Option<MeshId>) -> impl Iterator<Item = 
     lan.seen().into_iter().filter(move |s| own.is_none_or(|own| s.tag.is_some_and(|tag| !tag_matches(own, &tag))))
 }
 
-/// Asks whoever can be seen to let this host in, until somebody has typed its code there. `own` is the mesh it has meanwhile.
-async fn ask(daemon: &Daemon, own: Option<&Member>) -> (Joined, SocketAddr) {
+/// Asks whoever can be seen to let this host in, until somebody has typed its code there. `own` is what it is a member as meanwhile; one
+/// that is not alone asks nobody.
+pub(super) async fn ask(daemon: &Daemon, own: Option<&Member>) -> (Joined, SocketAddr) {
     let begun = Instant::now();
     loop {
         if own.is_none_or(Member::is_alone) {
@@ -165,11 +166,6 @@ async fn ask(daemon: &Daemon, own: Option<&Member>) -> (Joined, SocketAddr) {
         let jitter = meshd_ca::keys::random().map_or(0, u16::from_be_bytes);
         sleep(pause.mul_f64(0.8 + 0.4 * f64::from(jitter) / f64::from(u16::MAX))).await;
     }
-}
-
-/// The same for a member, which goes on being one until then.
-pub(super) async fn ask_elsewhere(daemon: &Daemon, member: &Member) -> (Joined, SocketAddr) {
-    ask(daemon, Some(member)).await
 }
 
 /// Asks each of `candidates` at the first of its addresses where it answers.

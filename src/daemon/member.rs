@@ -396,7 +396,7 @@ pub(super) async fn run(
 
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut asking = std::pin::pin!(acquire::ask_elsewhere(daemon, &member));
+    let mut asking = std::pin::pin!(acquire::ask(daemon, Some(&member)));
     let end = loop {
         tokio::select! {
             halt = stop.asked() => break End::Stop(halt),
