@@ -97,7 +97,8 @@ where
             };
             drop((place, door));
             match done {
-                Ok(arrived) => serve(arrived, from).await,
+                // In a task of its own: this one keeps room for a handshake for as long as it lives.
+                Ok(arrived) => drop(tokio::spawn(serve(arrived, from))),
                 Err(error) => {
                     counters.failed.fetch_add(1, Relaxed);
                     tracing::debug!(%from, %error, "no handshake");

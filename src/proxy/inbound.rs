@@ -7,6 +7,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -104,12 +105,14 @@ async fn rest(proxy: &Proxy, ticket: &mut Ticket<'_>, arrival: &mut Arrival, arr
         proxy.svids.shown_for(listener.as_ref()).is_some_and(|now| Arc::ptr_eq(&now, &arrival.shown))
     };
     let room = shown(arrival) && ticket.rest();
-    let tunnel = &arrival.tunnel;
-    let stirs = async { Ok(room && timeout(proxy.settings.idle * 2, tunnel.stirs()).await.unwrap_or(false)) };
-    let next = tokio::select! {
-        biased;
-        next = ticket.run(stirs) => next.unwrap_or(false),
-        () = proxy.live.draining() => false,
+    let next = {
+        let stirs = timeout(proxy.settings.idle * 2, arrival.tunnel.stirs());
+        let next = pin!(async { Ok(room && stirs.await.unwrap_or(false)) });
+        tokio::select! {
+            biased;
+            next = ticket.run(next) => next.unwrap_or(false),
+            () = proxy.live.draining() => false,
+        }
     };
     // Asked again: meanwhile the service's own SVID may have come in place of the node's. The peer tries again in a tunnel that shows it.
     let next = next && shown(arrival);
@@ -141,7 +144,7 @@ async fn stream(
     let key = key(arrival, &peer, client);
     entry.between(&key, Some(peer.holder), true);
     let edge = proxy.edges.open(key, peer.holder, proxy.now());
-    let result = ticket.run(deliver(proxy, arrival, arrived_at, client, &edge)).await;
+    let result = ticket.run(pin!(deliver(proxy, arrival, arrived_at, client, &edge))).await;
     entry.bytes(edge.bytes());
     edge.settle(&result, proxy.now());
     result

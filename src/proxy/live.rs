@@ -232,7 +232,7 @@ impl Ticket<'_> {
     ///
     /// # Errors
     /// The work's own, or [`Fault::Cut`].
-    pub async fn run<T>(&self, work: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
+    pub async fn run<T>(&self, work: impl Future<Output = Result<T, Fault>> + Unpin) -> Result<T, Fault> {
         tokio::select! {
             biased;
             cut = self.until_cut() => Err(Fault::Cut(cut)),
@@ -360,7 +360,7 @@ mod tests {
         assert_eq!(live.cut(A, Cut::Left), 0, "once is enough");
         let r = a.run(std::future::pending::<Result<(), Fault>>()).await;
         assert!(matches!(r, Err(Fault::Cut(Cut::Banished))));
-        assert!(b.run(async { Ok(()) }).await.is_ok());
+        assert!(b.run(std::future::ready(Ok(()))).await.is_ok());
     }
 
     #[tokio::test(start_paused = true)]
@@ -374,7 +374,7 @@ mod tests {
                     tokio::time::sleep(Duration::from_secs(if long { 3600 } else { 1 })).await;
                     Ok(())
                 };
-                t.run(work).await
+                t.run(std::pin::pin!(work)).await
             })
         };
         let (short, long) = (hold(false), hold(true));

@@ -5,6 +5,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -145,7 +146,7 @@ async fn stream(
     let (client, destination) = (call.client, call.destination);
     let header =
         Header { port: call.port, address: Some(destination.ip()), client: Some(client), low_port: client.port() < 1024 };
-    let result = ticket.run(tunnel.carry(app, Role::Dialler(header), said, edge.meter())).await;
+    let result = ticket.run(pin!(tunnel.carry(app, Role::Dialler(header), said, edge.meter()))).await;
     let result = result.and_then(|()| socket::ended(app).map_err(Fault::App));
     if let Err(Fault::Refused(Refusal::Closed)) = result {
         // Before the application sees its reset: its next attempt is refused by the kernel.

@@ -12,6 +12,7 @@ use meshd_ca::identity::{NodeId, Workload};
 use meshd_ca::keys::PrivateKey;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
+use super::PATIENCE;
 use crate::control::front;
 use crate::identity::svids::Svids;
 use crate::identity::testing::{Mesh, TestIssuance, issued, name};
@@ -145,8 +146,8 @@ impl Node {
         });
         let settings = Settings {
             ports: OwnPorts { mesh: at.port(), capture: 1, admin: Some(2) },
-            dial: Duration::from_secs(20),
-            handshake: Duration::from_secs(20),
+            dial: PATIENCE,
+            handshake: PATIENCE,
             header: lab.header,
             hold: Duration::from_secs(2),
             ..Settings::default()
@@ -191,7 +192,7 @@ pub(super) struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { lifetime: Duration::from_secs(72 * 3600), limits: Limits::default(), header: Duration::from_secs(20) }
+        Self { lifetime: Duration::from_secs(72 * 3600), limits: Limits::default(), header: PATIENCE }
     }
 }
 

@@ -27,7 +27,8 @@ use super::live::{Cut, Limits};
 use crate::identity::tls::server_name;
 use lab::{A, B, Lab, Node, Options, failures, lab, lab_with, soon};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+/// More than an emulated processor needs.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Reads to the end, which must be a clean one.
 async fn all(s: &mut (impl AsyncRead + Unpin)) -> Vec<u8> {
@@ -638,4 +639,20 @@ async fn an_unknown_owner_speaks_as_the_node_and_no_certificate_is_a_reset() {
     lab.mesh.clock.add(Duration::from_secs(80 * 3600));
     reset(&mut lab.a.dial(at).await).await;
     assert!(lab.a.edges().iter().any(|e| e.reason == Some("no-svid") && !e.secured));
+}
+
+/// What a connection keeps for as long as it lives, but for the kernel's part and what the allocator rounds up.
+#[tokio::test]
+async fn what_a_connection_keeps_is_small() {
+    fn size<F>(_: impl FnOnce() -> F) -> usize {
+        size_of::<F>()
+    }
+    fn never<T>() -> T {
+        unreachable!("only its type counts")
+    }
+    let Lab { a, .. } = lab().await;
+    let outbound = size(|| super::outbound::serve(&a.proxy, never()));
+    let inbound = size(|| super::inbound::serve(&a.proxy, never(), never()));
+    let tunnel = size_of::<super::tunnel::Tunnel>();
+    assert!(outbound <= 2816 && inbound <= 3072 && tunnel <= 2048, "outbound {outbound}, inbound {inbound}, tunnel {tunnel}");
 }

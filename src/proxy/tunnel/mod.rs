@@ -189,7 +189,7 @@ impl Tunnel {
                 }
             }
             let batch = self.receiving.next(&self.wire, None, &self.keys, self.version, false).await?;
-            if batch.count == 0 {
+            if batch.is_empty() {
                 return Err(Fault::Tunnel(io::ErrorKind::UnexpectedEof.into()));
             }
             if let Some(held) = &self.receiving.held {

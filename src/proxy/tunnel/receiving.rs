@@ -4,6 +4,7 @@
 //! their record was found good, in order, and an end is told only where the peer said one.
 
 use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
@@ -45,11 +46,13 @@ pub(super) struct Held {
     end: usize,
 }
 
-/// What some whole records were.
+/// What some whole records were: where in the buffer their data lies. Narrow numbers, because a connection at rest keeps room for it.
 #[derive(Default)]
 pub(super) struct Batch {
-    pieces: [std::ops::Range<usize>; PIECES],
-    pub(super) count: usize,
+    pieces: [Range<u32>; PIECES],
+    /// Pieces that were written.
+    done: u32,
+    count: u32,
     pub(super) ended: bool,
 }
 
@@ -80,18 +83,15 @@ impl Receiving {
         loop {
             let mut batch = self.next(wire, Some(app), keys, version, verdict).await?;
             if let Some(held) = &self.held {
-                if verdict && batch.count > 0 {
-                    match Verdict::decode(held.buffer[batch.pieces[0].start]) {
+                if verdict && !batch.is_empty() {
+                    match Verdict::decode(held.buffer[batch.pieces[0].start as usize]) {
                         Verdict::Accepted => batch.pieces[0].start += 1,
                         Verdict::Refused(why) => return Err(Fault::Refused(why)),
                     }
                     verdict = false;
                     keys.accepted.store(true, Ordering::Relaxed);
                 }
-                let mut out: [IoSlice<'_>; PIECES] = std::array::from_fn(|i| IoSlice::new(&held.buffer[batch.pieces[i].clone()]));
-                let bytes: usize = out[..batch.count].iter().map(|piece| piece.len()).sum();
-                write_all(app, &mut out[..batch.count]).await.map_err(Fault::App)?;
-                count.add(bytes);
+                batch.write(&held.buffer, app, count).await.map_err(Fault::App)?;
             }
             self.release();
             turn += usize::from(self.busy);
@@ -119,22 +119,27 @@ impl Receiving {
         unanswered: bool,
     ) -> Result<Batch, Fault> {
         loop {
-            let mut batch = Batch::default();
-            if let Some(fault) = self.fault.take() {
-                return Err(fault);
-            }
-            if let Err(fault) = self.open(&mut batch, keys, version, unanswered) {
-                if batch.count == 0 {
-                    return Err(fault);
-                }
-                self.fault = Some(fault);
-            }
-            batch.ended = self.over;
-            if batch.count > 0 || batch.ended {
+            if let Some(batch) = self.batch(keys, version, unanswered)? {
                 return Ok(batch);
             }
             self.fill(wire, app).await?;
         }
+    }
+
+    /// What is in hand, if it is something.
+    fn batch(&mut self, keys: &Keys, version: Version, unanswered: bool) -> Result<Option<Batch>, Fault> {
+        let mut batch = Batch::default();
+        if let Some(fault) = self.fault.take() {
+            return Err(fault);
+        }
+        if let Err(fault) = self.open(&mut batch, keys, version, unanswered) {
+            if batch.is_empty() {
+                return Err(fault);
+            }
+            self.fault = Some(fault);
+        }
+        batch.ended = self.over;
+        Ok((batch.ended || !batch.is_empty()).then_some(batch))
     }
 
     /// Reads once.
@@ -206,7 +211,7 @@ impl Receiving {
     /// Opens the whole records in hand, as many as fit a batch.
     fn open(&mut self, batch: &mut Batch, keys: &Keys, version: Version, unanswered: bool) -> Result<(), Fault> {
         let Some(held) = &mut self.held else { return Ok(()) };
-        while batch.count < PIECES && !self.over {
+        while (batch.count as usize) < PIECES && !self.over {
             let Some(length) = record_length(&held.buffer[held.start..held.end]).map_err(broken)? else { break };
             if held.start + length > held.end {
                 break;
@@ -218,8 +223,7 @@ impl Receiving {
             match kind {
                 Kind::Data if !content.is_empty() => {
                     self.renewals = 0;
-                    batch.pieces[batch.count] = place;
-                    batch.count += 1;
+                    batch.add(place);
                 }
                 Kind::Data => self.over = version == Version::Two,
                 Kind::Alert => self.over = alert(&held.buffer[place], version, unanswered)?,
@@ -246,8 +250,55 @@ impl Receiving {
 }
 
 impl Batch {
-    pub(super) fn pieces(&self) -> impl Iterator<Item = std::ops::Range<usize>> + '_ {
-        self.pieces[..self.count].iter().cloned()
+    fn add(&mut self, place: Range<usize>) {
+        // Buffers are much smaller than 4 GiB.
+        self.pieces[self.count as usize] = place.start as u32..place.end as u32;
+        self.count += 1;
+    }
+
+    /// Whether there is no data.
+    pub(super) fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    pub(super) fn pieces(&self) -> impl Iterator<Item = Range<usize>> + '_ {
+        self.pieces[self.done as usize..self.count as usize].iter().map(|p| p.start as usize..p.end as usize)
+    }
+
+    /// Writes all of it, and counts what is written.
+    async fn write(&mut self, buffer: &[u8], to: &TcpStream, count: Count<'_>) -> io::Result<()> {
+        self.advance(0);
+        while self.done < self.count {
+            match self.write_once(buffer, to) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(n) => count.add(n),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => to.writable().await?,
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    /// Apart from [`Batch::write`], so that what the kernel is handed is not kept while it takes nothing.
+    fn write_once(&mut self, buffer: &[u8], to: &TcpStream) -> io::Result<usize> {
+        let mut out = [IoSlice::new(&[]); PIECES];
+        out.iter_mut().zip(self.pieces()).for_each(|(out, piece)| *out = IoSlice::new(&buffer[piece]));
+        let written = to.try_write_vectored(&out[..(self.count - self.done) as usize])?;
+        self.advance(written);
+        Ok(written)
+    }
+
+    /// Takes what was written off the front, and pieces with nothing left in them.
+    fn advance(&mut self, mut written: usize) {
+        for piece in &mut self.pieces[self.done as usize..self.count as usize] {
+            let step = written.min(piece.len());
+            piece.start += step as u32;
+            written -= step;
+            if !piece.is_empty() {
+                break;
+            }
+            self.done += 1;
+        }
     }
 }
 
