@@ -118,10 +118,12 @@ fn why(told: &Told, system: UnixTime, floor: UnixTime) -> String {
     let distance = told.time.distance(system);
     match (told.why, asked) {
         (Source::System, Some(asked)) => format!("it agrees with the authorities; {asked}"),
-        (Source::System, None) => "no authority was asked yet".into(),
+        (Source::System, None) => "no other authority has said what time it is".into(),
         (Source::Signed, asked) => format!("{}; {}", off(distance), asked.unwrap_or_default()),
         (Source::Floor, Some(asked)) => format!("what authorities say is below what they signed before, {floor}; {asked}"),
-        (Source::Floor, None) if distance > AGREEMENT => format!("{} and no authority was asked yet", off(distance)),
+        (Source::Floor, None) if distance > AGREEMENT => {
+            format!("{}, and no other authority has said what time it is", off(distance))
+        }
         (Source::Floor, None) => "the system clock shows less than an authority has signed".into(),
     }
 }

@@ -198,8 +198,18 @@ fn clocks_that_are_wrong() -> Result<()> {
     let authorities: Vec<meshd::api::Authority> = mesh.at("a").json(&["authority", "list"])?;
     let left = authorities[0].roots[0].not_after - mesh.at("a").status()?.clock.now;
     clocks::set(&mesh, "a", &format!("+{}", left - 30 * 86_400))?;
+    // b hears of it by the first certificate that does not fit.
+    let _server = Server::echo(mesh.host("a"), 8000)?;
+    let follows = || {
+        eventually(SETTLED, "b follows", || {
+            let mut stream = connect(mesh.host("b"), sockets(mesh.host("a"), 8000)[0])?;
+            echo(&mut stream, "word")
+        })
+    };
+    follows()?;
     among(mesh.at("b"), &[code::ROOT_END, code::PEER_CLOCK])?;
     clocks::set(&mesh, "a", &format!("+{}", left - 20))?;
+    follows()?;
     among(mesh.at("b"), &[code::BUNDLE])?;
     Ok(())
 }
