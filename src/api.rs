@@ -15,6 +15,7 @@
 //! | `GET /v1/authorities` | array of [`Authority`] |
 //! | `POST /v1/authorities` [`Appointment`] | [`Done`] |
 //! | `DELETE /v1/authorities/NODE` | [`Done`] |
+//! | `POST /v1/rotation` | [`Rotation`] |
 //! | `POST /v1/banish` [`Banishment`] | [`Done`] |
 //! | `GET /v1/tokens` | array of [`TokenInfo`] |
 //! | `POST /v1/tokens` [`NewToken`] | [`CreatedToken`] |
@@ -73,6 +74,8 @@ pub mod path {
     pub const TOKENS: &str = "/v1/tokens";
     /// [`super::Authority`]s, a [`super::Appointment`] posted, `/NODE` deleted.
     pub const AUTHORITIES: &str = "/v1/authorities";
+    /// An empty body posted; [`super::Rotation`].
+    pub const ROTATION: &str = "/v1/rotation";
     /// A [`super::Banishment`] posted.
     pub const BANISH: &str = "/v1/banish";
     /// [`super::JoinRequest`] posted.
@@ -186,7 +189,7 @@ pub struct Capture {
 /// The clock that certificates are judged by.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Clock {
-    /// Where it comes from: `system`, `mesh` or `floor`.
+    /// Where it comes from: `system`, `signed` or `floor`.
     pub source: String,
     /// Its time, in seconds since 1970.
     pub now: u64,
@@ -474,8 +477,27 @@ pub struct Authority {
     pub reachable: bool,
     /// Its root certificates.
     pub roots: Vec<RootCertificate>,
-    /// The members that do not say that they believe all of them.
+    /// The members that do not say that they believe all of them, or that still show a certificate under one that drains.
     pub waiting_for: Vec<HostName>,
+}
+
+/// How far a root is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RootPhase {
+    /// It signs as soon as every member that was heard lately believes it.
+    Preparing,
+    /// It signs.
+    Active,
+    /// It signs no more; it goes when nobody shows a certificate under it.
+    Draining,
+}
+
+/// The new root of an authority that rotates.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rotation {
+    /// Its name.
+    pub root: RootId,
 }
 
 /// A root certificate.
@@ -483,6 +505,8 @@ pub struct Authority {
 pub struct RootCertificate {
     /// Its name: 16 hexadecimal digits of its SHA-256.
     pub id: RootId,
+    /// How far it is.
+    pub phase: RootPhase,
     /// Its last second, in seconds since 1970.
     pub not_after: u64,
     /// How many members say that they believe it.

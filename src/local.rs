@@ -21,8 +21,8 @@ use tokio::time::timeout;
 
 use crate::api::{
     Appointment, ApproveRequest, Approved, Authority, Banishment, CreatedToken, Done, Edge, ErrorBody, Finding, Identity,
-    JoinRequest, Joined, LogLevel, MAX_ANSWER, NewToken, Node, Pending, Resolve, Service, Status, TokenInfo, VERSION_HEADER,
-    path,
+    JoinRequest, Joined, LogLevel, MAX_ANSWER, NewToken, Node, Pending, Resolve, Rotation, Service, Status, TokenInfo,
+    VERSION_HEADER, path,
 };
 
 /// How long the daemon may take to accept a connection.
@@ -189,6 +189,13 @@ impl Local {
     /// [`LocalError`].
     pub async fn retire(&self, node: &str) -> Result<Done, LocalError> {
         self.ask(Method::DELETE, &format!("{}/{node}", path::AUTHORITIES), Bytes::new(), LOOK).await
+    }
+    /// Begins to replace the root of this host, an authority.
+    ///
+    /// # Errors
+    /// [`LocalError`].
+    pub async fn rotate(&self) -> Result<Rotation, LocalError> {
+        self.ask(Method::POST, path::ROTATION, Bytes::new(), WORK).await
     }
     /// Puts a member out for ever.
     ///

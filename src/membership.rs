@@ -2,30 +2,37 @@
 //!
 //! Owns the one mutable roster of the process and its file. Everything else reads immutable snapshots from [`Membership::watch`].
 //! A change is on disk before anybody is told that it happened. Files of the state directory: `node.key`, `roster`, `root.key`,
-//! `root.crt`, `tokens`, `signs`, each in two generations (`meshd_ca::store`).
+//! `root.crt`, `root2.key`, `root2.crt`, `tokens`, `signs`, each in two generations (`meshd_ca::store`).
 //!
 //! An office begins in steps, each of which may be the last before the plug is pulled: the root key is made and saved ([`Membership::prepare`]),
 //! another authority makes the root known, this node takes the office and says itself which root it has ([`Membership::assume`]), and it signs with it
-//! only when everybody believes it ([`Membership::begin_to_sign`]).
+//! only when everybody believes it ([`Membership::begin_to_sign`]). So is a root replaced (`meshd_agent::rotation`): what the next step is, is read off the
+//! roster, the key files and `signs`.
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use meshd_agent::rotation;
 use meshd_ca::approval::{ApprovalCode, Approvals};
 use meshd_ca::bundle::{Bundle, RootId};
+use meshd_ca::clock::statement::{Question, StatementError};
 use meshd_ca::identity::{HostName, MeshId, NodeId, SpiffeId, TrustDomain, Workload};
 use meshd_ca::issue::{Issuer, Leaf, may_hold};
 use meshd_ca::join::{Admission, Admitted, Authority, JoinError, Reason, Step};
 use meshd_ca::keys::{self, PrivateKey, PublicKey};
 use meshd_ca::roster::{Entry, Member, Roster, RosterError};
+use meshd_ca::signed::Signed;
 use meshd_ca::store::{Store, StoreError};
 use meshd_ca::token::{JoinToken, TokenInfo, TokenTable};
 use thiserror::Error;
 use tokio::sync::{Mutex, watch};
 
-use crate::clock::Clock;
+use crate::clock::{self, Clock};
+
+#[cfg(test)]
+mod tests;
 
 /// How long a root lives: ten years (design section 4).
 pub(crate) const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 86_400);
@@ -37,8 +44,10 @@ const ROOT_CERTIFICATE: &str = "root.crt";
 const TOKENS: &str = "tokens";
 /// The name of the root that this authority began to sign with. A founder signs from the beginning and needs none.
 const SIGNS: &str = "signs";
+/// Key and certificate of a root. There are two places: while one root signs, the one that is to follow is made in the other.
+const ROOTS: [(&str, &str); 2] = [(ROOT_KEY, ROOT_CERTIFICATE), ("root2.key", "root2.crt")];
 /// What an office consists of on disk.
-const OFFICE: [&str; 4] = [ROOT_KEY, ROOT_CERTIFICATE, TOKENS, SIGNS];
+const OFFICE: [&str; 6] = [ROOT_KEY, ROOT_CERTIFICATE, ROOTS[1].0, ROOTS[1].1, TOKENS, SIGNS];
 
 /// Why something about membership could not be done.
 #[derive(Debug, Error)]
@@ -58,12 +67,18 @@ pub(crate) enum MembershipError {
     /// A token could not be made.
     #[error(transparent)]
     Token(#[from] meshd_ca::token::TokenError),
+    /// A question for the time could not be answered.
+    #[error(transparent)]
+    Time(#[from] StatementError),
     /// Only an authority can do that.
     #[error("this host is not an authority of its mesh: run the command on {0}")]
     NotAuthority(String),
     /// It is an authority whose root is not known to everybody yet.
     #[error("this authority is new and does not sign yet: members that were here lately have not heard of its root")]
     NotYet,
+    /// The last rotation is not over.
+    #[error("the root is being replaced already: `meshd authority list` shows how far it is")]
+    Rotating,
     /// The thread that writes files died.
     #[error("the state could not be written: {0}")]
     Write(String),
@@ -86,6 +101,10 @@ struct State {
 
 struct Office {
     issuer: Issuer,
+    /// Where that is: one of [`ROOTS`].
+    place: usize,
+    /// The root that is to follow.
+    next: Option<Issuer>,
     tokens: TokenTable,
     /// In memory only: a person types again after a restart.
     approvals: Approvals,
@@ -96,15 +115,51 @@ struct Office {
 impl Office {
     /// The office whose files are in `store`; none where they are missing.
     fn load(store: &Store) -> Result<Option<Self>, MembershipError> {
-        let (Some(key), Some(root)) = (store.load(ROOT_KEY)?, store.load(ROOT_CERTIFICATE)?) else { return Ok(None) };
-        let issuer = Issuer::from_parts(&key.bytes, &root.bytes)?;
+        let signs = store.load(SIGNS)?.and_then(|s| std::str::from_utf8(&s.bytes).ok()?.parse::<RootId>().ok());
+        let read = |(key, root): (&str, &str)| -> Result<Option<Issuer>, MembershipError> {
+            let (Some(key), Some(root)) = (store.load(key)?, store.load(root)?) else { return Ok(None) };
+            Ok(Some(Issuer::from_parts(&key.bytes, &root.bytes)?))
+        };
+        let is_active = |issuer: &Issuer| Some(RootId::of(issuer.root_der())) == signs;
+        let [first, second] = ROOTS.map(read);
+        // A root that is named as the one that signs does; what is in the other place is whole, or on the way to be made or destroyed.
+        let (place, issuer, next) = match (first, second) {
+            (first, Ok(Some(second))) if is_active(&second) => (1, second, first.ok().flatten()),
+            (Ok(Some(first)), second) => (0, first, second.ok().flatten()),
+            // The other place may be where it was, and be damaged.
+            (Ok(None), second) => return second.map(|_| None),
+            (Err(error), _) => return Err(error),
+        };
+        let signs = is_active(&issuer);
         let tokens = match store.load(TOKENS)? {
             Some(saved) => TokenTable::from_bytes(&saved.bytes)?,
             None => TokenTable::default(),
         };
-        let signs =
-            store.load(SIGNS)?.is_some_and(|s| s.bytes.as_slice() == RootId::of(issuer.root_der()).to_string().as_bytes());
-        Ok(Some(Self { issuer, tokens, approvals: Approvals::default(), signs }))
+        Ok(Some(Self { issuer, place, next, tokens, approvals: Approvals::default(), signs }))
+    }
+
+    /// The root it signs with, or will.
+    fn root(&self) -> RootId {
+        RootId::of(self.issuer.root_der())
+    }
+
+    /// A root that signed before the one of now: its key is of no use to anybody but a thief. `published` are the roots in the roster,
+    /// oldest first.
+    fn forget_old(&mut self, store: &Store, published: &[RootId]) -> Result<(), StoreError> {
+        let place = |root: RootId| published.iter().position(|r| *r == root);
+        let old = |next: &Issuer| place(RootId::of(next.root_der())).is_some_and(|at| Some(at) < place(self.root()));
+        if self.signs && self.next.as_ref().is_some_and(old) {
+            self.next = None;
+        }
+        if self.next.is_none() {
+            let (key, root) = ROOTS[1 - self.place];
+            let there = |name| !matches!(store.load(name), Ok(None));
+            // Without its certificate a key is nothing.
+            for name in [root, key].into_iter().filter(|name| there(*name)) {
+                store.remove(name)?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -164,7 +219,8 @@ impl Membership {
         let tokens = TokenTable::default();
         store.save(TOKENS, &tokens.to_bytes())?;
         store.save(ROSTER, &roster.to_bytes())?;
-        Ok(Self::with(key, store, clock, roster, Some(Office { issuer, tokens, approvals: Approvals::default(), signs: true })))
+        let office = Office { issuer, place: 0, next: None, tokens, approvals: Approvals::default(), signs: true };
+        Ok(Self::with(key, store, clock, roster, Some(office)))
     }
 
     /// The membership saved in `store`, if there is one and this node is active in it.
@@ -194,6 +250,9 @@ impl Membership {
         };
         if let Some(office) = &mut office {
             office.signs |= roster.founder() == me;
+            if let Err(error) = office.forget_old(&store, &published(&roster, me)) {
+                tracing::warn!(%error, "what is left of an old root could not be removed");
+            }
         }
         Ok(Some(Self::with(key, store, clock, roster, office)))
     }
@@ -217,6 +276,7 @@ impl Membership {
     }
 
     fn with(key: Arc<PrivateKey>, store: Arc<Store>, clock: Clock, roster: Roster, office: Option<Office>) -> Self {
+        clock.within(&roster.bundle());
         let (sender, _) = watch::channel(Arc::new(roster.clone()));
         let signs = office.as_ref().filter(|o| o.signs).map(|o| RootId::of(o.issuer.root_der()));
         let (signs, _) = watch::channel(signs);
@@ -285,15 +345,29 @@ impl Membership {
         let Some(office) = office else { return Ok(Err(JoinError::Refused(Reason::NotAuthority))) };
         let (roster_before, tokens_before) = (roster.digest(), office.tokens.to_bytes());
         let mut desk = Desk { key: &self.key, roster, tokens: &mut office.tokens, approvals: &mut office.approvals };
-        let step = admission.receive(message, &mut desk, self.clock.now());
+        let now = self.clock.now();
+        let step = admission.receive(message, &mut desk, now);
         let tokens = office.tokens.to_bytes();
         if *tokens != *tokens_before {
             self.save(TOKENS, tokens.to_vec()).await?;
         }
         if roster.digest() != roster_before {
+            // The new member takes our time for its floor, with the operator behind it: we must not forget it before that member does.
+            if self.clock.raise(now) {
+                self.save(clock::FILE, self.clock.floor().0.to_string().into_bytes()).await?;
+            }
             self.save_roster(roster).await?;
         }
         Ok(step)
+    }
+
+    /// What time it is, signed in answer to the question of a member.
+    pub(crate) fn time(&self, asker: NodeId, question: &Question) -> Result<Signed, MembershipError> {
+        let roster = self.roster();
+        if !roster.member(self.me()).is_some_and(Member::is_authority) {
+            return Err(self.not_authority(&roster));
+        }
+        Ok(question.answer(&self.key, roster.mesh(), asker, self.clock.say())?)
     }
 
     /// Notes that a person typed the code of a host that waits. Returns whom it has let in already.
@@ -446,6 +520,100 @@ impl Membership {
         Ok(())
     }
 
+    /// The roots of this node, when it is an authority that signs.
+    pub(crate) async fn roots(&self) -> Option<rotation::Roots> {
+        let state = self.state.lock().await;
+        let office = state.office.as_ref().filter(|o| o.signs)?;
+        Some(rotation::Roots {
+            active: office.root(),
+            left: office.issuer.not_after().since(self.clock.now()),
+            next: office.next.as_ref().map(|n| RootId::of(n.root_der())),
+            published: published(&state.roster, self.me()),
+        })
+    }
+
+    /// Makes the root that is to follow the one that signs, and saves it; the same one at each call. Returns its name.
+    pub(crate) async fn prepare_next(&self) -> Result<RootId, MembershipError> {
+        let mut state = self.state.lock().await;
+        let State { roster, office } = &mut *state;
+        let Some(office) = office.as_mut().filter(|o| o.signs) else { return Err(self.not_authority(roster)) };
+        if let Some(next) = &office.next {
+            return Ok(RootId::of(next.root_der()));
+        }
+        if published(roster, self.me()).len() > 1 {
+            return Err(MembershipError::Rotating);
+        }
+        let next = Issuer::create(roster.trust_domain(), self.me(), self.clock.now(), ROOT_LIFETIME)?;
+        let (at_key, at_root) = ROOTS[1 - office.place];
+        let (key, root) = next.to_parts();
+        self.save(at_key, key.to_vec()).await?;
+        self.save(at_root, root.to_vec()).await?;
+        let id = RootId::of(root);
+        office.next = Some(next);
+        Ok(id)
+    }
+
+    /// Says in the roster that the next root is to be believed, beside the one that signs. Returns the entry, to be passed on.
+    pub(crate) async fn publish_next(&self) -> Result<Option<Entry>, MembershipError> {
+        let mut state = self.state.lock().await;
+        let Some(next) = state.office.as_ref().and_then(|o| o.next.as_ref()).map(|n| n.root_der().to_vec()) else {
+            return Ok(None);
+        };
+        if published(&state.roster, self.me()).contains(&RootId::of(&next)) {
+            return Ok(None);
+        }
+        let more = |mut roots: Vec<Vec<u8>>| {
+            roots.push(next);
+            roots
+        };
+        self.stand(&mut state, more).await.map(Some)
+    }
+
+    /// Signs with the next root from now on, and destroys the key of the old one.
+    pub(crate) async fn activate_next(&self) -> Result<(), MembershipError> {
+        let mut state = self.state.lock().await;
+        let State { roster, office } = &mut *state;
+        let Some(office) = office else { return Ok(()) };
+        let Some(next) = office.next.as_ref().map(|n| RootId::of(n.root_der())) else { return Ok(()) };
+        // The moment: before it the old root signs after a power cut, and from then on the new one.
+        self.save(SIGNS, next.to_string().into_bytes()).await?;
+        if let Some(next) = office.next.take() {
+            office.issuer = next;
+            office.place = 1 - office.place;
+        }
+        self.signs.send_replace(Some(next));
+        office.forget_old(&self.store, &published(roster, self.me()))?;
+        Ok(())
+    }
+
+    /// Takes roots of this node out of the bundle. Returns the entry, to be passed on.
+    pub(crate) async fn drop_roots(&self, old: &[RootId]) -> Result<Entry, MembershipError> {
+        let mut state = self.state.lock().await;
+        let State { roster, office } = &mut *state;
+        if let Some(office) = office {
+            // Before the roster forgets which of the two is the old one.
+            office.forget_old(&self.store, &published(roster, self.me()))?;
+        }
+        self.stand(&mut state, |mut roots| {
+            roots.retain(|der| !old.contains(&RootId::of(der)));
+            roots
+        })
+        .await
+    }
+
+    async fn stand(
+        &self,
+        state: &mut State,
+        change: impl FnOnce(Vec<Vec<u8>>) -> Vec<Vec<u8>>,
+    ) -> Result<Entry, MembershipError> {
+        let mut roster = state.roster.clone();
+        let now = roster.member(self.me()).map(|m| m.roots.clone()).unwrap_or_default();
+        let entry = roster.stand(&self.key, change(now))?;
+        self.save_roster(&roster).await?;
+        state.roster = roster;
+        Ok(entry)
+    }
+
     /// Makes a member with this root an authority; returns the entry to be passed on.
     pub(crate) async fn appoint(&self, node: NodeId, root: Vec<u8>) -> Result<Entry, MembershipError> {
         self.change(|roster, key| roster.grant(key, node, vec![root])).await
@@ -492,6 +660,7 @@ impl Membership {
 
     async fn save_roster(&self, roster: &Roster) -> Result<(), MembershipError> {
         self.save(ROSTER, roster.to_bytes()).await?;
+        self.clock.within(&roster.bundle());
         self.roster.send_replace(Arc::new(roster.clone()));
         Ok(())
     }
@@ -510,4 +679,9 @@ impl Membership {
         let names: Vec<String> = roster.authorities().map(|m| m.name.to_string()).collect();
         MembershipError::NotAuthority(if names.is_empty() { "an authority (none is known)".into() } else { names.join(" or ") })
     }
+}
+
+/// The roots of a member that the roster has, oldest first.
+fn published(roster: &Roster, node: NodeId) -> Vec<RootId> {
+    roster.member(node).map(|m| m.roots.iter().map(|der| RootId::of(der)).collect()).unwrap_or_default()
 }

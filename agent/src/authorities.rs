@@ -156,6 +156,11 @@ impl View<'_> {
         let others = self.roster.authorities().map(Member::node).filter(|n| *n != self.me && signs(*n));
         let urgent = others.map(|n| self.silence(n)).min().unwrap_or(Duration::MAX) >= URGENT;
         let patience = if urgent { HERE } else { ABSENT };
+        self.unbelieving(root, patience)
+    }
+
+    /// The members heard within `patience` that do not say that they believe a root.
+    pub(crate) fn unbelieving(&self, root: RootId, patience: Duration) -> Vec<NodeId> {
         let believes = |n: NodeId| self.catalog.record(n).is_some_and(|r| r.roots.trusted.contains(&root));
         self.roster.active().map(Member::node).filter(|n| self.silence(*n) < patience && !believes(*n)).collect()
     }

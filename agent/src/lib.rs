@@ -13,4 +13,5 @@ pub mod catalog;
 pub mod gossip;
 pub mod interfaces;
 pub mod record;
+pub mod rotation;
 pub mod source;

@@ -1,31 +1,45 @@
 //! The mesh clock: which time certificates are judged by, and why.
 //!
-//! Hosts without a battery start in 1970 and the network time they get is not authenticated. So mesh time is never below a
-//! *floor* that only statements signed by an authority raise, and runs on from the last such statement where the system clock
-//! disagrees with it. **The system clock never raises the floor**: one forged NTP packet must not brick a node for good.
+//! Hosts without a battery start in 1970 and the network time they get is not authenticated. So mesh time is what the authorities sign
+//! ([`statement`]), carried on by the time since boot; the system clock counts where it agrees. It is never below a *floor* that only such
+//! statements raise, which outlives a restart. **The system clock never raises the floor**, and what one authority says alone does so by
+//! [`LONE_STEP`] at most: one forged NTP packet must not brick a mesh for good.
+//!
+//! Being of one mind matters more than being right: a certificate is issued by one host's clock and judged by another's. So everybody
+//! follows the authorities, whatever they show, and is back with them when they are set right.
 //!
 //! Pure: what the system's clocks show is a parameter. Saving the floor is the caller's.
 
+pub mod statement;
+#[cfg(test)]
+mod tests;
+
 use std::time::Duration;
 
+use crate::bundle::Bundle;
 use crate::time::UnixTime;
+
+pub use statement::Said;
 
 /// 2026-01-01. No meshd was made before: a clock that shows less has not been set since the host was started, and a mesh founded by
 /// such a clock must still be good when it is.
 pub const EARLIEST: UnixTime = UnixTime(1_767_225_600);
-/// How far the system clock may be off the time that authorities sign and still be used.
+/// How far the system clock may be off the time that authorities sign and still be used, and how far two authorities may differ and still
+/// say the same.
 pub const AGREEMENT: Duration = Duration::from_secs(300);
-/// How far ahead of the floor a lone authority may raise it.
+/// How far one authority alone may raise the floor, beyond the time that passes.
 pub const LONE_STEP: Duration = Duration::from_secs(30 * 86_400);
+/// For how long what an authority read off its clock is better than what one says that has none.
+pub const STALE: Duration = Duration::from_secs(24 * 3600);
 
 /// Where mesh time comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
     /// The system clock.
     System,
-    /// An authority's signed time and the time passed since; the system clock is more than [`AGREEMENT`] off.
+    /// What authorities signed, and the time passed since; the system clock is more than [`AGREEMENT`] off.
     Signed,
-    /// The floor; the clocks show less than an authority has signed before.
+    /// The floor, and the time passed since; the system clock shows less, or a time at which no root is valid.
     Floor,
 }
 
@@ -47,64 +61,136 @@ pub struct Told {
     pub time: UnixTime,
     /// Where it comes from.
     pub why: Source,
+    /// How long ago authorities were asked for it; none when they were not, since the host was started.
+    pub asked: Option<Duration>,
 }
 
-/// What mesh time is reckoned from.
+/// A time, and how long the host had run then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Moment {
+    time: UnixTime,
+    boot: Duration,
+}
+
+impl Moment {
+    fn at(self, boot: Duration) -> UnixTime {
+        self.time + boot.saturating_sub(self.boot)
+    }
+}
+
+/// What mesh time is reckoned from. Every `boot` is how long the host has run, time in suspend included (`CLOCK_BOOTTIME`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MeshClock {
     floor: UnixTime,
-    /// The floor stays below this.
-    ceiling: UnixTime,
-    /// What an authority signed, and the time since boot at that moment.
-    anchor: Option<(UnixTime, Duration)>,
+    /// The floor as it was when it was raised: it is that much later by now.
+    running: Moment,
+    /// What the steps of a lone authority are counted from: a floor that more than one stood behind.
+    base: Moment,
+    /// When the first and the last root end. The floor stays below the one; beyond the other nothing is valid.
+    ends: (UnixTime, UnixTime),
+    /// What authorities said, and whether one of them read it off a clock.
+    anchor: Option<(Moment, bool)>,
 }
 
 impl MeshClock {
-    /// A clock with the floor that was saved.
-    pub fn new(floor: UnixTime) -> Self {
-        Self { floor, ceiling: UnixTime(u64::MAX), anchor: None }
+    /// A clock with the floor that was saved, or [`EARLIEST`].
+    pub fn new(floor: UnixTime, boot: Duration) -> Self {
+        let start = Moment { time: floor.max(EARLIEST), boot };
+        Self { floor: start.time, running: start, base: start, ends: (UnixTime(u64::MAX), UnixTime(u64::MAX)), anchor: None }
     }
 
-    /// Mesh time when the system clock shows `system` and the time since boot is not known.
-    pub fn now(&self, system: UnixTime) -> UnixTime {
-        self.tell(system, None).time
-    }
-
-    /// Mesh time and why, when the system clock shows `system`, `boot` after the host was started (time in suspend included, as
-    /// `CLOCK_BOOTTIME` counts it). Without `boot` what [`MeshClock::anchor`] was told cannot be used.
-    pub fn tell(&self, system: UnixTime, boot: Option<Duration>) -> Told {
-        let signed = self.anchor.zip(boot).and_then(|((signed, then), boot)| Some(signed + boot.checked_sub(then)?));
-        let told = match signed {
-            Some(signed) if signed.distance(system) > AGREEMENT => Told { time: signed, why: Source::Signed },
-            _ => Told { time: system, why: Source::System },
+    /// Mesh time and why, when the system clock shows `system`.
+    pub fn tell(&self, system: UnixTime, boot: Duration) -> Told {
+        let asked = self.anchor.map(|(moment, _)| boot.saturating_sub(moment.boot));
+        let (time, why) = match self.anchor.map(|(moment, _)| moment.at(boot)) {
+            Some(signed) if signed < self.floor => (self.running.at(boot), Source::Floor),
+            Some(signed) if signed.distance(system) > AGREEMENT => (signed, Source::Signed),
+            Some(_) => (system.max(self.floor), Source::System),
+            None if self.is_set(system, boot) => (system, Source::System),
+            None => (self.running.at(boot), Source::Floor),
         };
-        if told.time < self.floor { Told { time: self.floor, why: Source::Floor } } else { told }
+        Told { time, why, asked }
     }
 
-    /// Takes the time an authority just signed in answer to us, `boot` after the host was started: mesh time runs on from it. Does
-    /// not raise the floor, which is a lasting thing: see [`MeshClock::raise`] and [`MeshClock::hear`].
-    pub fn anchor(&mut self, signed: UnixTime, boot: Duration) {
-        self.anchor = Some((signed, boot));
+    /// Whether the system clock can be right: not below what authorities signed, and not beyond the end of every root.
+    fn is_set(&self, system: UnixTime, boot: Duration) -> bool {
+        (self.running.at(boot)..self.ends.1).contains(&system)
     }
 
-    /// Raises the floor to a time that an authority signed and that the operator (by a join token or by `meshd recover`) or a
-    /// second authority stands behind. Returns whether that changed it.
-    pub fn raise(&mut self, signed: UnixTime) -> bool {
-        let floor = signed.min(self.ceiling);
+    /// What this node, an authority, says when it is asked for the time: what its own clock shows, where that can be right, or else the
+    /// best it knows.
+    pub fn say(&self, system: UnixTime, boot: Duration) -> Said {
+        let told = self.tell(system, boot);
+        Said { time: told.time, clock: told.why == Source::System && self.is_set(system, boot) }
+    }
+
+    /// Takes in what the other authorities said just now, `boot` after the host was started. `own` is the system clock, on an authority.
+    /// Those with a clock that can be right count first, and of their times the median (the lower of two in the middle: a clock that is
+    /// ahead makes certificates end). Where none has one, the latest of their floors counts, which are bounds from below, unless it is
+    /// [`LONE_STEP`] beyond the median. Returns whether the floor was raised.
+    pub fn agree(&mut self, others: &[Said], own: Option<UnixTime>, boot: Duration) -> bool {
+        let by_clock = self.anchor.is_some_and(|(moment, clock)| clock && boot.saturating_sub(moment.boot) < STALE);
+        let possible = |said: &&Said| said.time < self.ends.1;
+        let mut clocks: Vec<UnixTime> = others.iter().filter(possible).filter(|s| s.clock).map(|s| s.time).collect();
+        let own = own.filter(|own| self.is_set(*own, boot));
+        if clocks.is_empty()
+            && let Some(own) = own
+        {
+            // Its own clock alone does not outweigh what those of others said.
+            if by_clock {
+                return false;
+            }
+            self.anchor = None;
+            return self.hear(own, boot);
+        }
+        clocks.extend(own);
+        clocks.sort_unstable();
+        if let Some(median) = middle(&clocks) {
+            self.anchor = Some((Moment { time: median, boot }, true));
+            let agree = clocks.iter().filter(|c| c.distance(median) <= AGREEMENT).count();
+            return if agree > 1 { self.raise(median, boot) } else { self.hear(median, boot) };
+        }
+        let mut floors: Vec<UnixTime> = others.iter().filter(possible).map(|s| s.time).collect();
+        floors.sort_unstable();
+        let Some(median) = middle(&floors).filter(|_| !by_clock) else { return false };
+        let latest = floors.into_iter().rfind(|f| *f <= median + LONE_STEP).unwrap_or(median);
+        self.anchor = Some((Moment { time: latest, boot }, false));
+        self.hear(latest, boot)
+    }
+
+    /// Raises the floor to a time that an authority signed and that the operator (by letting a host in) or a second authority stands
+    /// behind. Returns whether that changed it.
+    pub fn raise(&mut self, signed: UnixTime, boot: Duration) -> bool {
+        let higher = self.lift(signed, boot);
+        if signed.min(self.floor) > self.base.at(boot) {
+            self.base = Moment { time: self.floor, boot };
+        }
+        higher
+    }
+
+    /// Raises the floor to a time that one authority alone signed, unless it is more than [`LONE_STEP`] ahead of what more than one stood
+    /// behind, or of the floor that was saved: that authority may be wrong or in wrong hands, and the floor is for ever. Returns whether
+    /// that changed it.
+    pub fn hear(&mut self, signed: UnixTime, boot: Duration) -> bool {
+        signed <= self.base.at(boot) + LONE_STEP && self.lift(signed, boot)
+    }
+
+    fn lift(&mut self, signed: UnixTime, boot: Duration) -> bool {
+        let floor = signed.min(self.ends.0 - Duration::from_secs(1));
+        if floor > self.running.at(boot) {
+            self.running = Moment { time: floor, boot };
+        }
         let higher = floor > self.floor;
         self.floor = self.floor.max(floor);
         higher
     }
 
-    /// Raises the floor to a time that one authority alone signed, unless it is more than [`LONE_STEP`] ahead: that authority may
-    /// be wrong or in wrong hands, and the floor is for ever. Returns whether that changed it.
-    pub fn hear(&mut self, signed: UnixTime) -> bool {
-        signed <= self.floor + LONE_STEP && self.raise(signed)
-    }
-
-    /// Keeps the floor below the end of a root certificate from now on: a floor beyond it would leave nothing valid.
-    pub fn clamp(&mut self, root_end: UnixTime) {
-        self.ceiling = self.ceiling.min(root_end - Duration::from_secs(1));
+    /// These roots are in force: the floor is not raised beyond the end of any from now on, because that would leave nothing valid, and a
+    /// system clock beyond the end of all is not believed.
+    pub fn within(&mut self, bundle: &Bundle) {
+        let ends = || bundle.roots.iter().map(|r| r.not_after);
+        let never = UnixTime(u64::MAX);
+        self.ends = (ends().min().unwrap_or(never), ends().max().unwrap_or(never));
     }
 
     /// The floor, to be saved.
@@ -113,76 +199,7 @@ impl MeshClock {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    const NOW: UnixTime = UnixTime(1_800_000_000);
-    const HOUR: Duration = Duration::from_secs(3600);
-    const YEAR: Duration = Duration::from_secs(365 * 86_400);
-
-    #[test]
-    fn which_clock_is_used() {
-        let mut clock = MeshClock::new(NOW);
-        let boot = Duration::from_secs(1000);
-        let tell = |clock: &MeshClock, system, boot| {
-            let told = clock.tell(system, boot);
-            (told.time, told.why.as_str())
-        };
-        // Without a signed time: the system clock, never below the floor.
-        assert_eq!(tell(&clock, UnixTime(0), None), (NOW, "floor"));
-        assert_eq!(tell(&clock, NOW - YEAR * 10, Some(boot)), (NOW, "floor"));
-        assert_eq!(tell(&clock, NOW + HOUR, Some(boot)), (NOW + HOUR, "system"));
-        // With one: it runs on by the time since boot, and the system clock counts where it agrees.
-        clock.anchor(NOW + HOUR, boot);
-        assert_eq!(tell(&clock, UnixTime(0), Some(boot + HOUR)), (NOW + HOUR * 2, "signed"));
-        assert_eq!(tell(&clock, NOW + YEAR * 73, Some(boot + HOUR)), (NOW + HOUR * 2, "signed"), "forged forward");
-        assert_eq!(tell(&clock, NOW - YEAR, Some(boot + HOUR)), (NOW + HOUR * 2, "signed"), "forged backward");
-        let off = NOW + HOUR * 2 + AGREEMENT;
-        assert_eq!(tell(&clock, off, Some(boot + HOUR)), (off, "system"));
-        assert_eq!(tell(&clock, off + Duration::from_secs(1), Some(boot + HOUR)), (NOW + HOUR * 2, "signed"));
-        // The time since boot is not known, or is another boot's.
-        assert_eq!(tell(&clock, NOW + YEAR, None), (NOW + YEAR, "system"));
-        assert_eq!(tell(&clock, NOW + YEAR, Some(boot - HOUR / 60)), (NOW + YEAR, "system"));
-        // An anchor below the floor does not lower it.
-        clock.anchor(NOW - YEAR, boot);
-        assert_eq!(tell(&clock, UnixTime(0), Some(boot)), (NOW, "floor"));
-    }
-
-    #[test]
-    fn a_lone_authority_raises_the_floor_by_a_month_at_most() {
-        let mut clock = MeshClock::new(NOW);
-        assert!(clock.hear(NOW + HOUR) && !clock.hear(NOW + HOUR) && !clock.hear(NOW));
-        assert!(!clock.hear(NOW + YEAR));
-        assert_eq!(clock.floor(), NOW + HOUR);
-        assert!(clock.hear(NOW + HOUR + LONE_STEP));
-        assert!(clock.raise(NOW + YEAR), "with the operator behind it");
-        assert_eq!(clock.floor(), NOW + YEAR);
-    }
-
-    #[test]
-    fn the_floor_stays_below_the_end_of_every_root() {
-        let mut clock = MeshClock::new(NOW);
-        clock.clamp(NOW + YEAR);
-        clock.clamp(NOW + YEAR * 2);
-        assert!(clock.raise(UnixTime(u64::MAX)));
-        assert_eq!(clock.floor(), NOW + YEAR - Duration::from_secs(1));
-    }
-
-    proptest! {
-        #[test]
-        fn the_system_clock_never_raises_the_floor_and_mesh_time_is_never_below_it(
-            floor in any::<u64>(), system in any::<u64>(), boot in proptest::option::of(any::<u64>()),
-            anchor in proptest::option::of((any::<u64>(), any::<u64>()))
-        ) {
-            let mut clock = MeshClock::new(UnixTime(floor));
-            if let Some((signed, boot)) = anchor {
-                clock.anchor(UnixTime(signed), Duration::from_secs(boot));
-            }
-            let told = clock.tell(UnixTime(system), boot.map(Duration::from_secs));
-            prop_assert!(told.time >= clock.floor());
-            prop_assert_eq!(clock.floor(), UnixTime(floor));
-        }
-    }
+/// The median, the lower one of two.
+fn middle(sorted: &[UnixTime]) -> Option<UnixTime> {
+    sorted.get(sorted.len().checked_sub(1)? / 2).copied()
 }

@@ -3,11 +3,12 @@
 
 use hyper::StatusCode;
 use meshd_agent::record::NodeRecord;
+use meshd_agent::rotation::{Phase, phase};
 use meshd_ca::bundle::{Root, RootId};
 use meshd_ca::roster;
 
 use super::local::No;
-use crate::api::{Appointment, Authority, AuthorityState, Banishment, Done, RootCertificate};
+use crate::api::{Appointment, Authority, AuthorityState, Banishment, Done, RootCertificate, RootPhase, Rotation};
 use crate::daemon::Member;
 
 /// `GET /v1/authorities`.
@@ -22,7 +23,15 @@ pub(crate) fn list(member: &Member) -> Vec<Authority> {
         let roots: Vec<Root> = m.roots.iter().filter_map(|der| Root::parse(der, node)).collect();
         let ids: Vec<RootId> = roots.iter().map(Root::id).collect();
         let believes = |r: &NodeRecord| ids.iter().all(|id| r.roots.trusted.contains(id));
-        let signs = catalog.record(node).and_then(|r| r.roots.signs).is_some_and(|id| ids.contains(&id));
+        let active = catalog.record(node).and_then(|r| r.roots.signs);
+        let signs = active.is_some_and(|id| ids.contains(&id));
+        let far = |id| match phase(&ids, active, id) {
+            _ if m.retired => RootPhase::Draining,
+            Phase::Preparing => RootPhase::Preparing,
+            Phase::Active => RootPhase::Active,
+            Phase::Draining => RootPhase::Draining,
+        };
+        let drains = |r: &NodeRecord| r.roots.shown.iter().any(|id| ids.contains(id) && far(*id) == RootPhase::Draining);
         Authority {
             id: node,
             name: m.name.clone(),
@@ -36,13 +45,14 @@ pub(crate) fn list(member: &Member) -> Vec<Authority> {
             reachable: node == member.me() || member.hears(node),
             waiting_for: roster
                 .active()
-                .filter(|m| !catalog.record(m.node()).is_some_and(believes))
+                .filter(|m| !catalog.record(m.node()).is_some_and(|r| believes(r) && !drains(r)))
                 .map(|m| m.name.clone())
                 .collect(),
             roots: roots
                 .iter()
                 .map(|root| RootCertificate {
                     id: root.id(),
+                    phase: far(root.id()),
                     not_after: root.not_after.0,
                     believed_by: says(&|r| r.roots.trusted.contains(&root.id())),
                     shown_by: says(&|r| r.roots.shown.contains(&root.id())),
@@ -96,6 +106,14 @@ pub(crate) async fn remove(member: &Member, node: &str) -> Result<Done, No> {
     match member.authorities.retire(other.node()).await {
         Ok(()) => Ok(Done {}),
         Err(error) => Err(No::new(StatusCode::CONFLICT, WHAT, error, "")),
+    }
+}
+
+/// `POST /v1/rotation`.
+pub(crate) async fn rotate(member: &Member) -> Result<Rotation, No> {
+    match member.authorities.begin_rotation().await {
+        Ok(root) => Ok(Rotation { root }),
+        Err(error) => Err(No::new(StatusCode::CONFLICT, "the root is not replaced", error, "")),
     }
 }
 

@@ -178,6 +178,7 @@ async fn route(daemon: &Arc<Daemon>, trusted: bool, request: Request<Incoming>) 
         (&Method::DELETE, _) if authority.is_some() => {
             json(&authorities::remove(&*daemon.member()?, authority.unwrap_or_default()).await?)
         }
+        (&Method::POST, path::ROTATION) => json(&authorities::rotate(&*daemon.member()?).await?),
         (&Method::POST, path::BANISH) => json(&authorities::banish(&*daemon.member()?, read(body).await?).await?),
         (&Method::POST, path::JOIN) => json(&daemon.join(read(body).await?).await?),
         (&Method::GET, path::PENDING) => json(&approve::pending(&*daemon.member()?).await?),

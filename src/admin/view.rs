@@ -37,7 +37,7 @@ pub(crate) async fn status(daemon: &Daemon) -> Status {
         version: env!("CARGO_PKG_VERSION").into(),
         mode: config.mode,
         capture: Capture { on: false, why: Some("not a member yet".into()) },
-        clock: Clock { source: daemon.clock().source().into(), now: daemon.clock().now().0, why: None },
+        clock: Clock { source: daemon.clock().source().into(), now: daemon.clock().now().0, why: Some(daemon.clock().why()) },
         authority: false,
         members: Members { active: 0, reachable: 0 },
         uptime_seconds: daemon.uptime().as_secs(),

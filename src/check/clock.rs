@@ -3,7 +3,6 @@
 use super::findings::{Findings, Verdict};
 use crate::api::{Finding, code};
 use crate::clock::Clock;
-use crate::config::ago;
 
 /// No clock that is set shows less: 2026-01-01, when there was no meshd yet.
 const BEFORE_MESHD: u64 = 1_767_225_600;
@@ -11,8 +10,8 @@ const BEFORE_MESHD: u64 = 1_767_225_600;
 /// What there is to know.
 #[derive(Debug, Clone)]
 pub(super) struct Facts {
-    /// Where mesh time comes from, and the floor; of a running daemon.
-    pub(super) mesh: Option<(&'static str, u64)>,
+    /// Where mesh time comes from, and why; of a running daemon.
+    pub(super) mesh: Option<(&'static str, String)>,
     /// What the system clock shows, in seconds since 1970.
     pub(super) system: u64,
     /// Whether somebody keeps it in step, if the kernel says.
@@ -25,7 +24,7 @@ impl Facts {
     pub(super) fn read(clock: Option<&Clock>) -> Self {
         let clocks = std::fs::read_dir("/sys/class/rtc").map_or(0, Iterator::count);
         Self {
-            mesh: clock.map(|c| (c.source(), c.floor().0)),
+            mesh: clock.map(|c| (c.source(), c.why())),
             system: Clock::system_millis() / 1000,
             synchronised: crate::intercept::process::clock_is_synchronised(),
             battery: clocks > 0,
@@ -36,19 +35,18 @@ impl Facts {
 pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
     let mut found = Findings::of("clock");
     let hint = "set the clock, or let it synchronise (NTP)";
-    let name = "the clock is not behind what an authority signed";
-    match facts.mesh {
-        Some(("system", _)) => found.ok(code::CLOCK, name, "certificates are judged by the system clock"),
-        Some((source, floor)) => {
-            let behind = floor.saturating_sub(facts.system);
-            found.warn(
-                code::CLOCK,
-                name,
-                format!("it is {} behind, so certificates are judged by the mesh's {source}", ago(behind)),
-                hint,
-            );
-        }
-        None => {}
+    if let Some((source, why)) = &facts.mesh {
+        let by = match *source {
+            "system" => "the system clock",
+            "signed" => "what authorities sign",
+            _ => "the newest time that authorities signed",
+        };
+        let detail = format!("certificates are judged by {by}: {why}");
+        found.add(
+            code::CLOCK,
+            "the system clock agrees with the authorities",
+            if *source == "system" { Verdict::ok(detail) } else { Verdict::warn(detail, hint) },
+        );
     }
     let kept = match facts.synchronised {
         Some(true) => "synchronised",
@@ -78,15 +76,17 @@ mod tests {
 
     #[test]
     fn a_clock_that_is_behind_or_not_set() {
-        let well = Facts { mesh: Some(("system", 5)), system: 1_800_000_000, synchronised: Some(true), battery: true };
+        let well =
+            Facts { mesh: Some(("system", String::new())), system: 1_800_000_000, synchronised: Some(true), battery: true };
         assert!(ill(&findings(&well)).is_empty());
         // A Pi has none, and need not.
         assert!(ill(&findings(&Facts { battery: false, synchronised: Some(false), mesh: None, ..well.clone() })).is_empty());
-        let behind = Facts { mesh: Some(("floor", 1_800_000_060)), ..well.clone() };
-        assert_eq!(ill(&findings(&behind)), [(code::CLOCK, Warn)]);
-        assert!(findings(&behind)[0].detail.as_ref().unwrap().contains("it is 1m behind"));
-        let year = Facts { mesh: Some(("floor", 1_800_000_000 + 400 * 86_400 + 3700)), ..behind };
-        assert!(findings(&year)[0].detail.as_ref().unwrap().contains("it is 400d1h behind"), "{year:?}");
+        for (source, by) in [("floor", "the newest time that authorities signed"), ("signed", "what authorities sign")] {
+            let behind = Facts { mesh: Some((source, "it is behind".into())), ..well.clone() };
+            assert_eq!(ill(&findings(&behind)), [(code::CLOCK, Warn)]);
+            let detail = findings(&behind)[0].detail.clone().unwrap();
+            assert_eq!(detail, format!("certificates are judged by {by}: it is behind"));
+        }
         assert_eq!(ill(&findings(&Facts { system: 100, mesh: None, ..well })), [(code::CLOCK_SET, Warn)]);
     }
 }

@@ -116,7 +116,7 @@ fn roots(facts: &Facts, found: &mut Findings) {
         match soonest < ROOT_DAYS {
             true => Verdict::warn(
                 format!("one ends in {soonest} days, and no certificate outlives it"),
-                "plan for a new mesh: make one, and let every host join it before that day",
+                "its authority replaces it by itself; `meshd authority list` there shows what that waits for",
             ),
             false => Verdict::ok(format!("{soonest} days left")),
         },

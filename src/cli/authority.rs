@@ -5,11 +5,12 @@ use clap::{Args, Subcommand};
 use super::screen::Colour;
 use super::table::{Cell, Table};
 use super::{Around, Exit, Failure, Output};
-use crate::api::{Appointment, Authority as Entry, AuthorityState};
+use crate::api::{Appointment, Authority as Entry, AuthorityState, RootPhase};
 
 const LIST: &str = "\
 STATE is signing, preparing (it signs as soon as everybody who was here lately believes its root) or retiring (certificates it \
-signed are still in use). BELIEVED is how many members verify certificates with the root, SHOWN how many have one that it signed.
+signed are still in use). PHASE is how far each root is: preparing (known, signs nothing yet), active (it signs), draining (it signs \
+no more, and goes when nobody shows a certificate under it). BELIEVED is how many members verify certificates with the root, SHOWN how many have one that it signed.
 
 Examples:
   meshd authority list
@@ -30,7 +31,16 @@ founder itself stays an authority: every host trusts the others through its key.
 Examples:
   sudo meshd authority remove cellar";
 
-/// List, add and remove the hosts that admit others and sign certificates
+const ROTATE: &str = "\
+To be run on the authority whose root it is. It happens by itself when half of a root's life is over, so this is for a root whose key \
+somebody may have seen. Nothing is interrupted: the new root is made known, signs when every member that was heard in the last 7 days \
+believes it, and the old one goes when nobody shows a certificate under it any more. `meshd authority list` shows how far it is.
+
+Examples:
+  sudo meshd authority rotate
+  sudo meshd ca rotate";
+
+/// List, add and remove the hosts that admit others and sign certificates, and replace their roots
 #[derive(Debug, Args)]
 pub(super) struct Authority {
     #[command(subcommand)]
@@ -40,7 +50,7 @@ pub(super) struct Authority {
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// List the authorities and their roots
-    #[command(after_help = LIST)]
+    #[command(after_help = LIST, visible_alias = "status")]
     List(List),
     /// Make a member an authority
     #[command(after_help = ADD)]
@@ -48,6 +58,9 @@ enum Verb {
     /// End the office of an authority
     #[command(after_help = REMOVE)]
     Remove(Change),
+    /// Replace the root of this host by a new one
+    #[command(after_help = ROTATE)]
+    Rotate(List),
 }
 
 #[derive(Debug, Args)]
@@ -84,13 +97,19 @@ impl Authority {
                 let done = local.retire(&node).await?;
                 around.screen(output).show(&done, || format!("{node} is no authority any more\n"))?;
             }
+            Verb::Rotate(List { output }) => {
+                let rotation = local.rotate().await?;
+                let text = format!("{} is the new root; `meshd authority list` shows how far it is\n", rotation.root);
+                around.screen(output).show(&rotation, || text)?;
+            }
         }
         Ok(Exit::Ok)
     }
 }
 
 fn table(authorities: &[Entry]) -> Table {
-    let mut table = Table::new(&["NAME", "STATE", "FOUNDER", "REACHED", "ROOT", "ENDS", ">BELIEVED", ">SHOWN", "WAITING FOR"]);
+    let mut table =
+        Table::new(&["NAME", "STATE", "FOUNDER", "REACHED", "ROOT", "PHASE", "ENDS", ">BELIEVED", ">SHOWN", "WAITING FOR"]);
     for authority in authorities {
         for root in &authority.roots {
             let waiting: Vec<String> = authority.waiting_for.iter().map(ToString::to_string).collect();
@@ -105,6 +124,11 @@ fn table(authorities: &[Entry]) -> Table {
                 yes(authority.founder),
                 if authority.reachable { "yes".into() } else { Cell::coloured("no", Colour::Red) },
                 root.id.to_string().into(),
+                match root.phase {
+                    RootPhase::Preparing => Cell::coloured("preparing", Colour::Yellow),
+                    RootPhase::Active => Cell::coloured("active", Colour::Green),
+                    RootPhase::Draining => Cell::coloured("draining", Colour::Yellow),
+                },
                 // The day is enough: a root lives for years.
                 meshd_ca::time::UnixTime(root.not_after).to_string().chars().take(10).collect::<String>().into(),
                 root.believed_by.into(),

@@ -121,6 +121,7 @@ enum Verb {
     Identity(identity::Identity),
     Resolve(resolve::Resolve),
     Check(check::Check),
+    #[command(visible_alias = "ca")]
     Authority(authority::Authority),
     Banish(banish::Banish),
     LogLevel(log_level::LogLevel),

@@ -167,10 +167,12 @@ impl Authorities {
             if certificate.0.is_empty() {
                 return Ok(None);
             }
-            // Our own clock may be slow: an SVID that has just been issued is not refused for beginning in our future.
             let der = CertificateDer::from(certificate.0);
-            let peer =
-                verify_svid(std::slice::from_ref(&der), &bundle, &roster, self.clock.now()).map_err(|e| wrong(&e.to_string()))?;
+            let peer = verify_svid(std::slice::from_ref(&der), &bundle, &roster, self.clock.now()).map_err(|e| {
+                // Issued just now, and of another time: the authority's clock is not ours.
+                self.clock.doubt();
+                wrong(&e.to_string())
+            })?;
             let expected = SpiffeId::new(roster.trust_domain().clone(), wanted.workload.clone());
             if peer.id != expected || peer.holder != self.membership.me() {
                 return Err(wrong("a certificate for somebody else"));

@@ -260,6 +260,7 @@ impl Api {
                 Ok(Bytes::new())
             }
             "/v1/ping" => to_json(&Pong { time_millis: Clock::system_millis() }),
+            "/v1/time" => self.time(node, &body),
             "/v1/svid" => self.svid(node, &body).await,
             "/v1/approve" => self.approve(node, &body).await,
             "/v1/pending" => to_json(&self.waiting.list()),
@@ -304,6 +305,11 @@ impl Api {
         self.links.called(node, from);
         let mine = roster.entry(self.membership.me()).cloned().ok_or_else(busy)?;
         to_json(&Hello { entry: mine, port: self.port })
+    }
+
+    fn time(&self, node: NodeId, body: &[u8]) -> Result<Bytes, No> {
+        let answer = self.membership.time(node, &parse(body)?).map_err(|e| No(StatusCode::FORBIDDEN, e.to_string()))?;
+        to_json(&answer)
     }
 
     async fn approve(&self, node: NodeId, body: &[u8]) -> Result<Bytes, No> {

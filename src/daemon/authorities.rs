@@ -11,6 +11,7 @@ use std::time::Duration;
 use hyper::StatusCode;
 use meshd_agent::authorities::{Hearing, View};
 use meshd_agent::catalog::Catalog;
+use meshd_agent::rotation::Step;
 use meshd_ca::bundle::RootId;
 use meshd_ca::identity::NodeId;
 use meshd_ca::roster::{Member as RosterMember, Roster};
@@ -23,14 +24,16 @@ use crate::clock::Clock;
 use crate::control::gossip::Mailbox;
 use crate::control::link::{LinkError, Links};
 use crate::control::serve::Prepared;
-use crate::membership::{Membership, MembershipError};
+use crate::membership::{Membership, MembershipError, ROOT_LIFETIME};
 
 /// How often it is looked.
 const LOOK: Duration = Duration::from_secs(1);
 /// How long a member that would not or could not become an authority is left alone.
 const REFUSED: Duration = Duration::from_secs(3600);
-/// The file: how long each authority that is silent was not heard by earlier lives of this daemon, in seconds.
+/// The file: how long each authority that is silent was not heard by earlier lives of this daemon, in seconds; on an authority, each member.
 const SILENT: &str = "silent";
+/// How long news takes to reach everybody, and whoever was signing something to be done with it.
+const NEWS: Duration = Duration::from_secs(12);
 /// How often that is written while one is silent. An SD card is worn by writes.
 const WRITE: Duration = Duration::from_secs(3600);
 
@@ -113,6 +116,7 @@ impl Authorities {
         let mut roster = self.membership.watch();
         let (mut written, mut silent) = (Instant::now(), self.before.keys().copied().collect());
         let mut retiring: HashMap<NodeId, Instant> = HashMap::new();
+        let mut activated = Instant::now();
         loop {
             tokio::select! {
                 _ = tick.tick() => {}
@@ -132,6 +136,9 @@ impl Authorities {
                 }
             }
             self.end_retired(&moment, &mut retiring).await;
+            if let Err(error) = self.rotate(&moment, &mut activated).await {
+                tracing::warn!(%error, "this authority's root could not be replaced further; trying again");
+            }
             if written.elapsed() >= WRITE {
                 written = Instant::now();
                 self.write(&moment, &mut silent).await;
@@ -150,6 +157,42 @@ impl Authorities {
             tracing::info!(%root, "this authority signs from now on: everybody who was here lately believes its root");
         }
         Ok(())
+    }
+
+    /// The next step of the rotation of this node's root, if one is due.
+    async fn rotate(&self, moment: &Moment, activated: &mut Instant) -> Result<(), MembershipError> {
+        let Some(roots) = self.membership.roots().await else { return Ok(()) };
+        match moment.view().next_step(&roots, ROOT_LIFETIME / 2, self.lifetime) {
+            Some(Step::Prepare) => self.begin_rotation().await.map(drop)?,
+            Some(Step::Publish) => {
+                if let Some(entry) = self.membership.publish_next().await? {
+                    tracing::info!(root = ?roots.next.map(|r| r.to_string()), "a new root of this authority is known from now on");
+                    self.mailbox.entry(entry);
+                }
+            }
+            Some(Step::Activate) => {
+                self.membership.activate_next().await?;
+                *activated = Instant::now();
+                tracing::info!(root = ?roots.next.map(|r| r.to_string()), "this authority signs with its new root from now on");
+            }
+            Some(Step::Retire(old)) if activated.elapsed() >= NEWS => {
+                let entry = self.membership.drop_roots(&old).await?;
+                tracing::info!(root = %roots.active, "nobody shows a certificate under the old root any more: it is gone");
+                self.mailbox.entry(entry);
+            }
+            Some(Step::Retire(_)) | None => {}
+        }
+        Ok(())
+    }
+
+    /// Begins to replace this node's root; without an effect while that goes on. Returns the name of the new one.
+    ///
+    /// # Errors
+    /// When this node does not sign, or the new root could not be made or saved.
+    pub(crate) async fn begin_rotation(&self) -> Result<RootId, MembershipError> {
+        let root = self.membership.prepare_next().await?;
+        tracing::info!(%root, "a new root of this authority was made");
+        Ok(root)
     }
 
     fn refused(&self) -> BTreeSet<NodeId> {
@@ -212,7 +255,7 @@ impl Authorities {
             let roots: Vec<RootId> = member.roots.iter().map(|der| RootId::of(der)).collect();
             let unused = moment.view().showing(&roots, self.lifetime).is_empty();
             // The news has to reach everybody first, and the authority itself, which may be signing something.
-            if since.elapsed() < 2 * LOOK + Duration::from_secs(10) || !unused {
+            if since.elapsed() < NEWS || !unused {
                 continue;
             }
             match self.membership.retire(member.node(), false).await {
@@ -225,11 +268,13 @@ impl Authorities {
         }
     }
 
-    /// Remembers how long authorities have been silent: a host that is switched off every night notices a dead one all the same.
+    /// Remembers how long authorities have been silent: a host that is switched off every night notices a dead one all the same. An
+    /// authority remembers it of everybody, because a rotation waits for who was heard lately.
     async fn write(&self, moment: &Moment, known: &mut BTreeSet<NodeId>) {
         let silent: BTreeMap<NodeId, u64> = moment
             .roster
-            .authorities()
+            .active()
+            .filter(|m| m.is_authority() || moment.roster.member(moment.me).is_some_and(RosterMember::is_authority))
             .filter_map(|m| match moment.heard.get(&m.node()) {
                 Some(Hearing::Silent(time)) => Some((m.node(), time.as_secs())),
                 _ => None,

@@ -29,6 +29,7 @@ use super::keeper::{Keeper, Sequence};
 use super::kernel::{HostKernel, Marked, Owners};
 use super::listeners::skip_ports;
 use super::rules::Rules;
+use super::timekeeper::Timekeeper;
 use super::{Daemon, End, Halt, Phase, Request, Stop, acquire, knock, memory};
 use crate::admin::local::No;
 use crate::admin::view;
@@ -181,7 +182,16 @@ pub(super) async fn run(
         let clock = clock.clone();
         Arc::new(move || clock.now())
     };
-    let verifier = Arc::new(SvidVerifier::new(trust.clone(), now, crypto));
+    let dates = {
+        let clock = clock.clone();
+        // Certificates of another time: ours may be the wrong one.
+        Arc::new(move |signed: Option<UnixTime>| {
+            if !signed.is_some_and(|signed| clock.hear(signed)) {
+                clock.doubt();
+            }
+        })
+    };
+    let verifier = Arc::new(SvidVerifier::new(trust.clone(), now, crypto).doubting(dates));
 
     // The ways to the others.
     let (catalog_writer, catalog) = watch::channel(Arc::new(Catalog::default()));
@@ -379,6 +389,7 @@ pub(super) async fn run(
     };
     tasks.spawn(keeper.run());
     tasks.spawn(authorities.run());
+    tasks.spawn(Timekeeper { membership: membership.clone(), links: links.clone(), clock: clock.clone() }.run());
 
     let (close, closing) = watch::channel(false);
     let memory = tokio::spawn(memory::remember(

@@ -19,6 +19,7 @@ mod reload;
 mod responder;
 pub(crate) mod rules;
 mod tell;
+mod timekeeper;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -39,7 +40,7 @@ use tokio::time::Instant;
 use crate::admin::http;
 use crate::admin::local::{self, No, Socket};
 use crate::api::{Done, JoinRequest, Joined};
-use crate::clock::Clock;
+use crate::clock::{self, Clock};
 use crate::config::Config;
 use crate::logging::Log;
 use crate::membership::{self, Membership};
@@ -49,8 +50,6 @@ use crate::systemd::{Manager, Pulse};
 pub(crate) use member::Member;
 pub use reload::Reader;
 
-/// The file of the clock floor: seconds since 1970 as text.
-const CLOCK: &str = "clock";
 /// The file that says why there is no roster: this host left, or was banished. Without it, no roster means a new host.
 const GONE: &str = "gone";
 
@@ -191,7 +190,7 @@ impl Daemon {
     }
 
     fn save_floor(&self) {
-        if let Err(error) = self.store.save(CLOCK, self.clock.floor().0.to_string().as_bytes()) {
+        if let Err(error) = self.store.save(clock::FILE, self.clock.floor().0.to_string().as_bytes()) {
             tracing::warn!(%error, "the clock floor could not be saved");
         }
     }
@@ -331,7 +330,7 @@ fn open(config: &Config) -> anyhow::Result<(Arc<Store>, Arc<PrivateKey>, Clock)>
     let store = Store::open(&config.state_dir)
         .with_context(|| format!("cannot use the state directory {}", config.state_dir.display()))?;
     let key = membership::node_key(&store).context("cannot read or make the node key")?;
-    let floor = match store.load(CLOCK)? {
+    let floor = match store.load(clock::FILE)? {
         Some(saved) => String::from_utf8_lossy(&saved.bytes).trim().parse().unwrap_or(0),
         None => 0,
     };
@@ -354,7 +353,7 @@ pub async fn join_offline(config: &Config, token: &str) -> anyhow::Result<Joined
     let (joined, _) = acquire::redeem(config, &lan, &key, &token).await?;
     let answer = Joined { mesh: joined.roster.mesh(), name: joined.name.clone(), already: false };
     clock.raise(joined.time);
-    store.save(CLOCK, clock.floor().0.to_string().as_bytes())?;
+    store.save(clock::FILE, clock.floor().0.to_string().as_bytes())?;
     Membership::adopt(key, store.clone(), clock, joined.roster)?;
     store.remove(GONE)?;
     Ok(answer)

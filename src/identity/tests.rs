@@ -1,18 +1,21 @@
 //! Handshakes and renewals against a real authority.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use meshd_ca::identity::Workload;
+use meshd_ca::issue::Issuer;
 use meshd_ca::keys::PrivateKey;
+use meshd_ca::time::UnixTime;
 use rustls::{ClientConnection, ConnectionCommon, HandshakeKind, ServerConnection, SideData};
 use rustls_pki_types::CertificateDer;
 
 use super::svids::{MAX_WORKLOADS, Patience, Svids};
 use super::testing::{Mesh, issued, name};
 use super::tls::{DataTls, NodeTls, server_name};
-use super::verifier::peer_key;
+use super::verifier::{SvidVerifier, peer_key};
 use super::*;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -104,6 +107,42 @@ async fn what_was_believed_once_is_not_believed_for_ever() {
     assert!(v.identify(&chain).is_ok());
     mesh.clock.add(Duration::from_secs(40));
     assert!(v.identify(&chain).is_err(), "over");
+}
+
+#[tokio::test]
+async fn a_good_certificate_of_another_time_says_what_time_it_is() {
+    let mut mesh = Mesh::found();
+    let (key, stranger) = (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
+    mesh.admit(&key, "a");
+    let (a, begun) = (key.public().node_id(), mesh.clock.now());
+    let (_, v) = mesh.verifier(true);
+    // Issued a day later, by this mesh's root and by somebody else's.
+    mesh.clock.add(24 * HOUR);
+    let svids = issued(a, &v, Arc::new(mesh.issuance(a, HOUR)), &[]).await;
+    let chain = [CertificateDer::from(svids.own().unwrap().leaf().der.clone())];
+    let issued_at = mesh.clock.now();
+    let id = svids.own().unwrap().id().clone();
+    let year = Duration::from_secs(365 * 86_400);
+    let forger = Issuer::create(&id.trust_domain, a, issued_at, year).unwrap();
+    let forged = [CertificateDer::from(forger.issue(&id, stranger.public(), a, HOUR, issued_at).unwrap().der)];
+    // A host whose clock is a day behind, and one whose clock is a day ahead.
+    for (shows, heard) in [(begun, Some(Some(issued_at))), (issued_at + 24 * HOUR, Some(None))] {
+        let (now, told) = (Arc::new(Mutex::new(shows)), Arc::new(Mutex::new(None)));
+        let asked = now.clone();
+        let trust = Arc::new(ArcSwap::from_pointee(mesh.trust()));
+        let v = SvidVerifier::new(trust, Arc::new(move || *asked.lock().unwrap()), provider::provider(true));
+        assert!(v.identify(&chain).is_err(), "nobody told us the time");
+        let (set, tell) = (now.clone(), told.clone());
+        let v = v.doubting(Arc::new(move |signed| {
+            *tell.lock().unwrap() = Some(signed);
+            *set.lock().unwrap() = issued_at;
+        }));
+        assert!(v.identify(&forged).is_err());
+        assert_eq!(*told.lock().unwrap(), None, "a forged one says nothing");
+        assert!(v.identify(&chain).is_ok(), "by the time that is right now");
+        let told = told.lock().unwrap().map(|signed| signed.map(|s: UnixTime| s.distance(issued_at).as_secs() < 5));
+        assert_eq!(told, heard.map(|h| h.map(|_| true)));
+    }
 }
 
 #[test]

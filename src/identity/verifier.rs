@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use meshd_ca::bundle::Bundle;
+use meshd_ca::issue::BACKDATE;
 use meshd_ca::keys::{PublicKey, sha256};
 use meshd_ca::roster::Roster;
 use meshd_ca::time::UnixTime;
@@ -44,6 +45,9 @@ impl From<Arc<Roster>> for Trust {
     }
 }
 
+/// Told of a certificate that is good but for its dates: the time at which it was issued, where that is in our future.
+pub type Doubt = Arc<dyn Fn(Option<UnixTime>) + Send + Sync>;
+
 /// How many verdicts are remembered.
 const REMEMBERED: usize = 256;
 /// For how long.
@@ -56,6 +60,7 @@ const MEMORY: Duration = Duration::from_secs(60);
 pub struct SvidVerifier {
     trust: Arc<ArcSwap<Trust>>,
     now: Now,
+    doubt: Option<Doubt>,
     provider: Arc<CryptoProvider>,
     seen: Mutex<Seen>,
 }
@@ -69,7 +74,12 @@ struct Seen {
 impl SvidVerifier {
     /// A verifier over what `trust` holds at the moment of each handshake.
     pub fn new(trust: Arc<ArcSwap<Trust>>, now: Now, provider: Arc<CryptoProvider>) -> Self {
-        Self { trust, now, provider, seen: Mutex::default() }
+        Self { trust, now, doubt: None, provider, seen: Mutex::default() }
+    }
+
+    /// The same, that says when the dates of a certificate do not fit.
+    pub fn doubting(self, doubt: Doubt) -> Self {
+        Self { doubt: Some(doubt), ..self }
     }
 
     /// Mesh time.
@@ -98,7 +108,7 @@ impl SvidVerifier {
     /// Why it is not believed.
     pub fn identify(&self, chain: &[CertificateDer<'_>]) -> Result<Peer, VerifyError> {
         let (trust, now) = (self.trust.load_full(), self.now());
-        let [leaf] = chain else { return verify::verify_svid(chain, &trust.bundle, &trust.roster, now) };
+        let [leaf] = chain else { return self.verify(chain, &trust, now) };
         let hash = sha256(&[leaf]);
         {
             let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -113,7 +123,7 @@ impl SvidVerifier {
                 return Ok(peer.clone());
             }
         }
-        let peer = verify::verify_svid(chain, &trust.bundle, &trust.roster, now)?;
+        let peer = self.verify(chain, &trust, now)?;
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if seen.under.as_ref().is_some_and(|t| Arc::ptr_eq(t, &trust)) {
             if seen.peers.len() >= REMEMBERED {
@@ -122,6 +132,20 @@ impl SvidVerifier {
             seen.peers.insert(hash, (peer.clone(), now));
         }
         Ok(peer)
+    }
+
+    /// Verifies. A certificate that begins in our future was issued by an authority whose clock was ahead of ours: after a cold start it is
+    /// often the first thing that says what time it is.
+    fn verify(&self, chain: &[CertificateDer<'_>], trust: &Trust, now: UnixTime) -> Result<Peer, VerifyError> {
+        let at = |time| verify::verify_svid(chain, &trust.bundle, &trust.roster, time);
+        let verdict = at(now);
+        let Some(doubt) = &self.doubt else { return verdict };
+        match verdict {
+            Err(VerifyError::NotYetValid { not_before, .. }) if at(not_before).is_ok() => doubt(Some(not_before + BACKDATE)),
+            Err(VerifyError::Expired { not_after, .. }) if at(not_after).is_ok() => doubt(None),
+            _ => return verdict,
+        }
+        at(self.now())
     }
 
     /// Whose SVID the peer of a finished handshake showed, verified again: trust may have changed since the handshake began.

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use meshd::api::{Authority, AuthorityState, State};
+use meshd::api::{Authority, AuthorityState, RootPhase, State};
+use meshd_ca::bundle::RootId;
 use tokio::time::Instant;
 
 use crate::support::mesh::{Mesh, SETTLED, Setup};
@@ -16,6 +17,7 @@ use crate::support::{equal, eventually};
 pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario!("authorities", the_founder_is_gone_for_good_under_load),
     scenario!("authorities", added_and_removed_under_load),
+    scenario!("authorities", a_root_is_replaced_under_load_and_twice_while_a_host_is_away),
     scenario!("authorities", a_banished_host_is_out_at_once_and_stays_out),
 ];
 
@@ -219,6 +221,111 @@ fn added_and_removed_under_load() -> Result<()> {
     // It does not come back by itself: somebody did not want it.
     std::thread::sleep(Duration::from_secs(5));
     until_signing(&mesh, "a", &["a"])
+}
+
+/// Roots, and how far each is.
+type Phases = Vec<(RootId, RootPhase)>;
+
+/// The roots of a, as `at` sees them, and whom they wait for.
+fn roots(mesh: &Mesh, at: &str) -> Result<(Phases, Vec<String>)> {
+    let a = authorities(mesh, at)?.into_iter().find(|a| a.name.as_str() == "a").context("no a")?;
+    let waiting = a.waiting_for.iter().map(ToString::to_string).collect();
+    Ok((a.roots.iter().map(|r| (r.id, r.phase)).collect(), waiting))
+}
+
+/// Waits until a has exactly the root `new`, as `names` see it, and prints the phases on the way.
+fn until_replaced(mesh: &Mesh, names: &[&str], new: RootId) -> Result<Duration> {
+    let (start, mut seen) = (Instant::now(), Vec::new());
+    for name in names {
+        eventually(MADE, &format!("the root is replaced, as {name} sees it"), || {
+            let (now, waiting) = roots(mesh, name)?;
+            let phases: Vec<RootPhase> = now.iter().map(|(_, phase)| *phase).collect();
+            if seen.last() != Some(&phases) {
+                seen.push(phases);
+            }
+            ensure!(now == [(new, RootPhase::Active)], "{now:?}, waits for {waiting:?}");
+            Ok(())
+        })?;
+    }
+    println!("replaced after {} ms by way of {seen:?}", start.elapsed().as_millis());
+    Ok(start.elapsed())
+}
+
+fn rotate(mesh: &Mesh) -> Result<RootId> {
+    Ok(mesh.at("a").json::<meshd::api::Rotation>(&["ca", "rotate"])?.root)
+}
+
+fn a_root_is_replaced_under_load_and_twice_while_a_host_is_away() -> Result<()> {
+    let setup = Setup::of(&["a", "b", "c", "d"]).configured("svid_lifetime = \"20s\"\nauthority = false");
+    let mut mesh = setup.start()?;
+    let (ok, _, err) = mesh.at("b").try_cli(&["ca", "rotate"])?;
+    ensure!(!ok && err.contains("not an authority"), "b replaced a root: {err}");
+    let _servers = ["a", "b", "c", "d"].map(|name| Server::echo(mesh.host(name), PORT));
+    let mut old = vec![roots(&mesh, "d")?.0[0].0];
+    let count = {
+        let load = Load::new(&mesh);
+        load.during(&[("a", "b"), ("b", "c"), ("c", "d"), ("d", "a")], || {
+            let new = rotate(&mesh)?;
+            until_replaced(&mesh, &["a", "b", "c", "d"], new)?;
+            old.push(new);
+            // Everybody goes on renewing under it.
+            std::thread::sleep(LIFETIME);
+            Ok(())
+        })?;
+        load.count.into_inner()
+    };
+    println!("{count} connections while the root was replaced");
+    nothing_failed(&mesh, &["a", "b", "c", "d"])?;
+    // One is switched off. It was heard a moment ago, so it is waited for, over a restart too.
+    mesh.at_mut("d").kill();
+    let new = rotate(&mesh)?;
+    std::thread::sleep(Duration::from_secs(10));
+    let (now, waiting) = roots(&mesh, "a")?;
+    ensure!(now == [(old[1], RootPhase::Active), (new, RootPhase::Preparing)] && waiting == ["d"], "{now:?}, {waiting:?}");
+    let d = mesh.at("a").nodes()?.into_iter().find(|n| n.name.as_str() == "d").context("no d")?.id;
+    mesh.at_mut("a").kill();
+    // The silence of eight days, as the daemon writes it down.
+    let silent = serde_json::to_vec(&BTreeMap::from([(d, 8 * 86_400u64)]))?;
+    meshd_ca::store::Store::open(&mesh.at("a").dir().join("state"))?.save("silent", &silent)?;
+    mesh.at_mut("a").start()?;
+    mesh.at("a").until(State::Member)?;
+    mesh.settled()?;
+    let load = Load::new(&mesh);
+    load.during(&[("a", "b"), ("b", "c"), ("c", "a")], || {
+        until_replaced(&mesh, &["a", "b", "c"], new)?;
+        let newest = rotate(&mesh)?;
+        until_replaced(&mesh, &["a", "b", "c"], newest)?;
+        old.extend([new, newest]);
+        Ok(())
+    })?;
+    println!("{} connections while it was replaced twice", load.count.load(Ordering::Relaxed));
+    let failed: u64 = ["b", "c"]
+        .iter()
+        .map(|n| mesh.at(n).edges())
+        .collect::<Result<Vec<_>>>()?
+        .iter()
+        .flatten()
+        .filter(|e| e.port == PORT && e.peer.as_ref().is_some_and(|p| ["a", "b", "c"].contains(&p.as_str())))
+        .map(|e| e.failed)
+        .sum();
+    equal!(failed, 0, "failed connections of those who were there");
+    // It is back, and knows none of the roots that are believed by now.
+    let back = Instant::now();
+    mesh.at_mut("d").start()?;
+    mesh.at("d").until(State::Member)?;
+    mesh.settled()?;
+    for (from, to) in [("d", "b"), ("b", "d"), ("d", "a"), ("c", "d")] {
+        eventually(SETTLED, &format!("{from} to {to}"), || {
+            echo(&mut connect(mesh.host(from), sockets(mesh.host(to), PORT)[0])?, "back")
+        })?;
+    }
+    println!("a host that missed two roots is back, all its connections secured, after {} ms", back.elapsed().as_millis());
+    equal!(roots(&mesh, "d")?.0, [(old[3], RootPhase::Active)], "the roots that d believes");
+    // Of the old ones nothing is left.
+    let state = std::fs::read_dir(mesh.at("a").dir().join("state"))?.flatten().map(|f| f.file_name());
+    let keys = state.filter(|f| f.to_string_lossy().starts_with("root") && !f.to_string_lossy().contains("old")).count();
+    ensure!(keys <= 3, "{keys} files of roots");
+    Ok(())
 }
 
 fn a_banished_host_is_out_at_once_and_stays_out() -> Result<()> {

@@ -1,0 +1,227 @@
+//! How an authority replaces its root without anybody noticing, and how far it is.
+//!
+//! Pure: what to do next is read off what is true at that moment, so it does not matter when the plug was pulled. The steps:
+//!
+//! 1. *Prepare*: the new root is made, saved, and published beside the old one. It signs nothing.
+//! 2. *Acknowledged*: every member that was heard in the last [`ABSENT`] says in its record that it believes it. Who was away for longer
+//!    learns of it from the first member it reaches, before it can talk to anybody.
+//! 3. *Activate*: the new root signs, the old one does not any more and its key is destroyed.
+//! 4. *Drain*: members renew in their own time; no record shows a certificate under the old root any more.
+//! 5. *Retire*: the old root leaves the bundle. On evidence, not on a timer.
+
+use std::time::Duration;
+
+use meshd_ca::bundle::RootId;
+use meshd_ca::identity::NodeId;
+use meshd_ca::roster::Member;
+
+use crate::authorities::{ABSENT, View};
+
+/// How far one root of an authority is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// It is believed by whoever knows of it, and signs nothing yet.
+    Preparing,
+    /// It signs.
+    Active,
+    /// It signs no more; certificates under it are still shown.
+    Draining,
+}
+
+/// How far `root` is, one of those that an authority published, oldest first, when it says that it signs with `signs`.
+pub fn phase(published: &[RootId], signs: Option<RootId>, root: RootId) -> Phase {
+    let place = |id: RootId| published.iter().position(|r| *r == id);
+    match signs.and_then(place) {
+        Some(active) if place(root) == Some(active) => Phase::Active,
+        Some(active) if place(root) < Some(active) => Phase::Draining,
+        _ => Phase::Preparing,
+    }
+}
+
+/// The roots of this node, an authority that signs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Roots {
+    /// The one it signs with.
+    pub active: RootId,
+    /// How long until that ends.
+    pub left: Duration,
+    /// The one that is to follow, made and saved.
+    pub next: Option<RootId>,
+    /// Those that the roster has, oldest first.
+    pub published: Vec<RootId>,
+}
+
+/// What is to be done next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Make the root that is to follow.
+    Prepare,
+    /// Make it known.
+    Publish,
+    /// Sign with it.
+    Activate,
+    /// Take these out of the bundle.
+    Retire(Vec<RootId>),
+}
+
+impl View<'_> {
+    /// Whom a rotation to `root` waits for: members heard in the last [`ABSENT`] that do not say that they believe it.
+    pub fn unaware_of(&self, root: RootId) -> Vec<NodeId> {
+        self.unbelieving(root, ABSENT)
+    }
+
+    /// What this node is to do about its roots now. By itself it begins when less than `half` of a root's life is left and no other
+    /// authority rotates; certificates live for `lifetime` at most.
+    pub fn next_step(&self, roots: &Roots, half: Duration, lifetime: Duration) -> Option<Step> {
+        if let Some(next) = roots.next {
+            return match roots.published.contains(&next) {
+                false => Some(Step::Publish),
+                true => self.unaware_of(next).is_empty().then_some(Step::Activate),
+            };
+        }
+        let old: Vec<RootId> = roots.published.iter().copied().filter(|r| *r != roots.active).collect();
+        if !old.is_empty() {
+            return self.showing(&old, lifetime).is_empty().then_some(Step::Retire(old));
+        }
+        let alone = self.roster.authorities().filter(|m| m.node() != self.me).all(|m: &Member| m.roots.len() < 2);
+        (roots.left < half && alone).then_some(Step::Prepare)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    use meshd_ca::identity::{MeshId, TrustDomain};
+    use meshd_ca::issue::Issuer;
+    use meshd_ca::keys::PrivateKey;
+    use meshd_ca::roster::Roster;
+    use meshd_ca::time::UnixTime;
+
+    use super::*;
+    use crate::authorities::Hearing;
+    use crate::catalog::Catalog;
+    use crate::record::{self, Mode, NodeRecord, Presence, SignedRecord};
+
+    const NOW: UnixTime = UnixTime(1_800_000_000);
+    const DAY: Duration = Duration::from_secs(86_400);
+    const LIFETIME: Duration = Duration::from_secs(72 * 3600);
+
+    struct Mesh {
+        keys: Vec<PrivateKey>,
+        roster: Roster,
+        roots: Vec<Vec<u8>>,
+        /// What each member says: the roots it believes, and those it shows.
+        says: Vec<(Vec<RootId>, Vec<RootId>)>,
+        heard: BTreeMap<NodeId, Hearing>,
+    }
+
+    impl Mesh {
+        /// An authority and two members, and a second root of the authority.
+        fn new() -> Self {
+            let keys: Vec<PrivateKey> = (0..3).map(|_| PrivateKey::generate().unwrap()).collect();
+            let mesh = MeshId::from_bytes([1; 10]);
+            let domain = TrustDomain::of(mesh);
+            let me = keys[0].public().node_id();
+            let root = || Issuer::create(&domain, me, NOW, 100 * DAY).unwrap().root_der().to_vec();
+            let roots = vec![root(), root()];
+            let mut roster = Roster::found(mesh, domain.clone(), &keys[0], "a".parse().unwrap(), roots[0].clone(), NOW).unwrap();
+            for (key, name) in keys[1..].iter().zip(["b", "c"]) {
+                roster.admit(&keys[0], key.public(), &name.parse().unwrap(), NOW).unwrap();
+            }
+            let old = RootId::of(&roots[0]);
+            let heard = keys[1..].iter().map(|k| (k.public().node_id(), Hearing::Up(DAY))).collect();
+            Self { keys, roster, roots, says: vec![(vec![old], vec![old]); 3], heard }
+        }
+
+        fn id(&self, root: usize) -> RootId {
+            RootId::of(&self.roots[root])
+        }
+
+        fn step(&self, roots: &Roots) -> Option<Step> {
+            let record = |(key, (trusted, shown)): (&PrivateKey, &(Vec<RootId>, Vec<RootId>))| {
+                let roots = record::Roots { trusted: trusted.clone(), shown: shown.clone(), signs: None };
+                let record = NodeRecord {
+                    node: key.public().node_id(),
+                    sequence: 1,
+                    port: 6374,
+                    addresses: Vec::new(),
+                    zone: None,
+                    mode: Mode::Permissive,
+                    presence: Presence::Running,
+                    listeners: Vec::new(),
+                    version: "1".into(),
+                    roots,
+                };
+                Arc::new(SignedRecord::sign(key, record).unwrap())
+            };
+            let catalog = Catalog::new(self.keys.iter().zip(&self.says).map(record), &self.roster);
+            let view = View {
+                me: self.keys[0].public().node_id(),
+                roster: &self.roster,
+                catalog: &catalog,
+                heard: &self.heard,
+                listening: 30 * DAY,
+                now: NOW,
+            };
+            view.next_step(roots, 50 * DAY, LIFETIME)
+        }
+    }
+
+    #[test]
+    fn each_step_waits_for_what_it_needs_and_follows_from_the_state_alone() {
+        let mut mesh = Mesh::new();
+        let (old, new) = (mesh.id(0), mesh.id(1));
+        let roots = Roots { active: old, left: 60 * DAY, next: None, published: vec![old] };
+        assert_eq!(mesh.step(&roots), None, "half of its life is not over");
+        assert_eq!(mesh.step(&Roots { left: 49 * DAY, ..roots.clone() }), Some(Step::Prepare));
+        // The plug was pulled between saving and publishing.
+        let roots = Roots { next: Some(new), ..roots };
+        assert_eq!(mesh.step(&roots), Some(Step::Publish));
+        let me = mesh.keys[0].public().node_id();
+        mesh.roster.stand(&mesh.keys[0], mesh.roots.clone()).unwrap();
+        let roots = Roots { published: vec![old, new], ..roots };
+        for n in 0..3 {
+            assert_eq!(mesh.step(&roots), None, "{n} of 3 believe it");
+            mesh.says[n].0.push(new);
+        }
+        assert_eq!(mesh.step(&roots), Some(Step::Activate));
+        // One that does not say so blocks for a week, and no longer.
+        let c = mesh.keys[2].public().node_id();
+        mesh.says[2].0.pop();
+        for (silence, step) in [(6 * DAY, None), (ABSENT, Some(Step::Activate))] {
+            mesh.heard.insert(c, Hearing::Silent(silence));
+            assert_eq!(mesh.step(&roots), step, "{silence:?}");
+        }
+        // It drains as long as anybody shows a certificate under it who may have a good one.
+        let roots = Roots { active: new, next: None, published: vec![old, new], left: 100 * DAY };
+        mesh.says.iter_mut().for_each(|(_, shown)| *shown = vec![new]);
+        mesh.says[2].1 = vec![old];
+        for (silence, step) in [(LIFETIME - DAY, None), (LIFETIME, Some(Step::Retire(vec![old])))] {
+            mesh.heard.insert(c, Hearing::Silent(silence));
+            assert_eq!(mesh.step(&roots), step, "{silence:?}");
+        }
+        mesh.heard.insert(c, Hearing::Up(DAY));
+        assert_eq!(mesh.step(&roots), None);
+        mesh.says[2].1 = vec![new];
+        assert_eq!(mesh.step(&roots), Some(Step::Retire(vec![old])));
+        mesh.roster.stand(&mesh.keys[0], vec![mesh.roots[1].clone()]).unwrap();
+        assert_eq!(mesh.step(&Roots { published: vec![new], ..roots }), None);
+        // No two at once, unless somebody says so.
+        mesh.roster.grant(&mesh.keys[0], mesh.keys[1].public().node_id(), mesh.roots.clone()).unwrap();
+        let late = Roots { active: new, left: DAY, next: None, published: vec![new] };
+        assert_eq!(mesh.step(&late), None);
+        assert!(mesh.roster.member(me).unwrap().is_authority());
+    }
+
+    #[test]
+    fn how_far_a_root_is() {
+        let mesh = Mesh::new();
+        let (old, new) = (mesh.id(0), mesh.id(1));
+        let phases = |signs| [old, new].map(|root| phase(&[old, new], signs, root));
+        assert_eq!(phases(Some(old)), [Phase::Active, Phase::Preparing]);
+        assert_eq!(phases(Some(new)), [Phase::Draining, Phase::Active]);
+        assert_eq!(phases(None), [Phase::Preparing, Phase::Preparing]);
+    }
+}

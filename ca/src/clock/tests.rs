@@ -1,0 +1,148 @@
+use proptest::prelude::*;
+
+use super::*;
+
+const NOW: UnixTime = UnixTime(1_800_000_000);
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(86_400);
+const YEAR: Duration = Duration::from_secs(365 * 86_400);
+const BOOT: Duration = Duration::from_secs(1000);
+
+fn clock() -> MeshClock {
+    MeshClock { ends: (NOW + YEAR * 9, NOW + YEAR * 10), ..MeshClock::new(NOW, BOOT) }
+}
+
+fn by_clock(time: UnixTime) -> Said {
+    Said { time, clock: true }
+}
+
+fn by_floor(time: UnixTime) -> Said {
+    Said { time, clock: false }
+}
+
+fn tell(clock: &MeshClock, system: UnixTime, boot: Duration) -> (UnixTime, &'static str) {
+    let told = clock.tell(system, boot);
+    (told.time, told.why.as_str())
+}
+
+#[test]
+fn without_an_authority_the_system_clock_counts_where_it_can_be_right() {
+    let clock = clock();
+    assert_eq!(tell(&clock, UnixTime(0), BOOT), (NOW, "floor"));
+    assert_eq!(tell(&clock, NOW - YEAR, BOOT + HOUR), (NOW + HOUR, "floor"), "the floor goes on");
+    assert_eq!(tell(&clock, NOW + HOUR, BOOT), (NOW + HOUR, "system"));
+    assert_eq!(tell(&clock, NOW + YEAR * 73, BOOT), (NOW, "floor"), "no root is valid then");
+    assert_eq!(MeshClock::new(UnixTime(0), BOOT).floor(), EARLIEST);
+}
+
+#[test]
+fn what_an_authority_says_runs_on_and_the_system_clock_counts_where_it_agrees() {
+    let mut clock = clock();
+    clock.agree(&[by_clock(NOW + HOUR)], None, BOOT);
+    let boot = BOOT + HOUR;
+    for wrong in [UnixTime(0), NOW + YEAR * 73, NOW + DAY, NOW - YEAR] {
+        assert_eq!(tell(&clock, wrong, boot), (NOW + HOUR * 2, "signed"), "{wrong}");
+    }
+    let off = NOW + HOUR * 2 + AGREEMENT;
+    assert_eq!(tell(&clock, off, boot), (off, "system"));
+    assert_eq!(tell(&clock, off + Duration::from_secs(1), boot), (NOW + HOUR * 2, "signed"));
+    assert_eq!(clock.tell(off, boot).asked, Some(HOUR));
+    // Below the floor it does not lead, also where an authority says so.
+    let mut low = super::tests::clock();
+    low.agree(&[by_clock(NOW - YEAR)], None, BOOT);
+    assert_eq!(tell(&low, NOW - YEAR, boot), (NOW + HOUR, "floor"));
+}
+
+#[test]
+fn the_median_of_those_who_have_a_clock() {
+    let after = |others: &[Said], own| {
+        let mut clock = clock();
+        clock.agree(others, own, BOOT);
+        tell(&clock, UnixTime(0), BOOT)
+    };
+    let (right, ahead) = (NOW + DAY, NOW + YEAR * 5);
+    assert_eq!(after(&[by_clock(right), by_clock(ahead), by_clock(right + HOUR)], None), (right + HOUR, "signed"));
+    assert_eq!(after(&[by_clock(ahead), by_clock(right)], None), (right, "signed"), "the lower of two");
+    assert_eq!(after(&[by_clock(right)], Some(ahead)), (right, "signed"), "an authority whose own clock is ahead");
+    assert_eq!(after(&[by_clock(right), by_floor(NOW + DAY * 20)], None), (right, "signed"), "a floor is no clock");
+    assert_eq!(after(&[by_clock(NOW + YEAR * 73), by_clock(right)], None), (right, "signed"), "no root is valid then");
+    // None has a clock: the latest floor, but not one that is far beyond the others.
+    assert_eq!(after(&[by_floor(NOW + HOUR), by_floor(NOW + DAY)], None), (NOW + DAY, "signed"));
+    assert_eq!(after(&[by_floor(NOW + HOUR), by_floor(NOW + DAY), by_floor(NOW + YEAR)], None), (NOW + DAY, "signed"));
+}
+
+#[test]
+fn an_authority_that_is_alone_goes_by_its_own_clock_unless_others_said_otherwise() {
+    let mut alone = clock();
+    alone.agree(&[], Some(NOW + DAY), BOOT);
+    assert_eq!(tell(&alone, NOW + DAY, BOOT), (NOW + DAY, "system"));
+    assert_eq!(alone.say(NOW + DAY, BOOT), by_clock(NOW + DAY));
+    // Not set, or forged beyond every root: it has no clock, and says so.
+    for wrong in [UnixTime(0), NOW + YEAR * 73] {
+        alone.agree(&[], Some(wrong), BOOT + HOUR);
+        assert_eq!(alone.say(wrong, BOOT + HOUR), by_floor(NOW + DAY + HOUR));
+    }
+    // With a floor of another's it goes on, until its own clock is set.
+    let mut cold = clock();
+    cold.agree(&[by_floor(NOW + HOUR)], Some(UnixTime(0)), BOOT);
+    assert_eq!(cold.say(UnixTime(0), BOOT), by_floor(NOW + HOUR));
+    cold.agree(&[by_floor(NOW + HOUR)], Some(NOW + DAY * 40), BOOT);
+    assert_eq!(cold.say(NOW + DAY * 40, BOOT), by_clock(NOW + DAY * 40));
+    // What others read off their clocks holds for a day against its own alone, and against floors.
+    let mut forged = clock();
+    forged.agree(&[by_clock(NOW)], Some(NOW + YEAR * 5), BOOT);
+    forged.agree(&[], Some(NOW + YEAR * 5), BOOT + HOUR);
+    forged.agree(&[by_floor(NOW)], None, BOOT + HOUR);
+    assert_eq!(tell(&forged, NOW + YEAR * 5, BOOT + HOUR), (NOW + HOUR, "signed"));
+    assert!(!forged.say(NOW + YEAR * 5, BOOT + HOUR).clock, "it does not say what others said as its own");
+    forged.agree(&[], Some(NOW + YEAR * 5), BOOT + STALE);
+    assert_eq!(tell(&forged, NOW + YEAR * 5, BOOT + STALE), (NOW + YEAR * 5, "system"));
+    assert!(forged.floor() <= NOW + LONE_STEP + STALE);
+}
+
+#[test]
+fn one_authority_raises_the_floor_by_a_month_at_most_however_often_it_speaks() {
+    let mut clock = clock();
+    assert!(clock.hear(NOW + HOUR, BOOT) && !clock.hear(NOW + HOUR, BOOT) && !clock.hear(NOW, BOOT));
+    assert!(!clock.hear(NOW + YEAR, BOOT));
+    for n in 1..100 {
+        clock.agree(&[by_clock(NOW + DAY * 25 * n)], None, BOOT);
+    }
+    assert_eq!(clock.floor(), NOW + DAY * 25);
+    // The time that passes is not a step.
+    assert!(clock.hear(NOW + LONE_STEP + HOUR, BOOT + HOUR));
+    assert!(!clock.hear(NOW + LONE_STEP + HOUR * 2, BOOT + HOUR));
+    // A second authority stands behind it, or the operator: it counts from there.
+    assert!(clock.agree(&[by_clock(NOW + YEAR), by_clock(NOW + YEAR + AGREEMENT)], None, BOOT));
+    assert_eq!(clock.floor(), NOW + YEAR);
+    assert!(clock.hear(NOW + YEAR + LONE_STEP, BOOT) && !clock.hear(NOW + YEAR + LONE_STEP + HOUR, BOOT));
+    assert!(clock.raise(NOW + YEAR * 2, BOOT));
+    assert!(!clock.agree(&[by_clock(NOW + YEAR * 3), by_clock(NOW + YEAR * 3 + HOUR)], None, BOOT), "these two do not agree");
+}
+
+#[test]
+fn the_floor_stays_below_the_end_of_every_root() {
+    let mut clock = clock();
+    assert!(clock.raise(UnixTime(u64::MAX), BOOT));
+    assert_eq!(clock.floor(), NOW + YEAR * 9 - Duration::from_secs(1));
+}
+
+proptest! {
+    #[test]
+    fn the_system_clock_never_raises_the_floor_and_mesh_time_is_never_below_it(
+        floor in any::<u64>(), system in any::<u64>(), boot in any::<u64>(), said in any::<(u64, bool)>(), end in any::<u64>()
+    ) {
+        let boot = Duration::from_secs(boot);
+        let mut clock = MeshClock::new(UnixTime(floor), boot);
+        clock.ends = (UnixTime(end), UnixTime(end));
+        let before = clock.floor();
+        for system in [UnixTime(system), UnixTime(0), UnixTime(u64::MAX)] {
+            prop_assert!(clock.tell(system, boot).time >= before);
+            clock.say(system, boot);
+        }
+        prop_assert_eq!(clock.floor(), before);
+        clock.agree(&[Said { time: UnixTime(said.0), clock: said.1 }], None, boot);
+        prop_assert!(clock.floor() >= before && clock.floor() <= before + LONE_STEP);
+        prop_assert!(clock.tell(UnixTime(system), boot).time >= clock.floor());
+    }
+}

@@ -1,0 +1,137 @@
+//! Asks the authorities for the time and saves the clock floor.
+//!
+//! Owns when: soon after the start, every ten minutes, and at once when something shows that clocks have changed: the system clock was set,
+//! the authorities are others, or a certificate is of another time. What the answers are worth says `meshd_ca::clock`. Moments are
+//! compared by the time since boot, which goes on in suspend.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use meshd_ca::clock::statement::Question;
+use meshd_ca::clock::{AGREEMENT, Said};
+use meshd_ca::identity::NodeId;
+use meshd_ca::keys::PublicKey;
+use meshd_ca::signed::Signed;
+use meshd_ca::time::UnixTime;
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use crate::clock::{self, Clock};
+use crate::control::link::Links;
+use crate::intercept::process::since_boot;
+use crate::membership::Membership;
+
+/// How often it is looked whether it is time.
+const LOOK: Duration = Duration::from_secs(1);
+/// How often authorities are asked.
+const EVERY: Duration = Duration::from_secs(600);
+/// How soon again, when none answered, at first; then later and later.
+const AGAIN: Duration = Duration::from_secs(1);
+const LATER: Duration = Duration::from_secs(60);
+/// No sooner than that, whatever happens.
+const PAUSE: Duration = Duration::from_secs(2);
+/// How long an answer may take: it may be that old.
+const ANSWER: Duration = Duration::from_secs(4);
+/// How much the floor grows before it is written: an SD card is worn by writes.
+const WRITE: Duration = Duration::from_secs(3600);
+
+/// What the task works with.
+pub(super) struct Timekeeper {
+    pub(super) membership: Arc<Membership>,
+    pub(super) links: Arc<Links>,
+    pub(super) clock: Clock,
+}
+
+impl Timekeeper {
+    /// Asks for ever.
+    pub(super) async fn run(self) {
+        let mut tick = interval(LOOK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut roster = self.membership.watch();
+        let (mut last, mut next, mut again) = (None, Duration::ZERO, AGAIN);
+        let (mut offset, mut authorities) = (Clock::offset(), Vec::new());
+        let mut saved = self.clock.floor();
+        loop {
+            let now = tokio::select! {
+                _ = tick.tick() => false,
+                () = self.clock.doubted() => true,
+                changed = roster.changed() => if changed.is_err() { return } else { false },
+            };
+            let all = self.authorities();
+            // The system clock was set, or others say now what time it is.
+            let set = Clock::offset().abs_diff(offset) > AGREEMENT.as_secs();
+            if now || set || all != authorities {
+                (offset, next, again) = (Clock::offset(), Duration::ZERO, AGAIN);
+                authorities.clone_from(&all);
+            }
+            let boot = since_boot();
+            if boot < next || last.is_some_and(|last| boot.saturating_sub(last) < PAUSE) {
+                continue;
+            }
+            let said = self.ask(&all).await;
+            let before = self.clock.told();
+            self.clock.agree(&said, self.membership.roster().member(self.membership.me()).is_some_and(|m| m.is_authority()));
+            let after = self.clock.told();
+            if after.why != before.why || after.time.distance(before.time) > AGREEMENT {
+                let why = self.clock.why();
+                tracing::info!(source = after.why.as_str(), time = %after.time, why, "mesh time");
+            }
+            last = Some(since_boot());
+            let silent = said.is_empty() && !all.is_empty();
+            next = since_boot() + if silent { again } else { EVERY };
+            again = if silent { (2 * again).min(LATER) } else { AGAIN };
+            self.save(&mut saved).await;
+        }
+    }
+
+    /// The other authorities.
+    fn authorities(&self) -> Vec<(NodeId, PublicKey)> {
+        let roster = self.membership.roster();
+        roster.authorities().map(|m| (m.node(), m.key)).filter(|(node, _)| *node != self.membership.me()).collect()
+    }
+
+    async fn ask(&self, all: &[(NodeId, PublicKey)]) -> Vec<Said> {
+        let mut asked = JoinSet::new();
+        for (node, key) in all.iter().copied().filter(|(node, _)| self.links.knows(*node)) {
+            let (links, mesh, me) = (self.links.clone(), self.membership.roster().mesh(), self.membership.me());
+            asked.spawn(async move {
+                let answer = timeout(ANSWER, ask_one(&links, node, &key, mesh, me)).await;
+                answer.unwrap_or_else(|_| Err("no answer in time".into())).map_err(|why| (node, why))
+            });
+        }
+        let mut said = Vec::new();
+        while let Some(answer) = asked.join_next().await {
+            match answer {
+                Ok(Ok(time)) => said.push(time),
+                Ok(Err((node, why))) => tracing::debug!(%node, why, "an authority did not say what time it is"),
+                Err(error) => tracing::debug!(%error, "an authority was not asked"),
+            }
+        }
+        said
+    }
+
+    async fn save(&self, saved: &mut UnixTime) {
+        let floor = self.clock.floor();
+        if floor.since(*saved) < WRITE {
+            return;
+        }
+        match self.membership.save(clock::FILE, floor.0.to_string().into_bytes()).await {
+            Ok(()) => *saved = floor,
+            Err(error) => tracing::warn!(%error, "the clock floor could not be saved"),
+        }
+    }
+}
+
+async fn ask_one(
+    links: &Links,
+    node: NodeId,
+    key: &PublicKey,
+    mesh: meshd_ca::identity::MeshId,
+    me: NodeId,
+) -> Result<Said, String> {
+    let question = Question::new().map_err(|e| e.to_string())?;
+    let body = serde_json::to_vec(&question).map_err(|e| e.to_string())?;
+    let answer = links.post(node, "/v1/time", body).await.map_err(|e| e.to_string())?;
+    let answer: Signed = serde_json::from_slice(&answer).map_err(|e| e.to_string())?;
+    question.read(&answer, key, mesh, me).map_err(|e| e.to_string())
+}

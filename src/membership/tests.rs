@@ -1,0 +1,102 @@
+use std::path::Path;
+
+use meshd_ca::verify::verify_svid;
+use rustls_pki_types::CertificateDer;
+
+use super::*;
+
+/// The membership that a daemon finds in `dir` after a restart.
+fn restarted(dir: &Path) -> Membership {
+    let store = Arc::new(Store::open(dir).unwrap());
+    let key = Arc::new(node_key(&store).unwrap());
+    Membership::load(key, store, Clock::new(meshd_ca::time::UnixTime(0))).unwrap().unwrap()
+}
+
+/// It signs what its own roster believes, and says with which root.
+async fn signs(m: &Membership) -> RootId {
+    let key = PrivateKey::generate().unwrap();
+    let wanted = [(Workload::Node(m.me()), *key.public())];
+    let leaf = m.issue(m.me(), &wanted, Duration::from_secs(60)).await.unwrap().remove(0).unwrap();
+    let chain = [CertificateDer::from(leaf.der)];
+    let peer = verify_svid(&chain, &m.bundle(), &m.roster(), m.clock.now()).unwrap();
+    assert_eq!(Some(peer.root), *m.signs().borrow());
+    assert_eq!(Some(peer.root), m.roots().await.map(|r| r.active));
+    peer.root
+}
+
+fn copy(from: &Path, to: &Path) {
+    for file in std::fs::read_dir(from).unwrap().flatten() {
+        std::fs::copy(file.path(), to.join(file.file_name())).unwrap();
+    }
+}
+
+/// What is on the disk when the plug is pulled during a step from `before` to `after` that writes or removes these files one after the
+/// other: after each of them a daemon starts, signs, and brings the rotation to its end.
+async fn pulled_between(before: &Path, after: &Path, files: &[&str]) {
+    for done in 0..=files.len() {
+        let dir = tempfile::tempdir().unwrap();
+        copy(before, dir.path());
+        for name in &files[..done] {
+            for file in [(*name).to_owned(), format!("{name}.previous")] {
+                let (new, here) = (after.join(&file), dir.path().join(&file));
+                match new.exists() {
+                    true => drop(std::fs::copy(new, here).unwrap()),
+                    false => drop(std::fs::remove_file(here)),
+                }
+            }
+        }
+        let m = restarted(dir.path());
+        let (id, was) = (m.me(), signs(&m).await);
+        if m.roots().await.unwrap().next.is_some() {
+            m.publish_next().await.unwrap();
+            m.activate_next().await.unwrap();
+            assert_ne!(signs(&m).await, was);
+        }
+        let roots = m.roots().await.unwrap();
+        let old: Vec<RootId> = roots.published.iter().copied().filter(|r| *r != roots.active).collect();
+        m.drop_roots(&old).await.unwrap();
+        drop(m);
+        let m = restarted(dir.path());
+        let roots = m.roots().await.unwrap();
+        assert_eq!((m.me(), signs(&m).await), (id, roots.active));
+        assert_eq!((roots.published, roots.next), (vec![roots.active], None), "after {done} of {files:?}");
+        let keys = ROOTS.iter().filter(|(key, _)| dir.path().join(key).exists()).count();
+        assert_eq!(keys, 1, "after {done} of {files:?} the key of the old root is there");
+    }
+}
+
+#[tokio::test]
+async fn a_rotation_survives_a_pulled_plug_at_every_file() {
+    let dirs: Vec<_> = (0..5).map(|_| tempfile::tempdir().unwrap()).collect();
+    let live = tempfile::tempdir().unwrap();
+    let store = Arc::new(Store::open(live.path()).unwrap());
+    let key = Arc::new(node_key(&store).unwrap());
+    let clock = Clock::new(meshd_ca::time::UnixTime(0));
+    let m = Membership::found(key, store, clock, HostName::nearest("a"), None).unwrap();
+    let first = signs(&m).await;
+    let snapshot = |n: usize| copy(live.path(), dirs[n].path());
+    snapshot(0);
+    let next = m.prepare_next().await.unwrap();
+    assert_eq!(m.prepare_next().await.unwrap(), next, "one at a time");
+    assert_eq!(signs(&m).await, first);
+    snapshot(1);
+    m.publish_next().await.unwrap();
+    assert_eq!(signs(&m).await, first);
+    snapshot(2);
+    m.activate_next().await.unwrap();
+    assert_eq!(signs(&m).await, next);
+    assert!(matches!(m.prepare_next().await, Err(MembershipError::Rotating)), "the old one is still believed");
+    snapshot(3);
+    m.drop_roots(&[first]).await.unwrap();
+    assert_eq!(signs(&m).await, next);
+    snapshot(4);
+    let [(key, root), (key2, root2)] = ROOTS;
+    for (step, files) in [&[key2, root2][..], &[ROSTER], &[SIGNS, root, key], &[ROSTER]].into_iter().enumerate() {
+        pulled_between(dirs[step].path(), dirs[step + 1].path(), files).await;
+    }
+    // And the next one, in the other place.
+    m.prepare_next().await.unwrap();
+    m.publish_next().await.unwrap();
+    m.activate_next().await.unwrap();
+    assert_ne!(signs(&m).await, next);
+}
