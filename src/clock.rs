@@ -54,6 +54,11 @@ impl Clock {
         u64::try_from(since_epoch().as_millis()).unwrap_or(u64::MAX)
     }
 
+    /// The system clock, whatever it shows.
+    pub(crate) fn system_time() -> UnixTime {
+        system()
+    }
+
     /// `system` when the system clock is used, `floor` when it shows less than an authority has already signed.
     pub(crate) fn source(&self) -> &'static str {
         if system() >= self.floor() { "system" } else { "floor" }
