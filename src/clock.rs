@@ -89,6 +89,11 @@ impl Clock {
         u64::try_from(since_epoch().as_millis()).unwrap_or(u64::MAX)
     }
 
+    /// The system clock, whatever it shows.
+    pub(crate) fn system_time() -> UnixTime {
+        system()
+    }
+
     /// How far the system clock is ahead of the time since boot, in seconds: it changes when somebody sets the clock.
     pub(crate) fn offset() -> u64 {
         system().0.saturating_sub(since_boot().as_secs())

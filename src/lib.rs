@@ -5,6 +5,7 @@
 
 pub(crate) mod admin;
 pub mod api;
+pub(crate) mod backup;
 pub(crate) mod check;
 pub mod cli;
 pub(crate) mod clock;

@@ -22,7 +22,7 @@ use meshd_ca::identity::{HostName, MeshId, NodeId, SpiffeId, TrustDomain, Worklo
 use meshd_ca::issue::{Issuer, Leaf, may_hold};
 use meshd_ca::join::{Admission, Admitted, Authority, JoinError, Reason, Step};
 use meshd_ca::keys::{self, PrivateKey, PublicKey};
-use meshd_ca::roster::{Entry, Member, Roster, RosterError};
+use meshd_ca::roster::{Entry, Member, Roster, RosterError, Standing};
 use meshd_ca::signed::Signed;
 use meshd_ca::store::{Store, StoreError};
 use meshd_ca::token::{JoinToken, TokenInfo, TokenTable};
@@ -37,15 +37,16 @@ mod tests;
 /// How long a root lives: ten years (design section 4).
 pub(crate) const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 86_400);
 
-const KEY: &str = "node.key";
-const ROSTER: &str = "roster";
-const ROOT_KEY: &str = "root.key";
+pub(crate) const KEY: &str = "node.key";
+pub(crate) const ROSTER: &str = "roster";
+pub(crate) const ROOT_KEY: &str = "root.key";
+pub(crate) const ROOT2_KEY: &str = "root2.key";
 const ROOT_CERTIFICATE: &str = "root.crt";
-const TOKENS: &str = "tokens";
+pub(crate) const TOKENS: &str = "tokens";
 /// The name of the root that this authority began to sign with. A founder signs from the beginning and needs none.
 const SIGNS: &str = "signs";
 /// Key and certificate of a root. There are two places: while one root signs, the one that is to follow is made in the other.
-const ROOTS: [(&str, &str); 2] = [(ROOT_KEY, ROOT_CERTIFICATE), ("root2.key", "root2.crt")];
+const ROOTS: [(&str, &str); 2] = [(ROOT_KEY, ROOT_CERTIFICATE), (ROOT2_KEY, "root2.crt")];
 /// What an office consists of on disk.
 const OFFICE: [&str; 6] = [ROOT_KEY, ROOT_CERTIFICATE, ROOTS[1].0, ROOTS[1].1, TOKENS, SIGNS];
 
@@ -97,6 +98,8 @@ pub(crate) struct Membership {
 struct State {
     roster: Roster,
     office: Option<Office>,
+    /// Files that are behind what is above, because writing them failed: nobody may be told what is in memory only.
+    unsaved: HashSet<&'static str>,
 }
 
 struct Office {
@@ -257,6 +260,12 @@ impl Membership {
         Ok(Some(Self::with(key, store, clock, roster, office)))
     }
 
+    /// What the saved roster says of this node; none where there is none, or it does not know the node.
+    pub(crate) fn standing(store: &Store, me: NodeId) -> Result<Option<Standing>, MembershipError> {
+        let Some(saved) = store.load(ROSTER)? else { return Ok(None) };
+        Ok(Roster::from_bytes(&saved.bytes)?.member(me).map(|m| m.standing))
+    }
+
     /// Takes the place in another mesh that a join has just granted. An own root of before is dropped.
     pub(crate) fn adopt(key: Arc<PrivateKey>, store: Arc<Store>, clock: Clock, roster: Roster) -> Result<Self, MembershipError> {
         store.save(ROSTER, &roster.to_bytes())?;
@@ -280,7 +289,7 @@ impl Membership {
         let (sender, _) = watch::channel(Arc::new(roster.clone()));
         let signs = office.as_ref().filter(|o| o.signs).map(|o| RootId::of(o.issuer.root_der()));
         let (signs, _) = watch::channel(signs);
-        Self { key, store, clock, state: Mutex::new(State { roster, office }), roster: sender, signs }
+        Self { key, store, clock, state: Mutex::new(State { roster, office, unsaved: HashSet::new() }), roster: sender, signs }
     }
 
     /// This node's id.
@@ -326,11 +335,12 @@ impl Membership {
     /// Adds an entry somebody else signed. Returns whether it changed anything.
     pub(crate) async fn merge(&self, entry: Entry) -> Result<bool, MembershipError> {
         let mut state = self.state.lock().await;
-        if !state.roster.merge(entry)? {
-            return Ok(false);
+        let changed = state.roster.merge(entry)?;
+        let unsaved = state.unsaved.contains(ROSTER);
+        if changed || unsaved {
+            self.save_roster(&mut state).await?;
         }
-        self.save_roster(&state.roster).await?;
-        Ok(true)
+        Ok(changed || unsaved)
     }
 
     /// One step of somebody's join. What the answer depends on is on disk when this returns.
@@ -340,23 +350,28 @@ impl Membership {
         message: &[u8],
     ) -> Result<Result<Step<Admitted>, JoinError>, MembershipError> {
         let mut state = self.state.lock().await;
-        let State { roster, office } = &mut *state;
+        let State { roster, office, unsaved } = &mut *state;
         // Hosts without a token ask every member they see.
         let Some(office) = office else { return Ok(Err(JoinError::Refused(Reason::NotAuthority))) };
         let (roster_before, tokens_before) = (roster.digest(), office.tokens.to_bytes());
         let mut desk = Desk { key: &self.key, roster, tokens: &mut office.tokens, approvals: &mut office.approvals };
         let now = self.clock.now();
         let step = admission.receive(message, &mut desk, now);
-        let tokens = office.tokens.to_bytes();
-        if *tokens != *tokens_before {
-            self.save(TOKENS, tokens.to_vec()).await?;
+        if *office.tokens.to_bytes() != *tokens_before {
+            unsaved.insert(TOKENS);
         }
         if roster.digest() != roster_before {
+            unsaved.insert(ROSTER);
+        }
+        // The table first: a roster that is written without it would leave a token that admits one more.
+        if state.unsaved.contains(TOKENS) {
+            self.save_tokens(&mut state).await?;
+        }
+        if state.unsaved.contains(ROSTER) {
             // The new member takes our time for its floor, with the operator behind it: we must not forget it before that member does.
-            if self.clock.raise(now) {
-                self.save(clock::FILE, self.clock.floor().0.to_string().into_bytes()).await?;
-            }
-            self.save_roster(roster).await?;
+            self.clock.raise(now);
+            self.save(clock::FILE, self.clock.floor().0.to_string().into_bytes()).await?;
+            self.save_roster(&mut state).await?;
         }
         Ok(step)
     }
@@ -373,7 +388,7 @@ impl Membership {
     /// Notes that a person typed the code of a host that waits. Returns whom it has let in already.
     pub(crate) async fn approve(&self, code: ApprovalCode) -> Result<Option<NodeId>, MembershipError> {
         let mut state = self.state.lock().await;
-        let State { roster, office } = &mut *state;
+        let State { roster, office, .. } = &mut *state;
         let Some(office) = office else { return Err(self.not_authority(roster)) };
         Ok(office.approvals.approve(code, self.clock.now()))
     }
@@ -386,11 +401,10 @@ impl Membership {
         hints: &[SocketAddr],
     ) -> Result<JoinToken, MembershipError> {
         let mut state = self.state.lock().await;
-        let State { roster, office } = &mut *state;
+        let State { roster, office, .. } = &mut *state;
         let Some(office) = office else { return Err(self.not_authority(roster)) };
         let token = office.tokens.create(roster.mesh(), self.key.public(), self.clock.now(), lifetime, uses, hints.to_vec())?;
-        let bytes = office.tokens.to_bytes();
-        self.save(TOKENS, bytes.to_vec()).await?;
+        self.save_tokens(&mut state).await?;
         Ok(token)
     }
 
@@ -406,13 +420,12 @@ impl Membership {
     /// Makes a token useless. Returns whether there was such a token.
     pub(crate) async fn revoke_token(&self, id: &str) -> Result<bool, MembershipError> {
         let mut state = self.state.lock().await;
-        let State { roster, office } = &mut *state;
+        let State { roster, office, unsaved } = &mut *state;
         let Some(office) = office else { return Err(self.not_authority(roster)) };
         let Ok(id) = id.parse() else { return Ok(false) };
         let found = office.tokens.revoke(id);
-        if found {
-            let bytes = office.tokens.to_bytes();
-            self.save(TOKENS, bytes.to_vec()).await?;
+        if found || unsaved.contains(TOKENS) {
+            self.save_tokens(&mut state).await?;
         }
         Ok(found)
     }
@@ -463,6 +476,8 @@ impl Membership {
         }
         let issuer = Issuer::create(&domain, self.me(), now, ROOT_LIFETIME)?;
         let (key, root) = issuer.to_parts();
+        // Tokens of an office that this node had in another mesh, if the plug was pulled before they were removed.
+        self.store.remove(TOKENS)?;
         // A certificate without its key is of no use to anybody; a key without certificate is made again.
         self.store.remove(ROOT_CERTIFICATE)?;
         self.save(ROOT_KEY, key.to_vec()).await?;
@@ -474,7 +489,7 @@ impl Membership {
     /// more. Returns the entry by which it says which root it has, to be passed on.
     pub(crate) async fn assume(&self) -> Result<Option<Entry>, MembershipError> {
         let mut state = self.state.lock().await;
-        let State { roster, office } = &mut *state;
+        let State { roster, office, unsaved } = &mut *state;
         let me = self.me();
         let Some(member) = roster.member(me).filter(|m| m.is_authority()).cloned() else {
             if office.take().is_some() {
@@ -495,11 +510,15 @@ impl Membership {
                 self.signs.send_replace(Some(RootId::of(office.issuer.root_der())));
             }
         }
-        if member.by == me || me == roster.founder() {
+        if me == roster.founder() || member.by == me && !unsaved.contains(ROSTER) {
             return Ok(None);
         }
-        let entry = roster.stand(&self.key, member.roots)?;
-        self.save_roster(roster).await?;
+        let entry = match roster.entry(me).filter(|_| member.by == me) {
+            // Signed before, when it could not be saved.
+            Some(entry) => entry.clone(),
+            None => roster.stand(&self.key, member.roots)?,
+        };
+        self.save_roster(&mut state).await?;
         Ok(Some(entry))
     }
 
@@ -535,7 +554,7 @@ impl Membership {
     /// Makes the root that is to follow the one that signs, and saves it; the same one at each call. Returns its name.
     pub(crate) async fn prepare_next(&self) -> Result<RootId, MembershipError> {
         let mut state = self.state.lock().await;
-        let State { roster, office } = &mut *state;
+        let State { roster, office, .. } = &mut *state;
         let Some(office) = office.as_mut().filter(|o| o.signs) else { return Err(self.not_authority(roster)) };
         if let Some(next) = &office.next {
             return Ok(RootId::of(next.root_der()));
@@ -572,7 +591,7 @@ impl Membership {
     /// Signs with the next root from now on, and destroys the key of the old one.
     pub(crate) async fn activate_next(&self) -> Result<(), MembershipError> {
         let mut state = self.state.lock().await;
-        let State { roster, office } = &mut *state;
+        let State { roster, office, .. } = &mut *state;
         let Some(office) = office else { return Ok(()) };
         let Some(next) = office.next.as_ref().map(|n| RootId::of(n.root_der())) else { return Ok(()) };
         // The moment: before it the old root signs after a power cut, and from then on the new one.
@@ -589,7 +608,7 @@ impl Membership {
     /// Takes roots of this node out of the bundle. Returns the entry, to be passed on.
     pub(crate) async fn drop_roots(&self, old: &[RootId]) -> Result<Entry, MembershipError> {
         let mut state = self.state.lock().await;
-        let State { roster, office } = &mut *state;
+        let State { roster, office, .. } = &mut *state;
         if let Some(office) = office {
             // Before the roster forgets which of the two is the old one.
             office.forget_old(&self.store, &published(roster, self.me()))?;
@@ -606,12 +625,11 @@ impl Membership {
         state: &mut State,
         change: impl FnOnce(Vec<Vec<u8>>) -> Vec<Vec<u8>>,
     ) -> Result<Entry, MembershipError> {
-        let mut roster = state.roster.clone();
-        let now = roster.member(self.me()).map(|m| m.roots.clone()).unwrap_or_default();
-        let entry = roster.stand(&self.key, change(now))?;
-        self.save_roster(&roster).await?;
-        state.roster = roster;
-        Ok(entry)
+        self.change_roster(state, |roster| {
+            let now = roster.member(self.me()).map(|m| m.roots.clone()).unwrap_or_default();
+            roster.stand(&self.key, change(now))
+        })
+        .await
     }
 
     /// Makes a member with this root an authority; returns the entry to be passed on.
@@ -628,14 +646,10 @@ impl Membership {
     /// again by this node.
     pub(crate) async fn banish(&self, node: NodeId) -> Result<Vec<Entry>, MembershipError> {
         let mut state = self.state.lock().await;
-        let mut roster = state.roster.clone();
-        let first = roster.banish(&self.key, node)?;
-        self.save_roster(&roster).await?;
         let old: HashSet<Vec<u8>> = state.roster.entries().map(Entry::to_bytes).collect();
-        let again = roster.entries().filter(|e| !old.contains(&e.to_bytes()) && **e != first).cloned();
-        let entries = std::iter::once(first.clone()).chain(again).collect();
-        state.roster = roster;
-        Ok(entries)
+        let first = self.change_roster(&mut state, |roster| roster.banish(&self.key, node)).await?;
+        let again = state.roster.entries().filter(|e| !old.contains(&e.to_bytes()) && **e != first).cloned();
+        Ok(std::iter::once(first.clone()).chain(again).collect())
     }
 
     async fn change(
@@ -643,25 +657,46 @@ impl Membership {
         change: impl FnOnce(&mut Roster, &PrivateKey) -> Result<Entry, RosterError>,
     ) -> Result<Entry, MembershipError> {
         let mut state = self.state.lock().await;
+        self.change_roster(&mut state, |roster| change(roster, &self.key)).await
+    }
+
+    /// Changes the roster, or leaves it as it was if that cannot be saved.
+    async fn change_roster(
+        &self,
+        state: &mut State,
+        change: impl FnOnce(&mut Roster) -> Result<Entry, RosterError>,
+    ) -> Result<Entry, MembershipError> {
         let mut roster = state.roster.clone();
-        let entry = change(&mut roster, &self.key)?;
-        self.save_roster(&roster).await?;
-        state.roster = roster;
-        Ok(entry)
+        let entry = change(&mut roster)?;
+        let before = std::mem::replace(&mut state.roster, roster);
+        let saved = self.save_roster(state).await;
+        if saved.is_err() {
+            state.roster = before;
+        }
+        saved.map(|()| entry)
     }
 
     /// Declares that this node leaves, and returns the signed entry for the others.
     pub(crate) async fn leave(&self) -> Result<Entry, MembershipError> {
-        let mut state = self.state.lock().await;
-        let entry = state.roster.leave(&self.key)?;
-        self.save_roster(&state.roster).await?;
-        Ok(entry)
+        self.change(Roster::leave).await
     }
 
-    async fn save_roster(&self, roster: &Roster) -> Result<(), MembershipError> {
-        self.save(ROSTER, roster.to_bytes()).await?;
-        self.clock.within(&roster.bundle());
-        self.roster.send_replace(Arc::new(roster.clone()));
+    /// Writes the roster, and shows it to everybody when it is on disk.
+    async fn save_roster(&self, state: &mut State) -> Result<(), MembershipError> {
+        state.unsaved.insert(ROSTER);
+        self.save(ROSTER, state.roster.to_bytes()).await?;
+        state.unsaved.remove(ROSTER);
+        self.clock.within(&state.roster.bundle());
+        self.roster.send_replace(Arc::new(state.roster.clone()));
+        Ok(())
+    }
+
+    async fn save_tokens(&self, state: &mut State) -> Result<(), MembershipError> {
+        let Some(office) = &state.office else { return Ok(()) };
+        let bytes = office.tokens.to_bytes();
+        state.unsaved.insert(TOKENS);
+        self.save(TOKENS, bytes.to_vec()).await?;
+        state.unsaved.remove(TOKENS);
         Ok(())
     }
 

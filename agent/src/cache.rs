@@ -18,6 +18,8 @@ use std::{fs, io, thread};
 use meshd_ca::identity::NodeId;
 use thiserror::Error;
 
+/// The name of the database in its directory.
+pub const DIRECTORY: &str = "cache";
 /// Nodes held of each kind, as many as a roster may have.
 pub const MAX_NODES: usize = 4096;
 /// Longest record in bytes: its 32 KiB with the signature and encoding around it.
@@ -71,7 +73,7 @@ impl Cache {
     /// [`CacheError::Unusable`] when the directory cannot be written, another process has the database, or a new one cannot be
     /// made either.
     pub fn open(dir: &Path) -> Result<Self, CacheError> {
-        let path = dir.join("cache");
+        let path = dir.join(DIRECTORY);
         let unusable = |reason: String| CacheError::Unusable { path: path.clone(), reason };
         fs::create_dir_all(dir).map_err(|e| unusable(e.to_string()))?;
         if size(&path) > MAX_DISK {

@@ -404,6 +404,12 @@ enum AdmissionState {
     Over,
 }
 
+/// Whether a node that has used a token may use it again: it is a member, and lost the answer; or the roster has never heard of it, because the plug
+/// of the authority was pulled when the table of tokens was written and the roster was not. One that left or was banished may not.
+fn may_repeat(roster: &Roster, node: NodeId) -> bool {
+    roster.member(node).is_none_or(|m| m.standing == Standing::Active)
+}
+
 /// The authority's side of one connection.
 pub struct Admission {
     channel: Channel,
@@ -495,7 +501,7 @@ impl Admission {
             },
         };
         self.said.add(message);
-        let again = authority.roster().is_active(node);
+        let again = may_repeat(authority.roster(), node);
         let mut roster = authority.roster().clone();
         let name = roster.admit(authority.key(), theirs, wish, now).map_err(|e| match e {
             RosterError::Banished => JoinError::Refused(Reason::Banished),
@@ -525,7 +531,7 @@ impl Admission {
     /// The token's secret, if this node may use the token now.
     fn secret(&self, token: TokenId, authority: &mut dyn Authority, now: UnixTime) -> Result<Zeroizing<[u8; 20]>, JoinError> {
         let node = self.channel.theirs.node_id();
-        let again = authority.roster().is_active(node).then_some(node);
+        let again = may_repeat(authority.roster(), node).then_some(node);
         let secret = authority.tokens().usable(token, again, now);
         secret.cloned().map_err(|closed: Closed| {
             JoinError::Refused(match closed {

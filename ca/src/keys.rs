@@ -1,4 +1,4 @@
-//! Keys: P-256 signatures, random bytes, hashes and MACs. The only file of this package that names `ring`.
+//! Keys: P-256 signatures, random bytes, hashes, MACs and sealing. The only file of this package that names `ring`.
 //!
 //! Owns the node key's form in memory (wiped when dropped) and on disk (PKCS#8). A [`PrivateKey`] never prints itself.
 
@@ -6,7 +6,7 @@ use std::fmt;
 
 use ring::rand::{SecureRandom, SystemRandom};
 use ring::signature::{ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair, UnparsedPublicKey};
-use ring::{digest, hkdf, hmac};
+use ring::{aead, digest, hkdf, hmac};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 use zeroize::Zeroizing;
@@ -69,6 +69,37 @@ pub fn derive(secret: &[u8], salt: &[u8], info: &[u8]) -> Zeroizing<[u8; 32]> {
         let _ = okm.fill(&mut out[..]);
     }
     out
+}
+
+fn sealing(key: &[u8; 32]) -> Result<(aead::LessSafeKey, aead::Nonce), KeyError> {
+    let key = aead::UnboundKey::new(&aead::AES_256_GCM, key).map_err(|_| KeyError::Malformed)?;
+    // Each key seals once, so that any nonce will do.
+    Ok((aead::LessSafeKey::new(key), aead::Nonce::assume_unique_for_key([0; 12])))
+}
+
+/// Seals bytes with AES-256-GCM under a key that **seals nothing else**; `about` is not hidden, and cannot be changed either.
+///
+/// # Errors
+/// [`KeyError::Malformed`] when there are too many bytes.
+pub fn seal(key: &[u8; 32], about: &[u8], plain: &[u8]) -> Result<Vec<u8>, KeyError> {
+    let (key, nonce) = sealing(key)?;
+    // Room for the tag, so that nothing of the plaintext is left behind when it grows.
+    let mut bytes = Vec::with_capacity(plain.len() + aead::MAX_TAG_LEN);
+    bytes.extend_from_slice(plain);
+    key.seal_in_place_append_tag(nonce, aead::Aad::from(about), &mut bytes).map_err(|_| KeyError::Malformed)?;
+    Ok(bytes)
+}
+
+/// Opens what [`seal`] made.
+///
+/// # Errors
+/// [`KeyError::Signature`] when it was sealed with another key, or is not exactly what was made.
+pub fn open(key: &[u8; 32], about: &[u8], sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, KeyError> {
+    let (key, nonce) = sealing(key)?;
+    let mut bytes = Zeroizing::new(sealed.to_vec());
+    let length = key.open_in_place(nonce, aead::Aad::from(about), &mut bytes).map_err(|_| KeyError::Signature)?.len();
+    bytes.truncate(length);
+    Ok(bytes)
 }
 
 /// Whether two secrets are equal, in time that does not depend on where they differ.

@@ -1,16 +1,22 @@
 //! Small files that survive power cuts: two generations each, checksummed, replaced atomically, readable by their owner only.
 //!
-//! For what must not be lost: keys, roster, tokens, clock floor. A file NAME is written whole to a new file, flushed to the disk,
-//! and renamed over the old one, which lives on as `NAME.previous`; at every moment in between a complete generation is there under
-//! one of the two names. A reader takes the newest generation whose checksum fits, and says so when that is not the newest
-//! that was written.
+//! For what must not be lost: keys, roster, tokens, clock floor. A file has two places, `NAME` and `NAME.other`, and a generation is
+//! written to each in turn: whole to a new file, flushed to the disk, renamed over the *older* of the two, and the directory flushed. So no
+//! step ever touches the newest generation, and it does not matter in which order a file system remembers names, nor whether a rename is one step to it.
+//! A reader takes the higher of the generations whose checksum fits, and says so when the other may have been higher.
+//!
+//! What [`Store::load`] gives is on the disk, also where the process that wrote it was killed before it could see to that: [`Store::open`] flushes.
+//! The model in `power.rs` pulls the plug between any two system calls ([`Disk`]).
 //!
 //! One [`Store`] owns its directory: a lock keeps out a second daemon or command. Not here: what the bytes mean.
 
+mod disk;
+mod survey;
+
 use std::collections::BTreeSet;
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
-use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt};
+use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
+use std::io::{self, ErrorKind, Read};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -18,6 +24,9 @@ use thiserror::Error;
 use zeroize::Zeroizing;
 
 use crate::keys::sha256;
+pub use disk::Disk;
+use disk::System;
+pub use survey::{Health, Place, Survey, Surveyed, survey};
 
 /// Longest content of a file in bytes.
 pub const MAX_FILE: usize = 32 << 20;
@@ -26,7 +35,7 @@ const MAGIC: [u8; 8] = *b"meshd\0s1";
 /// Magic, generation, length, SHA-256 of all the rest.
 const HEADER: usize = 8 + 8 + 8 + 32;
 const LOCK: &str = "lock";
-const PREVIOUS: &str = ".previous";
+const OTHER: &str = ".other";
 const TEMPORARY: &str = ".new";
 
 /// What can go wrong with a state directory.
@@ -55,7 +64,7 @@ pub enum StoreError {
         what: &'static str,
     },
     /// A file is there, but neither generation of it can be used.
-    #[error("{} is damaged, and so is the generation before it: restore it from a backup, or remove both to start over", .0.display())]
+    #[error("{} is damaged, and so is its other generation: restore it from a backup, or remove both to start over", .0.display())]
     Damaged(PathBuf),
     /// A name has 1 to 64 characters of `a-z`, `0-9` and `-`, may have one `.` in the middle, and is not `lock`.
     #[error("not the name of a state file")]
@@ -70,7 +79,7 @@ pub enum StoreError {
 pub struct Loaded {
     /// Its content.
     pub bytes: Zeroizing<Vec<u8>>,
-    /// Whether the newest generation was lost or damaged, and this is the one before it.
+    /// Whether the other generation is lost or damaged and may have been newer: this is perhaps the one before it.
     pub fallback: bool,
     /// Whether others than the owner could read or write it. They cannot any more; whether they did is not known.
     pub exposed: bool,
@@ -80,6 +89,7 @@ pub struct Loaded {
 #[derive(Debug)]
 pub struct Store {
     dir: PathBuf,
+    disk: Box<dyn Disk>,
     narrowed: bool,
     noticed: Mutex<Noticed>,
     _lock: File,
@@ -88,23 +98,12 @@ pub struct Store {
 /// What was not as it should be with the files so far.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Noticed {
-    /// The newest generation was lost or damaged ([`Loaded::fallback`]).
+    /// A generation was lost or damaged that may have been the newest ([`Loaded::fallback`]).
     pub fallback: BTreeSet<String>,
     /// Others than the owner could read or write it ([`Loaded::exposed`]).
     pub exposed: BTreeSet<String>,
     /// Why the last [`Store::save`] failed; none when it succeeded.
     pub unwritten: Option<String>,
-}
-
-/// One step of replacing a file. Doing only the first of them, as a power cut does, must leave a complete generation.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Op<'a> {
-    /// Make a new file with these bytes and flush it to the disk.
-    Write(PathBuf, &'a [u8]),
-    Rename(PathBuf, PathBuf),
-    Remove(PathBuf),
-    /// Flush the directory to the disk.
-    SyncDir,
 }
 
 impl Store {
@@ -115,8 +114,16 @@ impl Store {
     /// [`StoreError::Busy`] when another process has it; [`StoreError::Foreign`] when others may enter it and it holds something
     /// but was never a state directory; [`StoreError::Io`].
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
+        Self::open_on(dir, Box::new(System))
+    }
+
+    /// As [`Store::open`], with system calls that somebody watches.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_on(dir: &Path, disk: Box<dyn Disk>) -> Result<Self, StoreError> {
         let failed = |source| StoreError::Io { path: dir.into(), source };
-        DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
+        make(dir, disk.as_ref()).map_err(failed)?;
         let path = dir.join(LOCK);
         is_file(&path)?;
         let handle = File::open(dir).map_err(failed)?;
@@ -142,13 +149,16 @@ impl Store {
             if entry.file_name().to_str().is_some_and(|name| name.ends_with(TEMPORARY)) {
                 let path = entry.path();
                 is_file(&path)?;
-                match fs::remove_file(&path) {
+                match disk.remove(&path) {
                     Err(e) if e.kind() == ErrorKind::ReadOnlyFilesystem => {}
                     removed => removed.map_err(|source| StoreError::Io { path, source })?,
                 }
             }
         }
-        Ok(Self { dir: dir.into(), narrowed, noticed: Mutex::default(), _lock: lock })
+        // A process that was killed has perhaps renamed and not flushed. What is read now is acted upon, so it has to stay.
+        let unwritten = flush(dir, disk.as_ref()).err().map(|source| failed(source).to_string());
+        let noticed = Mutex::new(Noticed { unwritten, ..Noticed::default() });
+        Ok(Self { dir: dir.into(), disk, narrowed, noticed, _lock: lock })
     }
 
     /// Whether others than the owner could enter the directory until it was opened.
@@ -167,9 +177,9 @@ impl Store {
     /// [`StoreError::Damaged`] when there is one but no generation of it can be used: that is not the same as none, and must not
     /// be taken for a first start. [`StoreError::Name`], [`StoreError::Io`].
     pub fn load(&self, name: &str) -> Result<Option<Loaded>, StoreError> {
-        let [path, previous] = self.paths(name)?;
-        let (newest, before) = (Generation::read(&path)?, Generation::read(&previous)?);
-        let exposed = newest.exposed || before.exposed;
+        let [path, other] = self.paths(name)?;
+        let (a, b) = (Generation::read(&path)?, Generation::read(&other)?);
+        let exposed = a.exposed || b.exposed;
         let loaded = |g: Complete, fallback: bool| {
             let mut noticed = self.noticed.lock().unwrap_or_else(PoisonError::into_inner);
             // Names are few: only files that exist get here.
@@ -177,14 +187,12 @@ impl Store {
             exposed.then(|| noticed.exposed.insert(name.to_owned()));
             Ok(Some(Loaded { bytes: g.bytes, fallback, exposed }))
         };
-        match (newest.found, before.found) {
-            (Found::Good(a), Found::Good(b)) if b.number > a.number => loaded(b, true),
-            (Found::Good(a), _) => loaded(a, false),
-            (_, Found::Good(b)) => loaded(b, true),
-            (Found::Nothing, Found::Nothing) => Ok(None),
-            (Found::Other(error), _) | (_, Found::Other(error)) => Err(error),
-            (Found::Unreadable(source), _) | (_, Found::Unreadable(source)) => Err(StoreError::Io { path, source }),
-            _ => Err(StoreError::Damaged(path)),
+        match choose([a.found, b.found]) {
+            Ok((complete, fallback)) => loaded(complete, fallback),
+            Err(Found::Nothing) => Ok(None),
+            Err(Found::Other(error)) => Err(error),
+            Err(Found::Unreadable(source)) => Err(StoreError::Io { path, source }),
+            Err(_) => Err(StoreError::Damaged(path)),
         }
     }
 
@@ -202,25 +210,27 @@ impl Store {
         if bytes.len() > MAX_FILE {
             return Err(StoreError::TooLong);
         }
-        let [path, previous] = self.paths(name)?;
-        let (newest, before) = (Generation::read(&path)?, Generation::read(&previous)?);
-        let number = newest.number().max(before.number()).saturating_add(1);
-        let content = Zeroizing::new(encode(number, bytes));
-        // A damaged file must not push out the good generation before it.
-        let keep = newest.number() > before.number();
-        self.run(&self.replace(path, previous, &content, keep))
-    }
-
-    fn replace<'a>(&self, path: PathBuf, previous: PathBuf, content: &'a [u8], keep: bool) -> Vec<Op<'a>> {
-        let mut new = path.clone().into_os_string();
+        let places = self.paths(name)?;
+        let (older, newest) = in_order(&places)?;
+        let content = Zeroizing::new(encode(newest.number + 1, bytes));
+        let mut new = places[0].clone().into_os_string();
         new.push(TEMPORARY);
         let new = PathBuf::from(new);
-        let mut ops = vec![Op::Write(new.clone(), content)];
-        if keep {
-            ops.push(Op::Rename(path.clone(), previous));
+        self.put(&new, &content).map_err(|source| StoreError::Io { path: new.clone(), source })?;
+        let renamed = self.disk.rename(&new, older.path).and_then(|()| self.disk.sync_dir(&self.dir));
+        renamed.map_err(|source| StoreError::Io { path: older.path.into(), source })
+    }
+
+    fn put(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        // Left behind by a failed write of this process; the lock keeps others out.
+        absent(self.disk.remove(path))?;
+        let mut file = self.disk.create(path)?;
+        let written = self.disk.write(&mut file, path, bytes).and_then(|()| self.disk.sync_file(&file, path));
+        if written.is_err() {
+            // Half a file would only make a full disk fuller.
+            let _ = self.disk.remove(path);
         }
-        ops.extend([Op::Rename(new, path), Op::SyncDir]);
-        ops
+        written
     }
 
     /// Removes a file, both generations. That there is none is no error.
@@ -228,33 +238,74 @@ impl Store {
     /// # Errors
     /// [`StoreError::Name`], [`StoreError::Io`].
     pub fn remove(&self, name: &str) -> Result<(), StoreError> {
-        let [path, previous] = self.paths(name)?;
+        let places = self.paths(name)?;
+        let (older, newest) = in_order(&places)?;
         // The old one first: if only one of the two removals is done, the file must not come back as it was long ago.
-        self.run(&[Op::Remove(previous), Op::SyncDir, Op::Remove(path), Op::SyncDir])
+        for path in [older.path, newest.path] {
+            let removed = absent(self.disk.remove(path)).and_then(|()| self.disk.sync_dir(&self.dir));
+            removed.map_err(|source| StoreError::Io { path: path.into(), source })?;
+        }
+        Ok(())
     }
 
     fn paths(&self, name: &str) -> Result<[PathBuf; 2], StoreError> {
-        let part = |p: &str| !p.is_empty() && p.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'));
-        let (stem, extension) = name.split_once('.').map_or((name, None), |(s, e)| (s, Some(e)));
-        let ours = [LOCK, &PREVIOUS[1..], &TEMPORARY[1..]];
-        let clash = name == LOCK || extension.is_some_and(|e| ours.contains(&e));
-        if name.len() > 64 || clash || !part(stem) || !extension.is_none_or(part) {
+        if !is_name(name) {
             return Err(StoreError::Name);
         }
-        Ok([self.dir.join(name), self.dir.join(format!("{name}{PREVIOUS}"))])
+        Ok([self.dir.join(name), self.dir.join(format!("{name}{OTHER}"))])
     }
+}
 
-    fn run(&self, ops: &[Op<'_>]) -> Result<(), StoreError> {
-        for op in ops {
-            let (path, result) = match op {
-                Op::Write(path, bytes) => (path, write(path, bytes)),
-                Op::Rename(from, to) => (to, fs::rename(from, to)),
-                Op::Remove(path) => (path, absent(fs::remove_file(path))),
-                Op::SyncDir => (&self.dir, File::open(&self.dir).and_then(|d| d.sync_all())),
-            };
-            result.map_err(|source| StoreError::Io { path: path.clone(), source })?;
+/// Whether a state file may have this name.
+fn is_name(name: &str) -> bool {
+    let part = |p: &str| !p.is_empty() && p.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'));
+    let (stem, extension) = name.split_once('.').map_or((name, None), |(s, e)| (s, Some(e)));
+    let ours = [LOCK, &OTHER[1..], &TEMPORARY[1..]];
+    let clash = name == LOCK || extension.is_some_and(|e| ours.contains(&e));
+    name.len() <= 64 && !clash && part(stem) && extension.is_none_or(part)
+}
+
+/// A place of a file, and the generation that is there: 0, which none has, if it is of no use.
+struct Numbered<'a> {
+    path: &'a Path,
+    number: u64,
+}
+
+/// The two places of a file, that of the newest generation last. Something damaged is older than everything: it must never push
+/// out what is good.
+fn in_order(places: &[PathBuf; 2]) -> Result<(Numbered<'_>, Numbered<'_>), StoreError> {
+    let [a, b] = places;
+    let (a, b) = (
+        Numbered { path: a, number: Generation::read(a)?.number() },
+        Numbered { path: b, number: Generation::read(b)?.number() },
+    );
+    Ok(if a.number > b.number { (b, a) } else { (a, b) })
+}
+
+/// Makes a directory and those above it, and sees to it that they are still there after a power cut: else all that is written below is lost.
+fn make(dir: &Path, disk: &dyn Disk) -> io::Result<()> {
+    let missing: Vec<&Path> = dir.ancestors().take_while(|p| !p.as_os_str().is_empty() && !p.exists()).collect();
+    for path in missing.iter().rev() {
+        // What it is made in is perhaps as new, and a process was killed before this line.
+        flush(above(above(path)), disk)?;
+        disk.make_dir(path)?;
+        flush(above(path), disk)?;
+    }
+    // Whoever made it, perhaps a moment ago. Where we may not look it is not ours to flush.
+    flush(above(dir), disk)
+}
+
+fn above(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Flushes the names of a directory, where that can be done.
+fn flush(dir: &Path, disk: &dyn Disk) -> io::Result<()> {
+    match disk.sync_dir(dir) {
+        Err(e) if matches!(e.kind(), ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied | ErrorKind::InvalidInput) => {
+            Ok(())
         }
-        Ok(())
+        flushed => flushed,
     }
 }
 
@@ -286,18 +337,6 @@ fn absent(result: io::Result<()>) -> io::Result<()> {
     }
 }
 
-fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    // Left behind by a failed write of this process; the lock keeps others out.
-    absent(fs::remove_file(path))?;
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    let written = file.write_all(bytes).and_then(|()| file.sync_all());
-    if written.is_err() {
-        // Half a file would only make a full disk fuller.
-        let _ = fs::remove_file(path);
-    }
-    written
-}
-
 fn is_open(file: &File) -> io::Result<bool> {
     Ok(file.metadata()?.permissions().mode() & 0o077 != 0)
 }
@@ -320,22 +359,24 @@ fn encode(number: u64, bytes: &[u8]) -> Vec<u8> {
 
 /// Reads a file. Its length must be the one that its first bytes promise before a byte of the content is read, so that garbage of any
 /// size costs nothing.
-fn read_whole(file: &mut File) -> io::Result<Option<(u64, Zeroizing<Vec<u8>>)>> {
+fn read_whole(file: &mut File) -> io::Result<Found> {
     let length = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
-    if !(HEADER..=HEADER + MAX_FILE).contains(&length) {
-        return Ok(None);
+    if length < HEADER {
+        return Ok(Found::Damaged { claims: None });
     }
     let mut head = [0; HEADER];
     file.read_exact(&mut head)?;
-    let promised = head[16..24].try_into().map(u64::from_be_bytes).ok();
-    if head[..8] != MAGIC || promised != Some((length - HEADER) as u64) {
-        return Ok(None);
+    let number = |at: usize| head[at..at + 8].try_into().map(u64::from_be_bytes).ok();
+    let damaged = Found::Damaged { claims: number(8).filter(|_| head[..8] == MAGIC) };
+    if length > HEADER + MAX_FILE || head[..8] != MAGIC || number(16) != Some((length - HEADER) as u64) {
+        return Ok(damaged);
     }
     // Room for all of it, so that no copy of a secret is left behind when it grows.
     let mut bytes = Zeroizing::new(Vec::with_capacity(length + 1));
     bytes.extend_from_slice(&head);
     file.take((length - HEADER + 1) as u64).read_to_end(&mut bytes)?;
-    Ok(decode(&bytes).map(|(number, content)| (number, Zeroizing::new(content.to_vec()))))
+    let complete = |(number, content): (u64, &[u8])| Found::Good(Complete { number, bytes: Zeroizing::new(content.to_vec()) });
+    Ok(decode(&bytes).map_or(damaged, complete))
 }
 
 /// Reads a file's bytes: its generation and its content, or `None` if a single bit of it is not as it was written.
@@ -344,8 +385,11 @@ pub fn decode(file: &[u8]) -> Option<(u64, &[u8])> {
     let (sum, bytes) = rest.split_first_chunk::<32>()?;
     let (magic, numbers) = head.split_first_chunk::<8>()?;
     let (number, length) = numbers.split_first_chunk::<8>()?;
-    let whole = *magic == MAGIC && u64::from_be_bytes(length.try_into().ok()?) == bytes.len() as u64;
-    (whole && sha256(&[head, bytes]) == *sum).then(|| (u64::from_be_bytes(*number), bytes))
+    let number = u64::from_be_bytes(*number);
+    // Numbers begin at 1, and none can follow the last one.
+    let whole =
+        *magic == MAGIC && u64::from_be_bytes(length.try_into().ok()?) == bytes.len() as u64 && (1..u64::MAX).contains(&number);
+    (whole && sha256(&[head, bytes]) == *sum).then_some((number, bytes))
 }
 
 struct Complete {
@@ -356,11 +400,39 @@ struct Complete {
 enum Found {
     Nothing,
     Good(Complete),
-    Damaged,
+    Damaged {
+        /// The generation that it says it is, if that much of it is left.
+        claims: Option<u64>,
+    },
     /// The disk gave an error: as good as damaged where the other generation is whole.
     Unreadable(io::Error),
     /// No file: the same.
     Other(StoreError),
+}
+
+impl Found {
+    /// Whether what is of no use may have been newer than this generation. Both places are in use from the second one on.
+    fn may_be_newer_than(&self, number: u64) -> bool {
+        match self {
+            Self::Nothing => number > 1,
+            Self::Damaged { claims } => claims.is_none_or(|claimed| claimed >= number),
+            _ => true,
+        }
+    }
+}
+
+/// The newest of what is in the two places, and whether the other may have been newer; else what says most about why there is none.
+fn choose([a, b]: [Found; 2]) -> Result<(Complete, bool), Found> {
+    match (a, b) {
+        (Found::Good(a), Found::Good(b)) => Ok((if b.number > a.number { b } else { a }, false)),
+        (Found::Good(good), lost) | (lost, Found::Good(good)) => {
+            let fallback = lost.may_be_newer_than(good.number);
+            Ok((good, fallback))
+        }
+        (other @ Found::Other(_), _) | (_, other @ Found::Other(_)) => Err(other),
+        (unreadable @ Found::Unreadable(_), _) | (_, unreadable @ Found::Unreadable(_)) => Err(unreadable),
+        (Found::Nothing, rest) | (rest, _) => Err(rest),
+    }
 }
 
 struct Generation {
@@ -379,11 +451,7 @@ impl Generation {
             Err(e) => return Ok(Self { found: Found::Unreadable(e), exposed: false }),
         };
         let exposed = narrow(&file, 0o600).map_err(|source| StoreError::Io { path: path.into(), source })?;
-        let found = match read_whole(&mut file) {
-            Err(e) => Found::Unreadable(e),
-            Ok(Some((number, bytes))) => Found::Good(Complete { number, bytes }),
-            Ok(None) => Found::Damaged,
-        };
+        let found = read_whole(&mut file).unwrap_or_else(Found::Unreadable);
         Ok(Self { found, exposed })
     }
 
@@ -393,5 +461,9 @@ impl Generation {
     }
 }
 
+#[cfg(test)]
+mod cuts;
+#[cfg(test)]
+mod power;
 #[cfg(test)]
 mod tests;

@@ -399,7 +399,7 @@ impl TokenTable {
         self.records.iter_mut().find(|r| r.id == id)
     }
 
-    /// The secret of a token that may be used, or used `again` by a node that it has admitted already and that is still a member:
+    /// The secret of a token that may be used, or used `again` by a node that it has admitted already and that did not leave since:
     /// that one lost the last answer, and gets it however late it asks.
     pub(crate) fn usable(&self, id: TokenId, again: Option<NodeId>, now: UnixTime) -> Result<&Zeroizing<[u8; 20]>, Closed> {
         let r = self.records.iter().find(|r| r.id == id).ok_or(None)?;

@@ -27,6 +27,7 @@ impl Leave {
     pub(super) async fn run(self, around: &Around<'_>) -> Result<Exit, Failure> {
         let local = around.local()?;
         if !self.yes {
+            terminal::attended()?;
             let status = local.status().await?;
             let mesh = status.mesh.map_or_else(|| "its mesh".to_owned(), |mesh| format!("mesh {mesh}"));
             let last = if status.authority { " It is an authority: the others go on without it." } else { "" };

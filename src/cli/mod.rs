@@ -19,6 +19,7 @@ mod join;
 mod leave;
 mod log_level;
 mod nodes;
+mod recovery;
 mod remember;
 mod resolve;
 mod run;
@@ -26,6 +27,7 @@ mod screen;
 mod services;
 mod settings;
 mod stat;
+mod state;
 mod status;
 mod table;
 mod terminal;
@@ -124,6 +126,9 @@ enum Verb {
     #[command(visible_alias = "ca")]
     Authority(authority::Authority),
     Banish(banish::Banish),
+    State(state::State),
+    Backup(recovery::Backup),
+    Restore(recovery::Restore),
     LogLevel(log_level::LogLevel),
     Config(config::Config),
     Cleanup(cleanup::Cleanup),
@@ -184,6 +189,7 @@ impl Cli {
             Verb::Demo(_) | Verb::Config(_) | Verb::Version(_) | Verb::Completions(_) | Verb::Man(_) | Verb::Remember(_) => {
                 Needs::Nothing
             }
+            Verb::State(_) | Verb::Backup(_) | Verb::Restore(_) => Needs::Nothing,
             _ => Needs::OneThread,
         }
     }
@@ -225,6 +231,9 @@ impl Cli {
         let around = Around { base: self.base, environment };
         match self.verb {
             Verb::Config(verb) => verb.run(&around),
+            Verb::State(verb) => verb.run(&around),
+            Verb::Backup(verb) => verb.run(&around),
+            Verb::Restore(verb) => verb.run(&around),
             Verb::Demo(verb) => verb.run(),
             Verb::Version(verb) => verb.run(&around),
             Verb::Completions(verb) => verb.run(Self::command()),

@@ -68,16 +68,23 @@ pub(super) fn yes(question: &str) -> Result<bool, Failure> {
     Ok(line().map_err(failed)?.trim().to_ascii_lowercase().starts_with('y'))
 }
 
+/// # Errors
+/// When nobody is there to be asked.
+pub(super) fn attended() -> Result<(), Failure> {
+    match somebody_is_there() {
+        true => Ok(()),
+        false => Err(Failure::new(Exit::Usage, "not confirmed")
+            .why("there is no terminal to ask for confirmation")
+            .remedy("add --yes")),
+    }
+}
+
 /// Asks whether something that cannot be undone is meant.
 ///
 /// # Errors
 /// When it is not, or nobody is there to say so.
 pub(super) fn confirm(question: &str) -> Result<(), Failure> {
-    if !somebody_is_there() {
-        return Err(Failure::new(Exit::Usage, "not confirmed")
-            .why("there is no terminal to ask for confirmation")
-            .remedy("add --yes"));
-    }
+    attended()?;
     match yes(question)? {
         true => Ok(()),
         false => Err(Failure::new(Exit::Failed, "nothing was changed")),

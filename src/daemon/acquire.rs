@@ -188,14 +188,9 @@ async fn ask_once(daemon: &Daemon, config: &Config, candidates: &[Vec<SocketAddr
     None
 }
 
-/// Takes the place that a join has granted. What it was granted with is on disk when this returns.
+/// Takes the place that a join has granted, which was found `through` an address.
 pub(super) fn adopt(daemon: &Daemon, (joined, through): (Joined, SocketAddr)) -> anyhow::Result<(Place, api::Joined)> {
-    if daemon.clock.raise(joined.time) {
-        daemon.save_floor();
-    }
-    let answer = api::Joined { mesh: joined.roster.mesh(), name: joined.name, already: false };
-    let membership = Membership::adopt(daemon.key.clone(), daemon.store.clone(), daemon.clock.clone(), joined.roster)?;
-    daemon.store.remove(GONE)?;
+    let (membership, answer) = super::settle(&daemon.key, &daemon.store, &daemon.clock, joined)?;
     Ok(((membership, vec![through]), answer))
 }
 

@@ -27,7 +27,7 @@ use crate::intercept::sockdiag::SockDiag;
 /// How often the listeners of this host are looked at.
 const LOOK: Duration = Duration::from_secs(1);
 /// The file: the highest sequence that may have been used.
-const SEQUENCE: &str = "sequence";
+pub(crate) const SEQUENCE: &str = "sequence";
 /// How far the file is ahead: one write in so many changes.
 const STEP: u64 = 1000;
 

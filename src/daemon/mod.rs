@@ -15,6 +15,8 @@ pub(crate) mod lan;
 mod listeners;
 mod member;
 pub(crate) mod memory;
+#[cfg(test)]
+mod power;
 mod reload;
 mod responder;
 pub(crate) mod rules;
@@ -30,6 +32,7 @@ use hyper::StatusCode;
 use meshd_ca::approval::ApprovalCode;
 use meshd_ca::identity::NodeId;
 use meshd_ca::keys::PrivateKey;
+use meshd_ca::roster::Standing;
 use meshd_ca::store::Store;
 use meshd_ca::time::UnixTime;
 use meshd_ca::token::JoinToken;
@@ -47,11 +50,12 @@ use crate::membership::{self, Membership};
 use crate::proxy::access::AccessLog;
 use crate::systemd::{Manager, Pulse};
 
+pub(crate) use keeper::SEQUENCE;
 pub(crate) use member::Member;
 pub use reload::Reader;
 
 /// The file that says why there is no roster: this host left, or was banished. Without it, no roster means a new host.
-const GONE: &str = "gone";
+pub(crate) const GONE: &str = "gone";
 
 /// How long the last lines of the access log may take.
 const LAST_LINES: Duration = Duration::from_secs(1);
@@ -293,7 +297,7 @@ pub async fn run(config: Config, log: Log, read: Reader) -> anyhow::Result<()> {
         tokio::spawn(tell::tell(daemon.clone())),
         tokio::spawn(daemon.manager.clone().watchdog(daemon.pulse.clone())),
     ];
-    let mut next = Membership::load(daemon.key.clone(), daemon.store.clone(), daemon.clock.clone())?.map(|m| (m, Vec::new()));
+    let mut next = resume(&daemon.key, &daemon.store, &daemon.clock)?.map(|m| (m, Vec::new()));
     loop {
         let (membership, first) = match next.take() {
             Some(place) => place,
@@ -305,8 +309,8 @@ pub async fn run(config: Config, log: Log, read: Reader) -> anyhow::Result<()> {
         match member::run(&daemon, Arc::new(membership), first, &mut inbox, &mut stop).await? {
             End::Stop(_) => break,
             End::Joined(place) => next = Some(*place),
-            End::Left => gone(&daemon, "left")?,
-            End::Banished => gone(&daemon, "banished")?,
+            End::Left => gone(&daemon.store, "left")?,
+            End::Banished => gone(&daemon.store, "banished")?,
         }
     }
     daemon.save_floor();
@@ -320,10 +324,40 @@ pub async fn run(config: Config, log: Log, read: Reader) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn gone(daemon: &Daemon, why: &str) -> anyhow::Result<()> {
-    daemon.store.save(GONE, why.as_bytes())?;
-    Membership::forget(&daemon.store)?;
+/// Forgets the mesh, but not that there was one: a host that is new may found a mesh of its own.
+fn gone(store: &Store, why: &str) -> anyhow::Result<()> {
+    store.save(GONE, why.as_bytes())?;
+    Membership::forget(store)?;
     Ok(())
+}
+
+/// The membership of before, if this node is still a member. If it left or was put out and the plug was pulled before that was noted,
+/// it is noted now.
+fn resume(key: &Arc<PrivateKey>, store: &Arc<Store>, clock: &Clock) -> anyhow::Result<Option<Membership>> {
+    let membership = Membership::load(key.clone(), store.clone(), clock.clone())?;
+    if membership.is_none() {
+        match Membership::standing(store, key.public().node_id())? {
+            Some(Standing::Banished) => gone(store, "banished")?,
+            Some(_) => gone(store, "left")?,
+            None => {}
+        }
+    }
+    Ok(membership)
+}
+
+/// Takes the place that a join has granted. What it was granted with is on disk when this returns.
+fn settle(
+    key: &Arc<PrivateKey>,
+    store: &Arc<Store>,
+    clock: &Clock,
+    joined: meshd_ca::join::Joined,
+) -> anyhow::Result<(Membership, Joined)> {
+    clock.raise(joined.time);
+    store.save(clock::FILE, clock.floor().0.to_string().as_bytes())?;
+    let answer = Joined { mesh: joined.roster.mesh(), name: joined.name, already: false };
+    let membership = Membership::adopt(key.clone(), store.clone(), clock.clone(), joined.roster)?;
+    store.remove(GONE)?;
+    Ok((membership, answer))
 }
 
 fn open(config: &Config) -> anyhow::Result<(Arc<Store>, Arc<PrivateKey>, Clock)> {
@@ -345,18 +379,13 @@ pub async fn join_offline(config: &Config, token: &str) -> anyhow::Result<Joined
     let (store, key, clock) = open(config)?;
     let token: JoinToken =
         token.trim().parse().context("cannot read the token: copy the whole word that `meshd token create` printed")?;
-    let current = Membership::load(key.clone(), store.clone(), clock.clone())?;
+    let current = resume(&key, &store, &clock)?;
     if let Some(joined) = acquire::already(current.as_ref(), &token)? {
         return Ok(joined);
     }
     let lan = lan::Lan::start(config, key.public().node_id());
     let (joined, _) = acquire::redeem(config, &lan, &key, &token).await?;
-    let answer = Joined { mesh: joined.roster.mesh(), name: joined.name.clone(), already: false };
-    clock.raise(joined.time);
-    store.save(clock::FILE, clock.floor().0.to_string().as_bytes())?;
-    Membership::adopt(key, store.clone(), clock, joined.roster)?;
-    store.remove(GONE)?;
-    Ok(answer)
+    Ok(settle(&key, &store, &clock, joined)?.1)
 }
 
 /// Removes whatever a daemon that is gone left in the kernel; says what was removed, one line each.

@@ -37,7 +37,7 @@ async fn pulled_between(before: &Path, after: &Path, files: &[&str]) {
         let dir = tempfile::tempdir().unwrap();
         copy(before, dir.path());
         for name in &files[..done] {
-            for file in [(*name).to_owned(), format!("{name}.previous")] {
+            for file in [(*name).to_owned(), format!("{name}.other")] {
                 let (new, here) = (after.join(&file), dir.path().join(&file));
                 match new.exists() {
                     true => drop(std::fs::copy(new, here).unwrap()),

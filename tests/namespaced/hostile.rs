@@ -580,7 +580,7 @@ fn damaged_state_is_named_and_costs_what_is_in_it() -> Result<()> {
         let (what, damage) = &damages[damage];
         let files: Vec<&(PathBuf, Vec<u8>)> = whole
             .iter()
-            .filter(|(p, _)| p.file_name().is_some_and(|f| f == name || f.to_str() == Some(&format!("{name}.previous"))))
+            .filter(|(p, _)| p.file_name().is_some_and(|f| f == name || f.to_str() == Some(&format!("{name}.other"))))
             .collect();
         if files.is_empty() {
             continue;
@@ -608,7 +608,7 @@ fn damaged_state_is_named_and_costs_what_is_in_it() -> Result<()> {
     restore()?;
     fs::write(state.join("roster"), garbage(5000))?;
     fs::set_permissions(state.join("node.key"), fs::Permissions::from_mode(0o644))?;
-    if whole.iter().any(|(p, _)| p.ends_with("roster.previous")) {
+    if whole.iter().any(|(p, _)| p.ends_with("roster.other")) {
         mesh.at_mut("a").start()?;
         mesh.at("a").until(State::Member)?;
         mesh.at_mut("a").stop()?;

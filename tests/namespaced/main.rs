@@ -20,6 +20,7 @@ mod joining;
 mod load;
 mod modes;
 mod moves;
+mod recovery;
 mod renewal;
 mod rules;
 mod support;
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
         modes::SCENARIOS,
         renewal::SCENARIOS,
         authorities::SCENARIOS,
+        recovery::SCENARIOS,
         hostile::SCENARIOS,
         edge::network::SCENARIOS,
         edge::addresses::SCENARIOS,

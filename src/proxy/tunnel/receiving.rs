@@ -294,7 +294,7 @@ impl Batch {
             let step = written.min(piece.len());
             piece.start += step as u32;
             written -= step;
-            if !piece.is_empty() {
+            if piece.start < piece.end {
                 break;
             }
             self.done += 1;
