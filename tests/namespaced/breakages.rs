@@ -52,6 +52,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
 
 /// A module of the kernel, which tests share with everything else on the machine.
 const GUEST: &str = "`scripts/guest-demo` takes the module away from a kernel of its own, and sees it named";
+/// A kernel before 5.12 or 6.9.
+const OLDER: &str = "`scripts/guest-demo` runs a daemon on such a kernel, and sees it named";
 
 /// What cannot be broken from outside a kernel, a processor or the program itself. Each is judged from facts in a unit test of its file
 /// in `src/check`; that the facts are read where all is well, the scenario of the healthy pair shows.
@@ -62,9 +64,9 @@ pub(crate) const UNBROKEN: &[(&str, &str)] = &[
     (code::NFT_CONNTRACK, GUEST),
     (code::NFT_SETS, "a feature of the running kernel"),
     (code::NFT_COUNTERS, "an expression of the running kernel"),
-    (code::NFT_OWNER, "a kernel before 5.12"),
-    (code::NFT_PERSIST, "a kernel before 6.9"),
-    (code::RULES_OWNER, "a kernel before 6.9"),
+    (code::NFT_OWNER, OLDER),
+    (code::NFT_PERSIST, OLDER),
+    (code::RULES_OWNER, OLDER),
     (code::POLICY_ROUTING, "a kernel built without it"),
     (code::SOCK_DIAG, GUEST),
     (code::PAGE_SIZE, "a kernel with pages of a size that nobody uses"),
