@@ -39,7 +39,7 @@ const LOOK: Duration = Duration::from_secs(1);
 #[command(after_help = APPROVE)]
 pub(super) struct Approve {
     /// The code, as `sudo meshd status` shows it on the host that waits; asked for if missing
-    #[arg(value_name = "CODE", value_parser = super::secret)]
+    #[arg(value_name = "CODE", value_parser = super::secret::argument)]
     code: Option<Secret>,
     /// How long to wait for the host to come
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = wait)]

@@ -8,6 +8,9 @@ use crate::api::ErrorBody;
 use crate::config::ConfigError;
 use crate::local::LocalError;
 
+/// What to do about a lack of rights.
+pub(super) const AS_ROOT: &str = "run the command as root (sudo), or as the user that meshd runs as";
+
 /// How a command ended, as the shell sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
@@ -57,6 +60,11 @@ impl Failure {
         let detail = self.why.map_or(self.what.clone(), |why| format!("{}: {why}", self.what));
         (detail, self.remedy)
     }
+    /// That something could not be read.
+    pub(super) fn unreadable(what: &str, error: &std::io::Error) -> Self {
+        let exit = if error.kind() == std::io::ErrorKind::PermissionDenied { Exit::Denied } else { Exit::Failed };
+        Self::new(exit, format!("cannot read {what}")).why(error.to_string())
+    }
     fn of_body(exit: Exit, body: ErrorBody) -> Self {
         Self { exit, what: body.what, why: body.why, remedy: body.remedy }
     }
@@ -102,7 +110,7 @@ impl From<LocalError> for Failure {
                 Exit::Unreachable,
                 "start it (`systemctl start meshd`, or `meshd run`); if it runs with another --run-dir or MESHD_RUN_DIR, say so here too",
             ),
-            LocalError::Permission { .. } => (Exit::Denied, "run the command as root (sudo), or as the user that meshd runs as"),
+            LocalError::Permission { .. } => (Exit::Denied, AS_ROOT),
             LocalError::Connection { .. } => (Exit::Unreachable, "look at the daemon's log (`journalctl -u meshd`)"),
             LocalError::Silent { .. } => {
                 (Exit::Unreachable, "look at the daemon's log (`journalctl -u meshd`); restart it if it hangs")

@@ -1,12 +1,11 @@
 //! `meshd join`: into the mesh a token is for, whether the daemon runs or not.
 
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use zeroize::Zeroizing;
 
-use super::{Around, Exit, Failure, Output, terminal};
+use super::{Around, Exit, Failure, Output, secret, terminal};
 use crate::api::{JoinRequest, Secret};
 use crate::config::Key;
 use crate::local::{Local, LocalError};
@@ -23,15 +22,12 @@ Examples:
   sudo meshd join --token-file /boot/firmware/meshd.token
   ssh pi-1 sudo meshd token create | sudo meshd join -";
 
-/// Longest text that can hold a token, in bytes.
-const MAX_TEXT: u64 = 4096;
-
 /// Join the mesh that a token is for
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Join {
     /// The token; `-` reads it from standard input; asked for if missing
-    #[arg(value_name = "TOKEN", value_parser = super::secret, conflicts_with = "token_file")]
+    #[arg(value_name = "TOKEN", value_parser = secret::argument, conflicts_with = "token_file")]
     token: Option<Secret>,
     /// Read the token from a file
     #[arg(long, value_name = "FILE")]
@@ -48,9 +44,11 @@ impl Join {
         let name = Key::named("host_name").zip(self.host_name);
         let config = around.config(name.into_iter().collect())?;
         let token = match (self.token, self.token_file) {
-            (Some(token), _) if token.expose() == "-" => read(&mut std::io::stdin().lock(), "standard input")?,
+            (Some(token), _) if token.expose() == "-" => {
+                secret::read(&mut std::io::stdin().lock(), "the token from standard input")?
+            }
             (Some(token), _) => Zeroizing::new(token.expose().to_owned()),
-            (None, Some(path)) => read_file(&path)?,
+            (None, Some(path)) => secret::in_file(&path, "the token")?,
             (None, None) if terminal::somebody_is_there() => terminal::secret("Token: ")?,
             (None, None) => {
                 return Err(Failure::new(Exit::Usage, "no token")
@@ -70,23 +68,6 @@ impl Join {
         })?;
         Ok(Exit::Ok)
     }
-}
-
-fn read_file(path: &Path) -> Result<Zeroizing<String>, Failure> {
-    let shown = path.display().to_string();
-    let mut file = std::fs::File::open(path).map_err(|e| unreadable(&shown, &e))?;
-    read(&mut file, &shown)
-}
-
-fn read(from: &mut impl Read, shown: &str) -> Result<Zeroizing<String>, Failure> {
-    let mut text = Zeroizing::new(String::new());
-    from.take(MAX_TEXT).read_to_string(&mut text).map_err(|e| unreadable(shown, &e))?;
-    Ok(text)
-}
-
-fn unreadable(shown: &str, error: &std::io::Error) -> Failure {
-    let exit = if error.kind() == std::io::ErrorKind::PermissionDenied { Exit::Denied } else { Exit::Failed };
-    Failure::new(exit, format!("cannot read the token from {shown}")).why(error.to_string())
 }
 
 /// The one word in `text`. What it says is never repeated: it is a secret, or a mistake for one.

@@ -30,7 +30,11 @@ impl Leave {
             terminal::attended()?;
             let status = local.status().await?;
             let mesh = status.mesh.map_or_else(|| "its mesh".to_owned(), |mesh| format!("mesh {mesh}"));
-            let last = if status.authority { " It is an authority: the others go on without it." } else { "" };
+            let last = if status.authority {
+                " It is an authority: where there is no other, nobody joins or renews any more."
+            } else {
+                ""
+            };
             terminal::confirm(&format!("Take {} out of {mesh}?{last}", status.host_name))?;
         }
         let done = local.leave().await?;

@@ -24,6 +24,7 @@ mod remember;
 mod resolve;
 mod run;
 mod screen;
+mod secret;
 mod services;
 mod settings;
 mod stat;
@@ -91,11 +92,6 @@ struct Output {
     /// Print text for people or JSON for programs
     #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT", hide_possible_values = true)]
     output: Format,
-}
-
-/// What is not to be seen in the daemon's log or in an error.
-fn secret(text: &str) -> Result<crate::api::Secret, std::convert::Infallible> {
-    Ok(text.to_owned().into())
 }
 
 /// A member as a command names it: what may stand in the path of a request.
@@ -186,10 +182,15 @@ impl Cli {
     pub fn needs(&self) -> Needs {
         match self.verb {
             Verb::Run(_) => Needs::AllCores,
-            Verb::Demo(_) | Verb::Config(_) | Verb::Version(_) | Verb::Completions(_) | Verb::Man(_) | Verb::Remember(_) => {
-                Needs::Nothing
-            }
-            Verb::State(_) | Verb::Backup(_) | Verb::Restore(_) => Needs::Nothing,
+            Verb::Demo(_)
+            | Verb::Config(_)
+            | Verb::Version(_)
+            | Verb::Completions(_)
+            | Verb::Man(_)
+            | Verb::Remember(_)
+            | Verb::State(_)
+            | Verb::Backup(_)
+            | Verb::Restore(_) => Needs::Nothing,
             _ => Needs::OneThread,
         }
     }

@@ -11,8 +11,9 @@ use meshd_ca::identity::NodeId;
 use serde::Serialize;
 use zeroize::Zeroizing;
 
+use super::failure::AS_ROOT;
 use super::screen::remark;
-use super::{Around, Exit, Failure, Output, terminal};
+use super::{Around, Exit, Failure, Output, secret, terminal};
 use crate::backup;
 use crate::clock::Clock;
 
@@ -31,9 +32,6 @@ the only one: never restore while the original still lives. Join tokens are not 
 Examples:
   sudo meshd restore /mnt/usb/kitchen.meshd
   sudo meshd restore --recovery-key-file key.txt --yes /mnt/usb/kitchen.meshd";
-
-/// Longest text that can hold a recovery key, in bytes.
-const MAX_TEXT: u64 = 4096;
 
 /// Keep this host's state in a sealed file
 #[derive(Debug, Args)]
@@ -111,7 +109,7 @@ impl Restore {
         let state = around.config(Vec::new())?.state_dir;
         let mut bytes = Vec::new();
         let read = File::open(&self.file).and_then(|file| file.take(MAX_BACKUP as u64 + 1).read_to_end(&mut bytes));
-        read.map_err(|e| unreadable(&self.file, &e))?;
+        read.map_err(|e| Failure::unreadable(&self.file.display().to_string(), &e))?;
         let key = match &self.recovery_key_file {
             Some(path) => read_key(path)?,
             None if terminal::somebody_is_there() => parse(&terminal::secret("Recovery key: ")?)?,
@@ -138,7 +136,7 @@ fn refused(what: &'static str) -> impl Fn(anyhow::Error) -> Failure {
             cause.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::PermissionDenied)
         });
         let failure = Failure::new(if denied { Exit::Denied } else { Exit::Failed }, what).why(error.to_string());
-        if denied { failure.remedy("run the command as root (sudo), or as the user that meshd runs as") } else { failure }
+        if denied { failure.remedy(AS_ROOT) } else { failure }
     }
 }
 
@@ -172,15 +170,7 @@ fn parse(text: &str) -> Result<RecoveryKey, Failure> {
 }
 
 fn read_key(path: &Path) -> Result<RecoveryKey, Failure> {
-    let mut text = Zeroizing::new(String::new());
-    let read = File::open(path).and_then(|file| file.take(MAX_TEXT).read_to_string(&mut text));
-    read.map_err(|e| unreadable(path, &e))?;
-    parse(&text)
-}
-
-fn unreadable(path: &Path, error: &std::io::Error) -> Failure {
-    let exit = if error.kind() == std::io::ErrorKind::PermissionDenied { Exit::Denied } else { Exit::Failed };
-    Failure::new(exit, format!("cannot read {}", path.display())).why(error.to_string())
+    parse(&secret::in_file(path, "the recovery key")?)
 }
 
 /// Writes a backup so that the one of before is there until this one is on the disk.

@@ -9,6 +9,7 @@ use meshd_ca::store::{Health, Place, StoreError, Surveyed, survey};
 use meshd_ca::token::TokenTable;
 use serde::Serialize;
 
+use super::failure::AS_ROOT;
 use super::table::{Cell, Table};
 use super::{Around, Exit, Failure, Output};
 use crate::{backup, daemon, membership};
@@ -66,8 +67,7 @@ impl State {
         let dir = around.config(Vec::new())?.state_dir;
         let found = survey(&dir).map_err(|error| match &error {
             StoreError::Io { source, .. } if source.kind() == ErrorKind::PermissionDenied => {
-                Failure::new(Exit::Denied, "the state directory cannot be read")
-                    .remedy("run the command as root (sudo), or as the user that meshd runs as")
+                Failure::new(Exit::Denied, "the state directory cannot be read").remedy(AS_ROOT)
             }
             StoreError::Io { source, .. } if source.kind() == ErrorKind::NotFound => {
                 Failure::new(Exit::Failed, format!("there is no state in {}", dir.display()))
