@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use meshd_ca::bundle::Bundle;
 use meshd_ca::clock::{AGREEMENT, MeshClock, Said, Source, Told};
+use meshd_ca::store::{Store, StoreError};
 use meshd_ca::time::UnixTime;
 use tokio::sync::Notify;
 
@@ -67,6 +68,21 @@ impl Clock {
     /// These roots are in force now.
     pub(crate) fn within(&self, bundle: &Bundle) {
         self.with(|c| c.within(bundle));
+    }
+
+    /// The clock that goes on from the floor in `store`.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub(crate) fn load(store: &Store) -> Result<Self, StoreError> {
+        let saved = store.load(FILE)?;
+        let floor = saved.and_then(|saved| String::from_utf8_lossy(&saved.bytes).trim().parse().ok());
+        Ok(Self::new(UnixTime(floor.unwrap_or(0))))
+    }
+
+    /// What [`FILE`] is to hold.
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        self.floor().0.to_string().into_bytes()
     }
 
     /// The floor, to be saved.

@@ -14,7 +14,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use meshd_agent::rotation;
 use meshd_ca::approval::{ApprovalCode, Approvals};
 use meshd_ca::bundle::{Bundle, RootId};
 use meshd_ca::clock::statement::{Question, StatementError};
@@ -30,7 +29,11 @@ use thiserror::Error;
 use tokio::sync::{Mutex, watch};
 
 use crate::clock::{self, Clock};
+use office::{Office, ROOTS, SIGNS};
+use rotation::published;
 
+mod office;
+mod rotation;
 #[cfg(test)]
 mod tests;
 
@@ -43,10 +46,6 @@ pub(crate) const ROOT_KEY: &str = "root.key";
 pub(crate) const ROOT2_KEY: &str = "root2.key";
 const ROOT_CERTIFICATE: &str = "root.crt";
 pub(crate) const TOKENS: &str = "tokens";
-/// The name of the root that this authority began to sign with. A founder signs from the beginning and needs none.
-const SIGNS: &str = "signs";
-/// Key and certificate of a root. There are two places: while one root signs, the one that is to follow is made in the other.
-const ROOTS: [(&str, &str); 2] = [(ROOT_KEY, ROOT_CERTIFICATE), (ROOT2_KEY, "root2.crt")];
 /// What an office consists of on disk.
 const OFFICE: [&str; 6] = [ROOT_KEY, ROOT_CERTIFICATE, ROOTS[1].0, ROOTS[1].1, TOKENS, SIGNS];
 
@@ -100,70 +99,6 @@ struct State {
     office: Option<Office>,
     /// Files that are behind what is above, because writing them failed: nobody may be told what is in memory only.
     unsaved: HashSet<&'static str>,
-}
-
-struct Office {
-    issuer: Issuer,
-    /// Where that is: one of [`ROOTS`].
-    place: usize,
-    /// The root that is to follow.
-    next: Option<Issuer>,
-    tokens: TokenTable,
-    /// In memory only: a person types again after a restart.
-    approvals: Approvals,
-    /// Whether everybody believes the root, so that it may be used.
-    signs: bool,
-}
-
-impl Office {
-    /// The office whose files are in `store`; none where they are missing.
-    fn load(store: &Store) -> Result<Option<Self>, MembershipError> {
-        let signs = store.load(SIGNS)?.and_then(|s| std::str::from_utf8(&s.bytes).ok()?.parse::<RootId>().ok());
-        let read = |(key, root): (&str, &str)| -> Result<Option<Issuer>, MembershipError> {
-            let (Some(key), Some(root)) = (store.load(key)?, store.load(root)?) else { return Ok(None) };
-            Ok(Some(Issuer::from_parts(&key.bytes, &root.bytes)?))
-        };
-        let is_active = |issuer: &Issuer| Some(RootId::of(issuer.root_der())) == signs;
-        let [first, second] = ROOTS.map(read);
-        // A root that is named as the one that signs does; what is in the other place is whole, or on the way to be made or destroyed.
-        let (place, issuer, next) = match (first, second) {
-            (first, Ok(Some(second))) if is_active(&second) => (1, second, first.ok().flatten()),
-            (Ok(Some(first)), second) => (0, first, second.ok().flatten()),
-            // The other place may be where it was, and be damaged.
-            (Ok(None), second) => return second.map(|_| None),
-            (Err(error), _) => return Err(error),
-        };
-        let signs = is_active(&issuer);
-        let tokens = match store.load(TOKENS)? {
-            Some(saved) => TokenTable::from_bytes(&saved.bytes)?,
-            None => TokenTable::default(),
-        };
-        Ok(Some(Self { issuer, place, next, tokens, approvals: Approvals::default(), signs }))
-    }
-
-    /// The root it signs with, or will.
-    fn root(&self) -> RootId {
-        RootId::of(self.issuer.root_der())
-    }
-
-    /// A root that signed before the one of now: its key is of no use to anybody but a thief. `published` are the roots in the roster,
-    /// oldest first.
-    fn forget_old(&mut self, store: &Store, published: &[RootId]) -> Result<(), StoreError> {
-        let place = |root: RootId| published.iter().position(|r| *r == root);
-        let old = |next: &Issuer| place(RootId::of(next.root_der())).is_some_and(|at| Some(at) < place(self.root()));
-        if self.signs && self.next.as_ref().is_some_and(old) {
-            self.next = None;
-        }
-        if self.next.is_none() {
-            let (key, root) = ROOTS[1 - self.place];
-            let there = |name| !matches!(store.load(name), Ok(None));
-            // Without its certificate a key is nothing.
-            for name in [root, key].into_iter().filter(|name| there(*name)) {
-                store.remove(name)?;
-            }
-        }
-        Ok(())
-    }
 }
 
 /// Borrows the state as the join protocol wants to see an authority.
@@ -370,7 +305,7 @@ impl Membership {
         if state.unsaved.contains(ROSTER) {
             // The new member takes our time for its floor, with the operator behind it: we must not forget it before that member does.
             self.clock.raise(now);
-            self.save(clock::FILE, self.clock.floor().0.to_string().into_bytes()).await?;
+            self.save(clock::FILE, self.clock.to_bytes()).await?;
             self.save_roster(&mut state).await?;
         }
         Ok(step)
@@ -539,99 +474,6 @@ impl Membership {
         Ok(())
     }
 
-    /// The roots of this node, when it is an authority that signs.
-    pub(crate) async fn roots(&self) -> Option<rotation::Roots> {
-        let state = self.state.lock().await;
-        let office = state.office.as_ref().filter(|o| o.signs)?;
-        Some(rotation::Roots {
-            active: office.root(),
-            left: office.issuer.not_after().since(self.clock.now()),
-            next: office.next.as_ref().map(|n| RootId::of(n.root_der())),
-            published: published(&state.roster, self.me()),
-        })
-    }
-
-    /// Makes the root that is to follow the one that signs, and saves it; the same one at each call. Returns its name.
-    pub(crate) async fn prepare_next(&self) -> Result<RootId, MembershipError> {
-        let mut state = self.state.lock().await;
-        let State { roster, office, .. } = &mut *state;
-        let Some(office) = office.as_mut().filter(|o| o.signs) else { return Err(self.not_authority(roster)) };
-        if let Some(next) = &office.next {
-            return Ok(RootId::of(next.root_der()));
-        }
-        if published(roster, self.me()).len() > 1 {
-            return Err(MembershipError::Rotating);
-        }
-        let next = Issuer::create(roster.trust_domain(), self.me(), self.clock.now(), ROOT_LIFETIME)?;
-        let (at_key, at_root) = ROOTS[1 - office.place];
-        let (key, root) = next.to_parts();
-        self.save(at_key, key.to_vec()).await?;
-        self.save(at_root, root.to_vec()).await?;
-        let id = RootId::of(root);
-        office.next = Some(next);
-        Ok(id)
-    }
-
-    /// Says in the roster that the next root is to be believed, beside the one that signs. Returns the entry, to be passed on.
-    pub(crate) async fn publish_next(&self) -> Result<Option<Entry>, MembershipError> {
-        let mut state = self.state.lock().await;
-        let Some(next) = state.office.as_ref().and_then(|o| o.next.as_ref()).map(|n| n.root_der().to_vec()) else {
-            return Ok(None);
-        };
-        if published(&state.roster, self.me()).contains(&RootId::of(&next)) {
-            return Ok(None);
-        }
-        let more = |mut roots: Vec<Vec<u8>>| {
-            roots.push(next);
-            roots
-        };
-        self.stand(&mut state, more).await.map(Some)
-    }
-
-    /// Signs with the next root from now on, and destroys the key of the old one.
-    pub(crate) async fn activate_next(&self) -> Result<(), MembershipError> {
-        let mut state = self.state.lock().await;
-        let State { roster, office, .. } = &mut *state;
-        let Some(office) = office else { return Ok(()) };
-        let Some(next) = office.next.as_ref().map(|n| RootId::of(n.root_der())) else { return Ok(()) };
-        // The moment: before it the old root signs after a power cut, and from then on the new one.
-        self.save(SIGNS, next.to_string().into_bytes()).await?;
-        if let Some(next) = office.next.take() {
-            office.issuer = next;
-            office.place = 1 - office.place;
-        }
-        self.signs.send_replace(Some(next));
-        office.forget_old(&self.store, &published(roster, self.me()))?;
-        Ok(())
-    }
-
-    /// Takes roots of this node out of the bundle. Returns the entry, to be passed on.
-    pub(crate) async fn drop_roots(&self, old: &[RootId]) -> Result<Entry, MembershipError> {
-        let mut state = self.state.lock().await;
-        let State { roster, office, .. } = &mut *state;
-        if let Some(office) = office {
-            // Before the roster forgets which of the two is the old one.
-            office.forget_old(&self.store, &published(roster, self.me()))?;
-        }
-        self.stand(&mut state, |mut roots| {
-            roots.retain(|der| !old.contains(&RootId::of(der)));
-            roots
-        })
-        .await
-    }
-
-    async fn stand(
-        &self,
-        state: &mut State,
-        change: impl FnOnce(Vec<Vec<u8>>) -> Vec<Vec<u8>>,
-    ) -> Result<Entry, MembershipError> {
-        self.change_roster(state, |roster| {
-            let now = roster.member(self.me()).map(|m| m.roots.clone()).unwrap_or_default();
-            roster.stand(&self.key, change(now))
-        })
-        .await
-    }
-
     /// Makes a member with this root an authority; returns the entry to be passed on.
     pub(crate) async fn appoint(&self, node: NodeId, root: Vec<u8>) -> Result<Entry, MembershipError> {
         self.change(|roster, key| roster.grant(key, node, vec![root])).await
@@ -714,9 +556,4 @@ impl Membership {
         let names: Vec<String> = roster.authorities().map(|m| m.name.to_string()).collect();
         MembershipError::NotAuthority(if names.is_empty() { "an authority (none is known)".into() } else { names.join(" or ") })
     }
-}
-
-/// The roots of a member that the roster has, oldest first.
-fn published(roster: &Roster, node: NodeId) -> Vec<RootId> {
-    roster.member(node).map(|m| m.roots.iter().map(|der| RootId::of(der)).collect()).unwrap_or_default()
 }

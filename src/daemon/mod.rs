@@ -34,7 +34,6 @@ use meshd_ca::identity::NodeId;
 use meshd_ca::keys::PrivateKey;
 use meshd_ca::roster::Standing;
 use meshd_ca::store::Store;
-use meshd_ca::time::UnixTime;
 use meshd_ca::token::JoinToken;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -194,7 +193,7 @@ impl Daemon {
     }
 
     fn save_floor(&self) {
-        if let Err(error) = self.store.save(clock::FILE, self.clock.floor().0.to_string().as_bytes()) {
+        if let Err(error) = self.store.save(clock::FILE, &self.clock.to_bytes()) {
             tracing::warn!(%error, "the clock floor could not be saved");
         }
     }
@@ -353,7 +352,7 @@ fn settle(
     joined: meshd_ca::join::Joined,
 ) -> anyhow::Result<(Membership, Joined)> {
     clock.raise(joined.time);
-    store.save(clock::FILE, clock.floor().0.to_string().as_bytes())?;
+    store.save(clock::FILE, &clock.to_bytes())?;
     let answer = Joined { mesh: joined.roster.mesh(), name: joined.name, already: false };
     let membership = Membership::adopt(key.clone(), store.clone(), clock.clone(), joined.roster)?;
     store.remove(GONE)?;
@@ -364,11 +363,8 @@ fn open(config: &Config) -> anyhow::Result<(Arc<Store>, Arc<PrivateKey>, Clock)>
     let store = Store::open(&config.state_dir)
         .with_context(|| format!("cannot use the state directory {}", config.state_dir.display()))?;
     let key = membership::node_key(&store).context("cannot read or make the node key")?;
-    let floor = match store.load(clock::FILE)? {
-        Some(saved) => String::from_utf8_lossy(&saved.bytes).trim().parse().unwrap_or(0),
-        None => 0,
-    };
-    Ok((Arc::new(store), Arc::new(key), Clock::new(UnixTime(floor))))
+    let clock = Clock::load(&store)?;
+    Ok((Arc::new(store), Arc::new(key), clock))
 }
 
 /// Joins without a running daemon: the next `meshd run` starts as a member.

@@ -134,8 +134,7 @@ fn start(root: &Path) -> Host {
     let disk = Recorder::new(root, &[]);
     let store = Arc::new(Store::open_on(&root.join("state"), Box::new(disk.clone())).unwrap());
     let key = Arc::new(node_key(&store).unwrap());
-    let floor = store.load(crate::clock::FILE).unwrap().map_or(0, |f| String::from_utf8_lossy(&f.bytes).parse().unwrap());
-    let clock = Clock::new(UnixTime(floor));
+    let clock = Clock::load(&store).unwrap();
     let membership = resume(&key, &store, &clock).unwrap().map(Arc::new);
     Host { _dir: tempfile::tempdir().unwrap(), disk, store, clock, key, membership }
 }

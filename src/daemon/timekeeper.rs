@@ -115,7 +115,7 @@ impl Timekeeper {
         if floor.since(*saved) < WRITE {
             return;
         }
-        match self.membership.save(clock::FILE, floor.0.to_string().into_bytes()).await {
+        match self.membership.save(clock::FILE, self.clock.to_bytes()).await {
             Ok(()) => *saved = floor,
             Err(error) => tracing::warn!(%error, "the clock floor could not be saved"),
         }
