@@ -58,6 +58,8 @@ pub(crate) fn keep(state: &Path, node: NodeId, recovery: &RecoveryKey) -> anyhow
 /// # Errors
 /// When the host is in no mesh, or a file is damaged.
 pub(crate) fn collect(state: &Path, now: UnixTime) -> anyhow::Result<Backup> {
+    let missing = "this host is in no mesh: there is nothing to keep";
+    ensure!(state.exists(), "{missing}");
     // Files belong together: what is read must have been on the disk at one moment.
     let mut files = read(state)?;
     let mut attempts = 0;
@@ -70,7 +72,6 @@ pub(crate) fn collect(state: &Path, now: UnixTime) -> anyhow::Result<Backup> {
         ensure!(attempts < ATTEMPTS, "the state changes too fast to be read: try again in a moment");
         files = again;
     }
-    let missing = "this host is in no mesh: there is nothing to keep";
     let node = node(&files)?.context(missing)?;
     let roster = roster(&files)?.context(missing)?;
     ensure!(roster.is_active(node), "{missing}");
@@ -187,7 +188,10 @@ mod tests {
         let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         drop(found(from.path()));
         let backup = collect(from.path(), NOW).unwrap();
-        assert!(collect(to.path(), NOW).is_err(), "an empty directory was kept");
+        for nothing in [to.path().into(), to.path().join("missing")] {
+            let refused = collect(&nothing, NOW).unwrap_err().to_string();
+            assert!(refused.contains("nothing to keep"), "{}: {refused}", nothing.display());
+        }
         let (store, key, membership) = found(to.path());
         let mut roster = (*membership.roster()).clone();
         roster.admit(&key, PrivateKey::generate().unwrap().public(), &HostName::nearest("b"), NOW).unwrap();
