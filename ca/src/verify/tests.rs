@@ -188,6 +188,59 @@ fn every_malformed_or_foreign_certificate_is_refused_for_its_own_reason() {
     }
 }
 
+/// What another implementation of the standard reads in a certificate, with a key beside it as its workload API has it.
+fn read_elsewhere(der: &[u8]) -> Result<String, spiffe::X509SvidError> {
+    let key = rcgen::KeyPair::generate().unwrap();
+    spiffe::X509Svid::parse_from_der(der, &key.serialize_der()).map(|svid| svid.spiffe_id().to_string())
+}
+
+#[test]
+fn another_implementation_reads_our_svids_and_roots() {
+    let m = mesh();
+    for workload in [
+        "/host/pi",
+        "/host/pi/unit/getty_40tty1.service",
+        "/host/pi/user/anna",
+        "/host/pi/container/web_5f1",
+        "/svc/db",
+        "/ns/d/sa/w",
+    ] {
+        let id: SpiffeId = uri(workload).parse().unwrap();
+        let leaf = m.issuer.issue(&id, m.pi.public(), m.holder(), HOUR, NOW).unwrap();
+        assert_eq!(read_elsewhere(&leaf.der).unwrap(), id.to_string());
+    }
+    let domain = spiffe::TrustDomain::new(&domain().to_string()).unwrap();
+    let mut bundle = spiffe::X509Bundle::new(domain.clone());
+    let ours = m.roster.bundle();
+    for root in &ours.roots {
+        bundle.add_authority(&root.der).unwrap();
+    }
+    assert_eq!((bundle.authorities().len(), bundle.trust_domain()), (2, &domain));
+}
+
+#[test]
+fn where_the_standard_refuses_another_implementation_does_so_too() {
+    let m = mesh();
+    let good = uri("/host/pi");
+    let san = |s: &str| SanType::URI(s.try_into().unwrap());
+    assert!(read_elsewhere(&m.forged(&good, |_| {})).is_ok());
+    for (what, der) in [
+        ("two URI SANs", m.forged(&good, |p| p.subject_alt_names.push(san(&uri("/host/two"))))),
+        ("no SAN", m.forged(&good, |p| p.subject_alt_names.clear())),
+        ("not a spiffe URI", m.forged("https://pi/host/pi", |_| {})),
+        ("root path", m.forged(&format!("spiffe://{}", domain()), |_| {})),
+        ("dot segments", m.forged(&uri("/host/pi/../two"), |_| {})),
+        ("CA leaf", m.forged(&good, |p| p.is_ca = IsCa::Ca(BasicConstraints::Unconstrained))),
+        ("may sign certificates", m.forged(&good, |p| p.key_usages.push(KeyUsagePurpose::KeyCertSign))),
+        ("missing digitalSignature", m.forged(&good, |p| p.key_usages = vec![KeyUsagePurpose::KeyEncipherment])),
+        ("the root itself", m.issuer.root_der().to_vec()),
+        ("not a certificate", b"hello".to_vec()),
+    ] {
+        assert!(read_elsewhere(&der).is_err(), "{what}: read elsewhere");
+        assert!(m.verify(&der).is_err(), "{what}: taken here");
+    }
+}
+
 #[test]
 fn exactly_one_certificate_is_taken() {
     let m = mesh();
