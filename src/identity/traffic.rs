@@ -2,15 +2,21 @@
 //!
 //! Owns sealing and opening of single records in place, and the next keys of a direction. Does not own sockets or when to renew keys.
 //! Invariant: a sequence number is never used twice with one key; what was not opened is never looked at.
+//!
+//! A key that is ready for use is half a kilobyte of tables. A connection at rest keeps the 32 bytes they are made from; each thread has
+//! the tables of the keys that it used last.
 
+use std::cell::RefCell;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use ring::aead::{AES_128_GCM, AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use ring::aead::{AES_128_GCM, AES_256_GCM, Aad, Algorithm, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use rustls::client::ClientConnectionData;
 use rustls::kernel::KernelConnection;
 use rustls::server::ServerConnectionData;
 use rustls::{ConnectionTrafficSecrets, Error};
 use thiserror::Error;
+use zeroize::Zeroizing;
 
 /// Bytes in front of every record.
 pub const HEADER: usize = 5;
@@ -50,11 +56,28 @@ pub enum RecordError {
     Exhausted,
 }
 
+/// The longest key there is.
+const MAX_KEY: usize = 32;
+/// Keys that a thread keeps ready.
+const READY: usize = 64;
+
+thread_local! {
+    static KEYS: RefCell<[Option<(u64, Box<LessSafeKey>)>; READY]> = const { RefCell::new([const { None }; READY]) };
+}
+
 /// The keys of one direction.
 pub struct Traffic {
-    key: LessSafeKey,
+    /// Never the same for two keys in the life of a process.
+    id: u64,
+    algorithm: &'static Algorithm,
+    key: Zeroizing<[u8; MAX_KEY]>,
     iv: [u8; NONCE_LEN],
     sequence: u64,
+}
+
+fn ready(algorithm: &'static Algorithm, key: &[u8]) -> Result<LessSafeKey, RecordError> {
+    let key = key.get(..algorithm.key_len()).ok_or(RecordError::Malformed)?;
+    UnboundKey::new(algorithm, key).map(LessSafeKey::new).map_err(|_| RecordError::Malformed)
 }
 
 impl Traffic {
@@ -69,10 +92,25 @@ impl Traffic {
             ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv } => (&CHACHA20_POLY1305, key, iv),
             _ => return Err(Error::General("no record layer for this suite".into())),
         };
-        let unusable = |_| Error::General("keys of a wrong length".into());
-        let key = LessSafeKey::new(UnboundKey::new(algorithm, key.as_ref()).map_err(unusable)?);
+        if key.as_ref().len() != algorithm.key_len() {
+            return Err(Error::General("keys of a wrong length".into()));
+        }
+        let mut bytes = Zeroizing::new([0; MAX_KEY]);
+        bytes.iter_mut().zip(key.as_ref()).for_each(|(to, from)| *to = *from);
         let iv = iv.as_ref().try_into().map_err(|_| Error::General("an IV of a wrong length".into()))?;
-        Ok(Self { key, iv, sequence })
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Ok(Self { id: NEXT.fetch_add(1, Ordering::Relaxed), algorithm, key: bytes, iv, sequence })
+    }
+
+    /// Uses the key, which is made ready if this thread has not used it lately.
+    fn with_key<T>(&self, work: impl FnOnce(&LessSafeKey) -> Result<T, RecordError>) -> Result<T, RecordError> {
+        KEYS.with_borrow_mut(|keys| {
+            let place = &mut keys[self.id as usize % READY];
+            match place {
+                Some((id, key)) if *id == self.id => work(key),
+                _ => work(&place.insert((self.id, Box::new(ready(self.algorithm, &*self.key)?))).1),
+            }
+        })
     }
 
     /// How many records went under this key.
@@ -103,9 +141,11 @@ impl Traffic {
         header[3..].copy_from_slice(&((len + TRAILER) as u16).to_be_bytes());
         inner[len] = kind as u8;
         let nonce = self.nonce()?;
-        let sealed = self.key.seal_in_place_separate_tag(nonce, Aad::from(&*header), inner);
-        tag.copy_from_slice(sealed.map_err(|_| RecordError::Malformed)?.as_ref());
-        Ok(total)
+        self.with_key(|key| {
+            let sealed = key.seal_in_place_separate_tag(nonce, Aad::from(&*header), inner);
+            tag.copy_from_slice(sealed.map_err(|_| RecordError::Malformed)?.as_ref());
+            Ok(total)
+        })
     }
 
     /// Opens one whole record in place. Returns what it is and where in it the content lies.
@@ -118,7 +158,10 @@ impl Traffic {
         }
         let nonce = self.nonce()?;
         let (header, rest) = record.split_at_mut(HEADER);
-        let inner = self.key.open_in_place(nonce, Aad::from(&*header), rest).map_err(|_| RecordError::Forged)?;
+        let inner = self.with_key(|key| {
+            let opened = key.open_in_place(nonce, Aad::from(&*header), rest);
+            opened.map(|inner| &*inner).map_err(|_| RecordError::Forged)
+        })?;
         // Zeroes behind the kind are padding.
         let kind = inner.iter().rposition(|b| *b != 0).ok_or(RecordError::Malformed)?;
         if kind > MAX_DATA {

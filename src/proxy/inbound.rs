@@ -80,7 +80,7 @@ async fn enter<'a>(
     socket::tunnel(wire, proxy.settings.keepalive).map_err(Fault::Tunnel)?;
     let arrived_at = canonical(wire.local_addr().map_err(Fault::Tunnel)?);
     entry.ends(client, SocketAddr::new(arrived_at.ip(), arrival.port.map_or(0, Into::into)));
-    let peer = proxy.verifier.identify(arrival.tunnel.chain())?;
+    let peer = proxy.verifier.identify(&[arrival.tunnel.peer()])?;
     match proxy.live.enter(Direction::Inbound, peer.holder) {
         Ok(ticket) => Ok((ticket, arrived_at)),
         Err(fault) => {
@@ -138,16 +138,27 @@ async fn stream(
     client: SocketAddr,
     entry: &mut Entry,
 ) -> Result<(), Fault> {
-    entry.ends(client, SocketAddr::new(arrived_at.ip(), arrival.port.map_or(0, Into::into)));
-    // Anew with every stream, and now that a banishment would find us in the registry.
-    let peer = proxy.verifier.identify(arrival.tunnel.chain())?;
-    let key = key(arrival, &peer, client);
-    entry.between(&key, Some(peer.holder), true);
-    let edge = proxy.edges.open(key, peer.holder, proxy.now());
+    let edge = begin(proxy, arrival, arrived_at, client, entry)?;
     let result = ticket.run(pin!(deliver(proxy, arrival, arrived_at, client, &edge))).await;
     entry.bytes(edge.bytes());
     edge.settle(&result, proxy.now());
     result
+}
+
+/// Apart, so that what the edge is looked up by is not kept for as long as the connection lives.
+fn begin(
+    proxy: &Proxy,
+    arrival: &Arrival,
+    arrived_at: SocketAddr,
+    client: SocketAddr,
+    entry: &mut Entry,
+) -> Result<OpenEdge, Fault> {
+    entry.ends(client, SocketAddr::new(arrived_at.ip(), arrival.port.map_or(0, Into::into)));
+    // Anew with every stream, and now that a banishment would find us in the registry.
+    let peer = proxy.verifier.identify(&[arrival.tunnel.peer()])?;
+    let key = key(arrival, &peer, client);
+    entry.between(&key, Some(peer.holder), true);
+    Ok(proxy.edges.open(key, peer.holder, proxy.now()))
 }
 
 fn key(arrival: &Arrival, peer: &Peer, client: SocketAddr) -> Key {

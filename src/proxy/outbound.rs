@@ -14,7 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::access::Entry;
-use super::edges::{Direction, Key};
+use super::edges::{Direction, Key, OpenEdge};
 use super::header::{Header, Refusal};
 use super::live::Ticket;
 use super::tunnel::{Role, Said, Tunnel, Version};
@@ -47,10 +47,10 @@ pub async fn accept(proxy: Arc<Proxy>, listener: TcpListener) {
 }
 
 /// Carries one captured connection until it ends, and says in the log why if it failed.
-pub async fn serve(proxy: &Proxy, app: TcpStream) {
+pub async fn serve(proxy: &Proxy, mut app: TcpStream) {
     let _counted = proxy.panic_guard();
     let mut entry = proxy.settings.access.begin(Direction::Outbound, proxy.now());
-    let result = carry(proxy, app, &mut entry).await;
+    let result = carry(proxy, &mut app, &mut entry).await;
     entry.end(&result);
     if let Err(fault) = result {
         proxy.edges.fault(Direction::Outbound, fault.reason());
@@ -72,10 +72,10 @@ struct Call {
 
 /// # Errors
 /// Why the application got a reset.
-async fn carry(proxy: &Proxy, mut app: TcpStream, entry: &mut Entry) -> Result<(), Fault> {
-    socket::application(&app, proxy.settings.keepalive).map_err(Fault::App)?;
+async fn carry(proxy: &Proxy, app: &mut TcpStream, entry: &mut Entry) -> Result<(), Fault> {
+    socket::application(app, proxy.settings.keepalive).map_err(Fault::App)?;
     let client = canonical(app.peer_addr().map_err(Fault::App)?);
-    let destination = canonical(proxy.kernel.original_dst(&app).map_err(|e| Fault::NotCaptured(e.to_string()))?);
+    let destination = canonical(proxy.kernel.original_dst(app).map_err(|e| Fault::NotCaptured(e.to_string()))?);
     entry.ends(client, destination);
     let port = guard(proxy, destination)?;
     // Asked at once, while the application's socket surely exists.
@@ -102,7 +102,7 @@ async fn carry(proxy: &Proxy, mut app: TcpStream, entry: &mut Entry) -> Result<(
     let mut said = Said::default();
     if let Some(secured) = again(proxy, &call).await {
         said = Said::kept();
-        let result = stream(proxy, &ticket, &call, secured, &mut app, &mut said, entry).await;
+        let result = stream(proxy, &ticket, &call, secured, app, &mut said, entry).await;
         if !undelivered(&result, &said) {
             return result;
         }
@@ -121,7 +121,7 @@ async fn carry(proxy: &Proxy, mut app: TcpStream, entry: &mut Entry) -> Result<(
             return Err(fault);
         }
     };
-    stream(proxy, &ticket, &call, secured, &mut app, &mut said, entry).await
+    stream(proxy, &ticket, &call, secured, app, &mut said, entry).await
 }
 
 /// The peer's authenticated word that a used tunnel's stream reached nobody, while everything the application said is still here.
@@ -140,9 +140,7 @@ async fn stream(
     entry: &mut Entry,
 ) -> Result<(), Fault> {
     let Secured { svid, mut tunnel, peer } = secured;
-    let key = call.secured(svid.id(), peer);
-    entry.between(&key, Some(call.member.node), true);
-    let edge = proxy.edges.open(key, call.member.node, proxy.now());
+    let edge = begin(proxy, call, svid.id(), peer, entry);
     let (client, destination) = (call.client, call.destination);
     let header =
         Header { port: call.port, address: Some(destination.ip()), client: Some(client), low_port: client.port() < 1024 };
@@ -161,6 +159,13 @@ async fn stream(
     // What is tried again has not failed.
     edge.settle(if undelivered(&result, said) { &Ok(()) } else { &result }, proxy.now());
     result
+}
+
+/// Apart, so that what the edge is looked up by is not kept for as long as the connection lives.
+fn begin(proxy: &Proxy, call: &Call, source: &SpiffeId, peer: SpiffeId, entry: &mut Entry) -> OpenEdge {
+    let key = call.secured(source, peer);
+    entry.between(&key, Some(call.member.node), true);
+    proxy.edges.open(key, call.member.node, proxy.now())
 }
 
 /// Refuses what the kernel never captures: somebody dialled our port, or the rules are not what we think. Without this the proxy
@@ -185,7 +190,7 @@ struct Secured {
 async fn again(proxy: &Proxy, call: &Call) -> Option<Secured> {
     let svid = proxy.svids.for_client(&call.workload).await?;
     let tunnel = proxy.pool.take(&call.pooled(), &svid)?;
-    let peer = proxy.verifier.identify(tunnel.chain()).ok()?;
+    let peer = proxy.verifier.identify(&[tunnel.peer()]).ok()?;
     (peer.holder == call.member.node).then_some(Secured { svid, tunnel, peer: peer.id })
 }
 
@@ -195,7 +200,7 @@ async fn connect(proxy: &Proxy, call: &Call) -> Result<Secured, Fault> {
     let handshake = Tunnel::dial(tcp, svid.client().clone(), server_name(call.port));
     let tunnel = timeout(proxy.settings.handshake, handshake).await;
     let tunnel = tunnel.map_err(|_| Fault::Timeout("handshake"))?.map_err(Fault::Handshake)?;
-    let peer = proxy.verifier.identify(tunnel.chain())?;
+    let peer = proxy.verifier.identify(&[tunnel.peer()])?;
     if peer.holder != call.member.node {
         return Err(Fault::WrongPeer { expected: call.member.node, found: peer.holder });
     }

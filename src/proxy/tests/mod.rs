@@ -654,5 +654,6 @@ async fn what_a_connection_keeps_is_small() {
     let outbound = size(|| super::outbound::serve(&a.proxy, never()));
     let inbound = size(|| super::inbound::serve(&a.proxy, never(), never()));
     let tunnel = size_of::<super::tunnel::Tunnel>();
+    println!("outbound {outbound}, inbound {inbound}, tunnel {tunnel}");
     assert!(outbound <= 2816 && inbound <= 3072 && tunnel <= 2048, "outbound {outbound}, inbound {inbound}, tunnel {tunnel}");
 }

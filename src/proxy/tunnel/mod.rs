@@ -11,7 +11,9 @@
 mod buffers;
 mod receiving;
 mod shake;
+mod shown;
 
+use std::future::poll_fn;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,6 +34,7 @@ use crate::identity::traffic::{HEADER, Kind, MAX_DATA, RecordError, Schedule, TR
 use buffers::{Buffer, SLOT, SLOTS};
 use receiving::Receiving;
 pub use shake::Input;
+use shown::Shown;
 
 /// Records under one key before it is renewed: a quarter of what AES-GCM may do (RFC 8446 section 5.5).
 const RENEW: u64 = 1 << 22;
@@ -89,7 +92,7 @@ impl Said {
 pub struct Tunnel {
     wire: TcpStream,
     version: Version,
-    chain: Vec<CertificateDer<'static>>,
+    peer: Shown,
     sending: Sending,
     receiving: Receiving,
     keys: Keys,
@@ -131,13 +134,13 @@ impl Tunnel {
         Self::new(wire, shaken)
     }
 
-    fn new(wire: TcpStream, shaken: shake::Shaken<(Version, Vec<CertificateDer<'static>>)>) -> io::Result<Box<Self>> {
+    fn new(wire: TcpStream, shaken: shake::Shaken<(Version, Shown)>) -> io::Result<Box<Self>> {
         let traffic = |secrets| Traffic::new(secrets).map_err(io::Error::other);
-        let (version, chain) = shaken.seen;
+        let (version, peer) = shaken.seen;
         Ok(Box::new(Self {
             wire,
             version,
-            chain,
+            peer,
             sending: Sending { traffic: traffic(shaken.secrets.tx)?, renew: RENEW, unsent: shaken.unsent },
             receiving: Receiving::new(traffic(shaken.secrets.rx)?, shaken.input.left()),
             keys: Keys { schedule: Mutex::new(shaken.schedule), owed: AtomicBool::new(false), accepted: AtomicBool::new(false) },
@@ -161,8 +164,8 @@ impl Tunnel {
     }
 
     /// The certificate the peer showed, to be looked at anew with every stream.
-    pub fn chain(&self) -> &[CertificateDer<'static>] {
-        &self.chain
+    pub fn peer(&self) -> CertificateDer<'_> {
+        self.peer.der()
     }
 
     /// Waits between two streams until something comes. Returns whether it is more than the end.
@@ -277,14 +280,28 @@ impl Tunnel {
 }
 
 /// What is to be known of a finished handshake.
-fn look(connection: &CommonState) -> io::Result<(Version, Vec<CertificateDer<'static>>)> {
+fn look(connection: &CommonState) -> io::Result<(Version, Shown)> {
     let version = match connection.alpn_protocol() {
         Some(ALPN_STREAMS) => Version::Two,
         Some(ALPN_DATA) => Version::One,
         _ => return Err(io::Error::new(io::ErrorKind::InvalidData, "the peer speaks neither meshd/2 nor meshd/1")),
     };
-    let chain = connection.peer_certificates().unwrap_or_default();
-    Ok((version, chain.iter().map(|c| c.clone().into_owned()).collect()))
+    match connection.peer_certificates() {
+        Some([peer]) => Ok((version, Shown::new(peer))),
+        // The verifier has refused any other number.
+        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "the peer did not show one certificate")),
+    }
+}
+
+/// Waits until there is something to read. One waits at a time, and needs no more than the place for one in the socket: what
+/// [`TcpStream::readable`] needs for any number is kept by every connection at rest.
+async fn readable(stream: &TcpStream) -> io::Result<()> {
+    poll_fn(|context| stream.poll_read_ready(context)).await
+}
+
+/// Waits until there is room to write, as [`readable`].
+async fn writable(stream: &TcpStream) -> io::Result<()> {
+    poll_fn(|context| stream.poll_write_ready(context)).await
 }
 
 /// Waits until a connection is reset.
@@ -313,7 +330,7 @@ async fn silent(wire: &TcpStream, version: Version) -> io::Error {
 /// Waits until something comes. Returns whether it is more than the end.
 async fn stirs(wire: &TcpStream) -> io::Result<bool> {
     loop {
-        wire.readable().await?;
+        readable(wire).await?;
         let peek = || SockRef::from(wire).peek(&mut [std::mem::MaybeUninit::uninit()]);
         match wire.try_io(Interest::READABLE, peek) {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
@@ -342,15 +359,15 @@ impl Sending {
             if now {
                 // What the application has said by now goes along; the runtime may not have heard of it yet.
                 match SockRef::from(app).peek(&mut [std::mem::MaybeUninit::uninit()]) {
-                    Ok(_) => app.readable().await.map_err(Fault::App)?,
+                    Ok(_) => readable(app).await.map_err(Fault::App)?,
                     Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
                     // The kernel tells a reset once only: ignored here, it would read as a clean end below.
                     Err(e) => return Err(Fault::App(e)),
                 }
             } else {
                 // A peer that does not read costs no buffer: nothing is taken from the application before it does.
-                wire.writable().await.map_err(Fault::Tunnel)?;
-                app.readable().await.map_err(Fault::App)?;
+                writable(wire).await.map_err(Fault::Tunnel)?;
+                readable(app).await.map_err(Fault::App)?;
             }
             let mut buffer = if busy { Buffer::large() } else { Buffer::small() };
             buffer[HEADER..][..lead.len()].copy_from_slice(&lead);
@@ -456,7 +473,7 @@ async fn write_all(to: &TcpStream, mut pieces: &mut [IoSlice<'_>]) -> io::Result
         match to.try_write_vectored(pieces) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(n) => IoSlice::advance_slices(&mut pieces, n),
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => to.writable().await?,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => writable(to).await?,
             Err(e) => return Err(e),
         }
     }

@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio::task::yield_now;
 
 use super::buffers::{Buffer, SLOT, SLOTS};
-use super::{Keys, TURN, Version, broken, write_all};
+use super::{Keys, TURN, Version, broken, readable, writable, write_all};
 use crate::identity::traffic::{Kind, RecordError, Traffic, record_length};
 use crate::proxy::Fault;
 use crate::proxy::edges::Count;
@@ -160,9 +160,9 @@ impl Receiving {
         }
         loop {
             if let (None, Some(app)) = (&self.held, app) {
-                app.writable().await.map_err(Fault::App)?;
+                writable(app).await.map_err(Fault::App)?;
             }
-            wire.readable().await.map_err(Fault::Tunnel)?;
+            readable(wire).await.map_err(Fault::Tunnel)?;
             let busy = self.busy;
             let held = self.held.get_or_insert_with(|| Held {
                 buffer: if busy { Buffer::large() } else { Buffer::small() },
@@ -272,7 +272,7 @@ impl Batch {
             match self.write_once(buffer, to) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(n) => count.add(n),
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => to.writable().await?,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => writable(to).await?,
                 Err(e) => return Err(e),
             }
         }
