@@ -213,6 +213,7 @@ fn counters(member: &Member) -> process::Counters {
         failed: front.failed.load(Relaxed),
         overloads: proxy.live.overloads(),
         open: proxy.live.count(),
+        limits: proxy.live.limits(),
         dropped: proxy.edges.dropped(),
     }
 }

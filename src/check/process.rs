@@ -41,6 +41,8 @@ pub(super) struct Counters {
     /// Connections of applications: those refused for want of room, and those open now.
     pub(super) overloads: u64,
     pub(super) open: usize,
+    /// How many of them there may be.
+    pub(super) limits: live::Limits,
     /// Edges that had to be left out of the table.
     pub(super) dropped: u64,
 }
@@ -154,15 +156,15 @@ fn counters(c: &Counters, found: &mut Findings) {
         () => Verdict::ok(detail),
     };
     found.add(code::HANDSHAKES, "handshakes on the mesh port succeed", handshakes);
-    let limits = live::Limits::default();
+    let most = c.limits.all.min(c.limits.both);
     let overload = match (c.overloads, c.dropped) {
-        (0, 0) => Verdict::ok(format!("{} open, {} may be in each direction", c.open, limits.all)),
+        (0, 0) => Verdict::ok(format!("{} open, {most} may be", c.open)),
         (0, edges) => Verdict::warn(
             format!("there was room for every connection, but {edges} were not shown as edges"),
             "`meshd edges` is not complete; nothing else is lost",
         ),
         (n, _) => Verdict::warn(
-            format!("{n} were refused: there may be {} in each direction, {} with one member", limits.all, limits.per_peer),
+            format!("{n} were refused: there may be {most}, and {} with one member in each direction", c.limits.per_peer),
             "does an application open connections and never close them? `meshd edges` shows which",
         ),
     };

@@ -261,7 +261,7 @@ pub(super) async fn run(
         svids.clone(),
         verifier.clone(),
         settings(daemon),
-        proxy::live::Limits::within(daemon.files),
+        proxy::live::Limits::within(daemon.files, memory()),
     );
 
     let waiting = Arc::new(Waiting::default());
@@ -590,6 +590,12 @@ async fn leave(member: &Member) -> Result<(), No> {
     }
     let _ = tokio::time::timeout(FAREWELL, async { while told.join_next().await.is_some() {} }).await;
     Ok(())
+}
+
+/// Bytes of memory of this machine.
+fn memory() -> u64 {
+    let machine = rustix::system::sysinfo();
+    (machine.totalram as u64).saturating_mul(u64::from(machine.mem_unit))
 }
 
 fn settings(daemon: &Daemon) -> proxy::Settings {

@@ -42,20 +42,25 @@ pub struct Arrival {
 /// be called in a task of its own.
 pub async fn serve(proxy: &Proxy, mut arrival: Arrival, from: SocketAddr) {
     let _counted = proxy.panic_guard();
-    let client = canonical(from);
     let mut entry = proxy.settings.access.begin(Direction::Inbound, proxy.now());
-    let (mut ticket, arrived_at) = match enter(proxy, &mut arrival, client, &mut entry).await {
+    let (mut ticket, ends) = match enter(proxy, &mut arrival, canonical(from), &mut entry).await {
         Ok(entered) => entered,
         Err(fault) => return ended(proxy, entry, &Err(fault)),
     };
     loop {
-        let result = stream(proxy, &ticket, &mut arrival, arrived_at, client, &mut entry).await;
+        let result = stream(proxy, &ticket, &mut arrival, &ends, &mut entry).await;
         ended(proxy, entry, &result);
-        if result.is_err() || !rest(proxy, &mut ticket, &mut arrival, arrived_at).await {
+        if result.is_err() || !Box::pin(rest(proxy, &mut ticket, &mut arrival, ends.here)).await {
             return;
         }
         entry = proxy.settings.access.begin(Direction::Inbound, proxy.now());
     }
+}
+
+/// Between whom a tunnel is.
+struct Ends {
+    client: SocketAddr,
+    here: SocketAddr,
 }
 
 fn ended(proxy: &Proxy, mut entry: Entry, result: &Result<(), Fault>) {
@@ -75,14 +80,14 @@ async fn enter<'a>(
     arrival: &mut Arrival,
     client: SocketAddr,
     entry: &mut Entry,
-) -> Result<(Ticket<'a>, SocketAddr), Fault> {
+) -> Result<(Ticket<'a>, Ends), Fault> {
     let wire = arrival.tunnel.wire();
     socket::tunnel(wire, proxy.settings.keepalive).map_err(Fault::Tunnel)?;
     let arrived_at = canonical(wire.local_addr().map_err(Fault::Tunnel)?);
     entry.ends(client, SocketAddr::new(arrived_at.ip(), arrival.port.map_or(0, Into::into)));
     let peer = proxy.verifier.identify(&[arrival.tunnel.peer()])?;
     match proxy.live.enter(Direction::Inbound, peer.holder) {
-        Ok(ticket) => Ok((ticket, arrived_at)),
+        Ok(ticket) => Ok((ticket, Ends { client, here: arrived_at })),
         Err(fault) => {
             let key = key(arrival, &peer, client);
             entry.between(&key, Some(peer.holder), true);
@@ -130,33 +135,20 @@ async fn rest(proxy: &Proxy, ticket: &mut Ticket<'_>, arrival: &mut Arrival, arr
 ///
 /// # Errors
 /// Why the peer was refused or its stream broke; the tunnel is of no use then.
-async fn stream(
-    proxy: &Proxy,
-    ticket: &Ticket<'_>,
-    arrival: &mut Arrival,
-    arrived_at: SocketAddr,
-    client: SocketAddr,
-    entry: &mut Entry,
-) -> Result<(), Fault> {
-    let edge = begin(proxy, arrival, arrived_at, client, entry)?;
-    let result = ticket.run(pin!(deliver(proxy, arrival, arrived_at, client, &edge))).await;
+async fn stream(proxy: &Proxy, ticket: &Ticket<'_>, arrival: &mut Arrival, ends: &Ends, entry: &mut Entry) -> Result<(), Fault> {
+    let edge = begin(proxy, arrival, ends, entry)?;
+    let result = deliver(proxy, ticket, arrival, ends, &edge).await;
     entry.bytes(edge.bytes());
     edge.settle(&result, proxy.now());
     result
 }
 
 /// Apart, so that what the edge is looked up by is not kept for as long as the connection lives.
-fn begin(
-    proxy: &Proxy,
-    arrival: &Arrival,
-    arrived_at: SocketAddr,
-    client: SocketAddr,
-    entry: &mut Entry,
-) -> Result<OpenEdge, Fault> {
-    entry.ends(client, SocketAddr::new(arrived_at.ip(), arrival.port.map_or(0, Into::into)));
+fn begin(proxy: &Proxy, arrival: &Arrival, ends: &Ends, entry: &mut Entry) -> Result<OpenEdge, Fault> {
+    entry.ends(ends.client, SocketAddr::new(ends.here.ip(), arrival.port.map_or(0, Into::into)));
     // Anew with every stream, and now that a banishment would find us in the registry.
     let peer = proxy.verifier.identify(&[arrival.tunnel.peer()])?;
-    let key = key(arrival, &peer, client);
+    let key = key(arrival, &peer, ends.client);
     entry.between(&key, Some(peer.holder), true);
     Ok(proxy.edges.open(key, peer.holder, proxy.now()))
 }
@@ -166,36 +158,33 @@ fn key(arrival: &Arrival, peer: &Peer, client: SocketAddr) -> Key {
     Key { direction: Direction::Inbound, source, destination, address: client.ip(), port: arrival.port.map_or(0, Into::into) }
 }
 
-async fn deliver(
-    proxy: &Proxy,
-    arrival: &mut Arrival,
-    arrived_at: SocketAddr,
-    client: SocketAddr,
-    edge: &OpenEdge,
-) -> Result<(), Fault> {
+async fn deliver(proxy: &Proxy, ticket: &Ticket<'_>, arrival: &mut Arrival, ends: &Ends, edge: &OpenEdge) -> Result<(), Fault> {
+    // Boxed: of what this needs nothing is kept for as long as the connection lives.
+    let service = ticket.run(Box::pin(service(proxy, arrival, ends))).await?;
+    let mut said = Said::default();
+    ticket.run(pin!(arrival.tunnel.carry(&service, Role::Dialled, &mut said, edge.meter()))).await?;
+    socket::ended(&service).map_err(Fault::App)
+}
+
+/// A connection to the service that the header asks for, or the word to the peer why there is none.
+///
+/// # Errors
+/// Why there is none.
+async fn service(proxy: &Proxy, arrival: &mut Arrival, ends: &Ends) -> Result<TcpStream, Fault> {
     let header = timeout(proxy.settings.header, arrival.tunnel.header()).await;
     let service = match header.unwrap_or(Err(Fault::Timeout("header"))) {
-        Ok(header) => match admit(proxy, arrival, &header, arrived_at) {
-            Ok(service) => open(proxy, service, client, &header).await,
+        Ok(header) => match admit(proxy, arrival, &header, ends.here) {
+            Ok(service) => open(proxy, service, ends.client, &header).await,
             Err(why) => Err(Fault::Refused(why)),
         },
         Err(fault) => Err(fault),
     };
-    let tunnel = &mut arrival.tunnel;
     match service {
-        Ok(service) => {
-            tunnel.carry(&service, Role::Dialled, &mut Said::default(), edge.meter()).await?;
-            socket::ended(&service).map_err(Fault::App)
-        }
-        Err(fault) => {
-            match fault {
-                Fault::Refused(why) => refuse(tunnel, why).await,
-                Fault::Header(_) => refuse(tunnel, Refusal::Malformed).await,
-                _ => {}
-            }
-            Err(fault)
-        }
+        Err(Fault::Refused(why)) => refuse(&mut arrival.tunnel, why).await,
+        Err(Fault::Header(_)) => refuse(&mut arrival.tunnel, Refusal::Malformed).await,
+        _ => {}
     }
+    service
 }
 
 /// Where to connect, or why not.

@@ -33,22 +33,26 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { all: 16_384, per_peer: 8_192, both: 32_768, resting: 1024 }
+        Self { all: 65_536, per_peer: 32_768, both: 65_536, resting: 1024 }
     }
 }
 
 /// Files that a daemon needs for everything but connections: listeners, kernel sockets, links to other members, state files.
 const OTHER_FILES: u64 = 64;
 
+/// Memory of the machine for each connection that it may have. Daemon and kernel together need a third of that.
+const MEMORY_EACH: u64 = 32 * 1024;
+
 impl Limits {
-    /// The usual limits, or what a process that may have `files` open has room for: a connection that is refused is better than
-    /// a daemon that can no longer renew, answer or look at its own addresses.
-    pub fn within(files: u64) -> Self {
+    /// The usual limits, or what a process that may have `files` open has room for on a machine with so many bytes of `memory`: a
+    /// connection that is refused is better than a daemon that can no longer renew, answer or look at its own addresses.
+    pub fn within(files: u64, memory: u64) -> Self {
         // Three quarters for connections, two sockets each, an eighth for each kind of tunnel at rest. Something is left even where
         // the limit is absurd.
         let room = usize::try_from(files.saturating_sub(OTHER_FILES)).unwrap_or(usize::MAX);
         let usual = Self::default();
-        Self { both: usual.both.min((room / 8).saturating_mul(3).max(8)), resting: usual.resting.min(room / 8), ..usual }
+        let both = (room / 8).saturating_mul(3).min(usize::try_from(memory / MEMORY_EACH).unwrap_or(usize::MAX)).max(8);
+        Self { both: usual.both.min(both), resting: usual.resting.min(room / 8), ..usual }
     }
 }
 
@@ -206,6 +210,11 @@ impl Live {
         }
     }
 
+    /// How many there may be.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
     /// How many connections there are, both directions together, without tunnels at rest.
     pub fn count(&self) -> usize {
         self.state().places()
@@ -322,10 +331,12 @@ mod tests {
 
     #[test]
     fn no_more_connections_than_files() {
-        assert_eq!(Limits::within(u64::MAX).both, Limits::default().both);
-        assert_eq!((Limits::within(1024).both, Limits::within(1024).resting), (360, 120));
-        assert_eq!(Limits::within(0).both, 8);
-        let live = Live::new(Limits::within(70));
+        let within = |files| Limits::within(files, u64::MAX);
+        assert_eq!(within(u64::MAX).both, Limits::default().both);
+        assert_eq!((within(1024).both, within(1024).resting), (360, 120));
+        assert_eq!(within(0).both, 8);
+        assert_eq!([512, 1024, 1 << 20].map(|mib| Limits::within(u64::MAX, mib << 20).both), [16_384, 32_768, 65_536]);
+        let live = Live::new(within(70));
         let mut held: Vec<_> = (0..4).map(|_| live.enter(Direction::Inbound, A).unwrap()).collect();
         held.extend((0..4).map(|_| live.enter(Direction::Outbound, B).unwrap()));
         assert!(matches!(live.enter(Direction::Outbound, A), Err(Fault::Overload)));

@@ -73,6 +73,42 @@ struct Call {
 /// # Errors
 /// Why the application got a reset.
 async fn carry(proxy: &Proxy, app: &mut TcpStream, entry: &mut Entry) -> Result<(), Fault> {
+    let call = call(proxy, app, entry)?;
+    let ticket = match proxy.live.enter(Direction::Outbound, call.member.node) {
+        Ok(ticket) => ticket,
+        Err(fault) => return Err(call.failed(proxy, entry, fault)),
+    };
+    let (mut said, mut fresh) = (Said::default(), false);
+    loop {
+        let (mut secured, used) = match secure(proxy, &ticket, &call, entry, fresh).await {
+            Ok(secured) => secured,
+            Err(fault) => {
+                if matches!(fault, Fault::Unreachable(_) | Fault::Timeout(_) | Fault::Handshake(_) | Fault::WrongPeer { .. }) {
+                    proxy.directory.suspect(call.destination.ip());
+                }
+                return Err(call.failed(proxy, entry, fault));
+            }
+        };
+        match used {
+            true => said = Said::kept(),
+            false => said.let_go(),
+        }
+        let carried = secured.tunnel.carry(app, Role::Dialler(call.header()), &mut said, secured.edge.meter());
+        let result = ticket.run(pin!(carried)).await;
+        let again = used && undelivered(&result, &said);
+        let result = ended(proxy, &call, secured, app, entry, result, again);
+        if !again {
+            return result;
+        }
+        fresh = true;
+    }
+}
+
+/// Looks at what was captured. In here and in [`ended`] nothing waits: what only they need is not kept for as long as the connection lives.
+///
+/// # Errors
+/// Why it cannot be carried.
+fn call(proxy: &Proxy, app: &TcpStream, entry: &mut Entry) -> Result<Call, Fault> {
     socket::application(app, proxy.settings.keepalive).map_err(Fault::App)?;
     let client = canonical(app.peer_addr().map_err(Fault::App)?);
     let destination = canonical(proxy.kernel.original_dst(app).map_err(|e| Fault::NotCaptured(e.to_string()))?);
@@ -81,74 +117,32 @@ async fn carry(proxy: &Proxy, app: &mut TcpStream, entry: &mut Entry) -> Result<
     // Asked at once, while the application's socket surely exists.
     let workload = proxy.kernel.owner(client, destination);
     let workload = workload.unwrap_or_else(|| Workload::Node(proxy.node()));
-    let Some(member) = proxy.directory.member_at(destination.ip()) else {
-        let fault = Fault::NoMember(destination.ip());
-        let source = Some(proxy.id(workload));
-        let key = Key { direction: Direction::Outbound, source, destination: None, address: destination.ip(), port: port.get() };
-        entry.between(&key, None, false);
-        proxy.edges.fail(key, None, fault.reason(), proxy.now());
-        return Err(fault);
-    };
-    let call = Call { client, destination, port, member, workload };
-    let ticket = match proxy.live.enter(Direction::Outbound, member.node) {
-        Ok(ticket) => ticket,
-        Err(fault) => {
-            let key = call.unsecured(proxy);
-            entry.between(&key, Some(member.node), false);
-            proxy.edges.fail(key, Some(member.node), fault.reason(), proxy.now());
-            return Err(fault);
-        }
-    };
-    let mut said = Said::default();
-    if let Some(secured) = again(proxy, &call).await {
-        said = Said::kept();
-        let result = stream(proxy, &ticket, &call, secured, app, &mut said, entry).await;
-        if !undelivered(&result, &said) {
-            return result;
-        }
-        said.let_go();
+    if let Some(member) = proxy.directory.member_at(destination.ip()) {
+        return Ok(Call { client, destination, port, member, workload });
     }
-    // Boxed: of what a handshake needs nothing is kept for as long as the connection lives.
-    let secured = match ticket.run(Box::pin(connect(proxy, &call))).await {
-        Ok(secured) => secured,
-        Err(fault) => {
-            let key = call.unsecured(proxy);
-            entry.between(&key, Some(member.node), false);
-            proxy.edges.fail(key, Some(member.node), fault.reason(), proxy.now());
-            if matches!(fault, Fault::Unreachable(_) | Fault::Timeout(_) | Fault::Handshake(_) | Fault::WrongPeer { .. }) {
-                proxy.directory.suspect(destination.ip());
-            }
-            return Err(fault);
-        }
-    };
-    stream(proxy, &ticket, &call, secured, app, &mut said, entry).await
+    let fault = Fault::NoMember(destination.ip());
+    let source = Some(proxy.id(workload));
+    let key = Key { direction: Direction::Outbound, source, destination: None, address: destination.ip(), port: port.get() };
+    entry.between(&key, None, false);
+    proxy.edges.fail(key, None, fault.reason(), proxy.now());
+    Err(fault)
 }
 
-/// The peer's authenticated word that a used tunnel's stream reached nobody, while everything the application said is still here.
-fn undelivered(result: &Result<(), Fault>, said: &Said) -> bool {
-    matches!(result, Err(Fault::Refused(Refusal::IdentityChanged | Refusal::Draining))) && said.is_whole()
-}
-
-/// Carries the application's connection through a tunnel, and keeps the tunnel if it can be used again.
-async fn stream(
+/// After a stream: keeps the tunnel if it can be used again, and counts. What is tried `again` has not failed.
+fn ended(
     proxy: &Proxy,
-    ticket: &Ticket<'_>,
     call: &Call,
     secured: Secured,
-    app: &mut TcpStream,
-    said: &mut Said,
+    app: &TcpStream,
     entry: &mut Entry,
+    result: Result<(), Fault>,
+    again: bool,
 ) -> Result<(), Fault> {
-    let Secured { svid, mut tunnel, peer } = secured;
-    let edge = begin(proxy, call, svid.id(), peer, entry);
-    let (client, destination) = (call.client, call.destination);
-    let header =
-        Header { port: call.port, address: Some(destination.ip()), client: Some(client), low_port: client.port() < 1024 };
-    let result = ticket.run(pin!(tunnel.carry(app, Role::Dialler(header), said, edge.meter()))).await;
+    let Secured { svid, tunnel, edge } = secured;
     let result = result.and_then(|()| socket::ended(app).map_err(Fault::App));
     if let Err(Fault::Refused(Refusal::Closed)) = result {
         // Before the application sees its reset: its next attempt is refused by the kernel.
-        proxy.kernel.refuse(destination);
+        proxy.kernel.refuse(call.destination);
     }
     if result.is_ok() && tunnel.version() == Version::Two {
         // The member may have come back at another port while this was held.
@@ -156,16 +150,43 @@ async fn stream(
         proxy.pool.give(pool::Key { port, ..call.pooled() }, tunnel, svid);
     }
     entry.bytes(edge.bytes());
-    // What is tried again has not failed.
-    edge.settle(if undelivered(&result, said) { &Ok(()) } else { &result }, proxy.now());
+    edge.settle(if again { &Ok(()) } else { &result }, proxy.now());
     result
 }
 
-/// Apart, so that what the edge is looked up by is not kept for as long as the connection lives.
-fn begin(proxy: &Proxy, call: &Call, source: &SpiffeId, peer: SpiffeId, entry: &mut Entry) -> OpenEdge {
-    let key = call.secured(source, peer);
+/// The peer's authenticated word that a used tunnel's stream reached nobody, while everything the application said is still here.
+fn undelivered(result: &Result<(), Fault>, said: &Said) -> bool {
+    matches!(result, Err(Fault::Refused(Refusal::IdentityChanged | Refusal::Draining))) && said.is_whole()
+}
+
+/// A tunnel to the member that the address is bound to and nobody else, with the application's connection in it.
+struct Secured {
+    svid: Arc<Svid>,
+    tunnel: Box<Tunnel>,
+    edge: OpenEdge,
+}
+
+/// A tunnel for the connection, and whether it was used before; a `fresh` one was not.
+///
+/// # Errors
+/// Why there is none.
+async fn secure(
+    proxy: &Proxy,
+    ticket: &Ticket<'_>,
+    call: &Call,
+    entry: &mut Entry,
+    fresh: bool,
+) -> Result<(Secured, bool), Fault> {
+    let found = if fresh { None } else { again(proxy, call).await };
+    let (used, (svid, tunnel, peer)) = match found {
+        Some(found) => (true, found),
+        // Boxed: of what a handshake needs nothing is kept for as long as the connection lives.
+        None => (false, ticket.run(Box::pin(connect(proxy, call))).await?),
+    };
+    let key = call.secured(svid.id(), peer);
     entry.between(&key, Some(call.member.node), true);
-    proxy.edges.open(key, call.member.node, proxy.now())
+    let edge = proxy.edges.open(key, call.member.node, proxy.now());
+    Ok((Secured { svid, tunnel, edge }, used))
 }
 
 /// Refuses what the kernel never captures: somebody dialled our port, or the rules are not what we think. Without this the proxy
@@ -179,22 +200,18 @@ fn guard(proxy: &Proxy, destination: SocketAddr) -> Result<NonZeroU16, Fault> {
     }
 }
 
-/// A tunnel to the member that the address is bound to, and nobody else.
-struct Secured {
-    svid: Arc<Svid>,
-    tunnel: Box<Tunnel>,
-    peer: SpiffeId,
-}
+/// A tunnel, what was shown in it, and who answered.
+type Found = (Arc<Svid>, Box<Tunnel>, SpiffeId);
 
 /// A tunnel that was used before, its peer looked at anew: trust may have changed since.
-async fn again(proxy: &Proxy, call: &Call) -> Option<Secured> {
+async fn again(proxy: &Proxy, call: &Call) -> Option<Found> {
     let svid = proxy.svids.for_client(&call.workload).await?;
     let tunnel = proxy.pool.take(&call.pooled(), &svid)?;
     let peer = proxy.verifier.identify(&[tunnel.peer()]).ok()?;
-    (peer.holder == call.member.node).then_some(Secured { svid, tunnel, peer: peer.id })
+    (peer.holder == call.member.node).then_some((svid, tunnel, peer.id))
 }
 
-async fn connect(proxy: &Proxy, call: &Call) -> Result<Secured, Fault> {
+async fn connect(proxy: &Proxy, call: &Call) -> Result<Found, Fault> {
     let svid = proxy.svids.for_client(&call.workload).await.ok_or(Fault::NoSvid)?;
     let tcp = dial(proxy, call).await?;
     let handshake = Tunnel::dial(tcp, svid.client().clone(), server_name(call.port));
@@ -204,7 +221,7 @@ async fn connect(proxy: &Proxy, call: &Call) -> Result<Secured, Fault> {
     if peer.holder != call.member.node {
         return Err(Fault::WrongPeer { expected: call.member.node, found: peer.holder });
     }
-    Ok(Secured { svid, tunnel, peer: peer.id })
+    Ok((svid, tunnel, peer.id))
 }
 
 /// Dials the member; one that announced a restart is tried again and again for a moment.
@@ -241,8 +258,21 @@ impl Call {
         pool::Key { client: self.client.ip(), node, port, service: self.destination, source: self.workload.clone() }
     }
 
+    fn header(&self) -> Header {
+        let Self { client, destination, port, .. } = *self;
+        Header { port, address: Some(destination.ip()), client: Some(client), low_port: client.port() < 1024 }
+    }
+
     fn secured(&self, source: &SpiffeId, peer: SpiffeId) -> Key {
         self.key(source.clone(), Some(peer))
+    }
+
+    /// Notes that there was no tunnel, and why.
+    fn failed(&self, proxy: &Proxy, entry: &mut Entry, fault: Fault) -> Fault {
+        let key = self.unsecured(proxy);
+        entry.between(&key, Some(self.member.node), false);
+        proxy.edges.fail(key, Some(self.member.node), fault.reason(), proxy.now());
+        fault
     }
 
     fn unsecured(&self, proxy: &Proxy) -> Key {

@@ -127,9 +127,14 @@ fn short_connections_in_a_row_use_nothing_up() -> Result<()> {
 }
 
 fn idle_connections_cost_little_and_wake_at_once() -> Result<()> {
-    meshd::intercept::process::raise_file_limit()?;
-    // Both ends of each are in this process. One limit of the daemon is 8,192 with one peer.
-    let many = connections(2_000).min(8_000);
+    // Both ends of each are in this process, and two sockets in each daemon.
+    let many = connections(2_000).min(25_000);
+    let files = 3 * many as u64 + 10_000;
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    if limit.current.is_some_and(|now| now < files) {
+        let more = rustix::process::Rlimit { current: Some(files), maximum: limit.maximum.map(|most| most.max(files)) };
+        rustix::process::setrlimit(rustix::process::Resource::Nofile, more).context("more files are needed")?;
+    }
     let mesh = Setup::of(&["a", "b"]).start()?;
     let listener = listen(mesh.host("b"), 8000)?;
     let to = sockets(mesh.host("b"), 8000)[0];

@@ -654,6 +654,5 @@ async fn what_a_connection_keeps_is_small() {
     let outbound = size(|| super::outbound::serve(&a.proxy, never()));
     let inbound = size(|| super::inbound::serve(&a.proxy, never(), never()));
     let tunnel = size_of::<super::tunnel::Tunnel>();
-    println!("outbound {outbound}, inbound {inbound}, tunnel {tunnel}");
-    assert!(outbound <= 2816 && inbound <= 3072 && tunnel <= 2048, "outbound {outbound}, inbound {inbound}, tunnel {tunnel}");
+    assert!(outbound <= 1664 && inbound <= 1792 && tunnel <= 1024, "outbound {outbound}, inbound {inbound}, tunnel {tunnel}");
 }

@@ -214,24 +214,39 @@ impl Tunnel {
     /// # Errors
     /// [`Fault::Refused`] when the peer refused; [`Fault::App`], [`Fault::Tunnel`] or [`Fault::NoVerdict`] when one side broke. The
     /// tunnel is of no use then.
-    pub async fn carry(&mut self, app: &TcpStream, role: Role, said: &mut Said, meter: Meter<'_>) -> Result<(), Fault> {
+    pub fn carry(
+        &mut self,
+        app: &TcpStream,
+        role: Role,
+        said: &mut Said,
+        meter: Meter<'_>,
+    ) -> impl Future<Output = Result<(), Fault>> {
+        // The role is not kept for as long as the connection lives.
+        let (lead, dialled) = match role {
+            Role::Dialler(header) => (header.encode(), false),
+            Role::Dialled => (vec![Verdict::Accepted.encode()], true),
+        };
+        self.relay(app, lead, !dialled, said, meter)
+    }
+
+    /// With `now` the lead does not wait for the application, and the peer's verdict is awaited.
+    async fn relay(&mut self, app: &TcpStream, lead: Vec<u8>, now: bool, said: &mut Said, meter: Meter<'_>) -> Result<(), Fault> {
         let Self { wire, version, sending, receiving, keys, .. } = self;
         keys.accepted.store(false, Ordering::Relaxed);
-        let (lead, now, verdict) = match role {
-            Role::Dialler(header) => (header.encode(), true, true),
-            Role::Dialled => (vec![Verdict::Accepted.encode()], false, false),
-        };
-        let mut send = pin!(sending.send(wire, app, keys, *version, (lead, now), said, meter.sent));
-        let mut receive = pin!(receiving.receive(wire, app, keys, *version, verdict, meter.received));
+        let mut send = pin!(sending.send(wire, app, keys, *version, lead, now, said, meter.sent));
+        let mut receive = pin!(receiving.receive(wire, app, keys, *version, now, meter.received));
         let all_sent = tokio::select! {
             sent = &mut send => sent.map(|()| true)?,
             received = &mut receive => received.map(|()| false)?,
         };
-        // A side that is done is not read from any more: that it is gone would be noticed with the next byte for it only.
+        // A side that is done is not read from any more: that it is gone would be noticed with the next byte for it only. Boxed, for most
+        // connections never come to wait for that.
         if all_sent {
-            tokio::select! { biased; received = receive => received, e = broken_off(app) => Err(Fault::App(e)) }
+            let gone = Box::pin(broken_off(app));
+            tokio::select! { biased; received = receive => received, e = gone => Err(Fault::App(e)) }
         } else {
-            tokio::select! { biased; sent = send => sent, e = silent(wire, *version) => Err(Fault::Tunnel(e)) }
+            let gone = Box::pin(silent(wire, *version));
+            tokio::select! { biased; sent = send => sent, e = gone => Err(Fault::Tunnel(e)) }
         }
     }
 
@@ -348,7 +363,8 @@ impl Sending {
         app: &TcpStream,
         keys: &Keys,
         version: Version,
-        (mut lead, mut now): (Vec<u8>, bool),
+        mut lead: Vec<u8>,
+        mut now: bool,
         before: &mut Said,
         count: Count<'_>,
     ) -> Result<(), Fault> {
