@@ -20,9 +20,9 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use crate::api::{
-    Appointment, ApproveRequest, Approved, Authority, Banishment, CreatedToken, Done, Edge, Enrolment, EnrolmentWish, ErrorBody, Finding, Identity,
-    JoinRequest, Joined, LogLevel, MAX_ANSWER, NewToken, Node, Pending, Resolve, Rotation, Service, Status, TokenInfo,
-    VERSION_HEADER, path,
+    Appointment, ApproveRequest, Approved, Authority, Banishment, CreatedToken, Done, Edge, Enrolment, EnrolmentWish, ErrorBody,
+    Finding, Identity, JoinRequest, Joined, LogLevel, MAX_ANSWER, NewToken, Node, Pending, Resolve, Rotation, Service, Status,
+    TokenInfo, VERSION_HEADER, path,
 };
 
 /// How long the daemon may take to accept a connection.

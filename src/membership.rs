@@ -78,7 +78,9 @@ pub(crate) enum MembershipError {
     #[error("this host is not an authority of its mesh: run the command on {0}")]
     NotAuthority(String),
     /// The authority was not let in by the fleet token, or forgot it.
-    #[error("this authority knows of no fleet token of its mesh: run the command on another one, first of all on {0}, which founded the mesh")]
+    #[error(
+        "this authority knows of no fleet token of its mesh: run the command on another one, first of all on {0}, which founded the mesh"
+    )]
     NoFleet(String),
     /// It is an authority whose root is not known to everybody yet.
     #[error("this authority is new and does not sign yet: members that were here lately have not heard of its root")]

@@ -24,7 +24,8 @@ use crate::keys::{KeyError, base64url, derive, random, sha256};
 /// What the word in the file begins with; the number is the version of what follows.
 const PREFIX: &str = "fleet1-";
 /// What the file says of itself.
-const REMARK: &str = "# The fleet token of a meshd mesh, a secret: the same file belongs on the boot partition of every card of the batch.\n";
+const REMARK: &str =
+    "# The fleet token of a meshd mesh, a secret: the same file belongs on the boot partition of every card of the batch.\n";
 /// What the file is called where only meshd's own files are. It is no state file: a person puts it there.
 pub const FILE: &str = "fleet.token";
 /// Longest file in bytes. What [`FleetToken::to_text`] makes has fewer than 256.

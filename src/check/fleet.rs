@@ -74,7 +74,10 @@ mod tests {
         with(|_| {}, &[]);
         with(|f| f.card = Some(("/boot/x".into(), None)), &[(code::FLEET_TOKEN, Warn)]);
         with(|f| f.card = Some(("/boot/x".into(), Some("torn".into()))), &[(code::FLEET_TOKEN, Warn)]);
-        with(|f| *f = Facts { card: Some(("/boot/x".into(), Some("torn".into()))), ..Facts::default() }, &[(code::FLEET_TOKEN, Fail)]);
+        with(
+            |f| *f = Facts { card: Some(("/boot/x".into(), Some("torn".into()))), ..Facts::default() },
+            &[(code::FLEET_TOKEN, Fail)],
+        );
         with(|f| *f = Facts { card: Some(("/boot/x".into(), None)), ..Facts::default() }, &[]);
         with(|f| f.window = window(0, 80_000), &[]);
         with(|f| f.window = window(3, 0), &[]);

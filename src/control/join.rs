@@ -122,9 +122,7 @@ async fn join_at(
     let begun = match ticket {
         Ticket::Token(token) => Joiner::start(token.clone(), channel, wish.clone()),
         Ticket::Code(code) => Joiner::ask(code.clone(), channel, wish.clone()),
-        Ticket::Fleet(mesh, key, own) => {
-            Joiner::of_fleet(mesh, key.clone(), own.map(|(side, _)| side), channel, wish.clone())
-        }
+        Ticket::Fleet(mesh, key, own) => Joiner::of_fleet(mesh, key.clone(), own.map(|(side, _)| side), channel, wish.clone()),
     };
     let (mut joiner, first) = begun.map_err(refused)?;
     frames::send(&mut stream, &first).await.map_err(broken)?;
@@ -205,7 +203,9 @@ async fn converse(
                         return Ok(None);
                     }
                     // Such a host asks everybody it sees, and has its code typed if it is not let in so.
-                    (JoinError::Refused(Reason::NotAuthority | Reason::NoFleet | Reason::Closed | Reason::Busy), _) => return Ok(None),
+                    (JoinError::Refused(Reason::NotAuthority | Reason::NoFleet | Reason::Closed | Reason::Busy), _) => {
+                        return Ok(None);
+                    }
                     _ => return Err(refused.into()),
                 }
             }

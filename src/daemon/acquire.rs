@@ -172,7 +172,9 @@ pub(super) fn spend(config: &Config, membership: &Membership) {
     match &card.token {
         Ok(token) if token.mesh() == membership.roster().mesh() => match fleet::remove(&card.path) {
             Ok(()) => tracing::info!(%path, "the fleet token has done its work and was removed"),
-            Err(error) => tracing::warn!(%path, %error, "the fleet token could not be removed: whoever has this card has the token"),
+            Err(error) => {
+                tracing::warn!(%path, %error, "the fleet token could not be removed: whoever has this card has the token")
+            }
         },
         Ok(_) => tracing::warn!(%path, "a fleet token is there, and this host is a member of another mesh"),
         Err(why) => tracing::warn!(%path, why, "the fleet token there cannot be used"),
@@ -219,7 +221,8 @@ async fn look(daemon: &Daemon, patience: &mut Patience, fleet: Option<&FleetToke
 /// Who is on the LAN and not known as a member of the mesh of `own`: it may be one of another founder of its fleet.
 pub(super) fn others(lan: &Lan, own: &Member) -> Vec<Sighting> {
     let catalog = own.catalog();
-    let known = |ip| own.own_addresses().contains(&ip) || catalog.records().any(|r| r.record().addresses.iter().any(|a| a.ip == ip));
+    let known =
+        |ip| own.own_addresses().contains(&ip) || catalog.records().any(|r| r.record().addresses.iter().any(|a| a.ip == ip));
     let (mesh, alone) = (own.mesh(), own.is_alone());
     let may_be = |s: &Sighting| match s.tag {
         Some(tag) if tag_matches(mesh, &tag) => !s.addresses.iter().any(|a| known(a.ip())),
@@ -248,21 +251,29 @@ pub(super) async fn ask(daemon: &Daemon, own: Option<&Member>, fleet: Option<&Fl
         let alone = own.is_none_or(Member::is_alone);
         if alone || leaves.is_some() {
             let config = daemon.config();
-            let peers = peer_addresses(&config).await.into_iter().map(|peer| vec![peer]);
-            let seen = own.map_or_else(|| daemon.lan.seen(), |own| others(&daemon.lan, own)).into_iter().map(|s| s.addresses);
-            let mut candidates: Vec<Vec<SocketAddr>> = seen.chain(peers).collect();
-            // Among many there may be few authorities: not the same ones are asked each time.
-            let first = meshd_ca::keys::random().map_or(0, u32::from_be_bytes) as usize % candidates.len().max(1);
-            candidates.rotate_left(first);
-            candidates.truncate(MAX_ASKED);
             let of_fleet = match (own, &leaves, fleet) {
                 (Some(own), Some((key, side)), _) => Some((own.mesh(), key.clone(), Some((*side, &*own.membership)))),
                 (None, _, Some(token)) => Some((token.mesh(), token.key(), None)),
                 _ => None,
             };
+            // Only those can be of the fleet that announce its mesh, or announce nothing.
+            let may_be = |s: &Sighting| {
+                let mesh = of_fleet.as_ref().map(|(mesh, ..)| *mesh);
+                mesh.is_some_and(|mesh| s.tag.is_none_or(|tag| tag_matches(mesh, &tag)))
+            };
+            let seen = own.map_or_else(|| daemon.lan.seen(), |own| others(&daemon.lan, own));
+            let seen = seen.into_iter().map(|s| (may_be(&s), s.addresses));
+            let peers = peer_addresses(&config).await.into_iter().map(|peer| (of_fleet.is_some(), vec![peer]));
+            let mut candidates: Vec<(bool, Vec<SocketAddr>)> = seen.chain(peers).collect();
+            // Among many there may be few authorities: not the same ones are asked each time.
+            let first = meshd_ca::keys::random().map_or(0, u32::from_be_bytes) as usize % candidates.len().max(1);
+            candidates.rotate_left(first);
+            candidates.truncate(MAX_ASKED);
             let of_fleet = of_fleet.as_ref().map(|(mesh, key, leaves)| Ticket::Fleet(*mesh, key, *leaves));
-            let tickets: Vec<Ticket<'_>> = of_fleet.into_iter().chain(alone.then_some(Ticket::Code(&daemon.code))).collect();
-            if let Some(joined) = ask_once(daemon, &config, &candidates, &tickets).await {
+            let code = alone.then_some(Ticket::Code(&daemon.code));
+            let with = |(fleet, addresses)| (of_fleet.filter(|_| fleet).into_iter().chain(code).collect(), addresses);
+            let candidates: Vec<Candidate<'_>> = candidates.into_iter().map(with).collect();
+            if let Some(joined) = ask_once(daemon, &config, &candidates).await {
                 return joined;
             }
         }
@@ -273,15 +284,13 @@ pub(super) async fn ask(daemon: &Daemon, own: Option<&Member>, fleet: Option<&Fl
     }
 }
 
-/// Asks each of `candidates` with each of `tickets`, at the first of its addresses where it answers.
-async fn ask_once(
-    daemon: &Daemon,
-    config: &Config,
-    candidates: &[Vec<SocketAddr>],
-    tickets: &[Ticket<'_>],
-) -> Option<(Joined, SocketAddr)> {
+/// With what somebody is asked, and where he may be.
+type Candidate<'a> = (Vec<Ticket<'a>>, Vec<SocketAddr>);
+
+/// Asks each of `candidates` at the first of its addresses where it answers.
+async fn ask_once(daemon: &Daemon, config: &Config, candidates: &[Candidate<'_>]) -> Option<(Joined, SocketAddr)> {
     let tls = NodeTls::new(&provider::provider(provider::has_aes()), &daemon.key).ok()?.join_client;
-    for addresses in candidates {
+    for (tickets, addresses) in candidates {
         'addresses: for address in addresses {
             for ticket in tickets {
                 match join::join(*ticket, &[*address], &daemon.key, &config.host_name, tls.clone(), &Marked).await {

@@ -140,7 +140,11 @@ impl Membership {
         let news = fleet.now().hear(window);
         let now = fleet.now().window();
         if news {
-            tracing::info!(open = now.is_open(), seconds = now.left.as_secs(), "another authority says until when the fleet token is good");
+            tracing::info!(
+                open = now.is_open(),
+                seconds = now.left.as_secs(),
+                "another authority says until when the fleet token is good"
+            );
             self.save_fleet(&mut state).await?;
         }
         Ok(now)
@@ -152,7 +156,9 @@ impl Membership {
         fleet.now().stay();
         if fleet.now().window().is_open() {
             fleet.now().open(Duration::ZERO);
-            tracing::warn!("a host was banished: nobody is let in with the fleet token any more (`meshd enroll open` lets hosts in again)");
+            tracing::warn!(
+                "a host was banished: nobody is let in with the fleet token any more (`meshd enroll open` lets hosts in again)"
+            );
         }
         // It is closed, whatever the disk says, and written as soon as that is possible.
         if let Err(error) = self.save_fleet(state).await {

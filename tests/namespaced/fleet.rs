@@ -1,5 +1,7 @@
 //! Fleets: hosts that hold the same file become one mesh by themselves, for as long as it takes them, and nobody else does.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -37,12 +39,14 @@ pub(crate) fn give(mesh: &Mesh, hosts: &[&str]) -> Result<String> {
     Ok(text.lines().find(|l| !l.starts_with('#')).context("no word in the file")?.to_owned())
 }
 
+/// A fleet token, or something in its place, where a host looks for it.
 pub(crate) fn put(member: &Member, text: &[u8]) -> Result<()> {
-    let path = card(member);
-    std::fs::create_dir_all(path.parent().context("a directory")?)?;
-    use std::os::unix::fs::PermissionsExt;
-    std::fs::set_permissions(path.parent().context("a directory")?, std::fs::Permissions::from_mode(0o700))?;
-    Ok(std::fs::write(path, text)?)
+    let (path, mode) = (card(member), Permissions::from_mode);
+    let above = path.parent().context("a directory")?;
+    std::fs::create_dir_all(above)?;
+    std::fs::set_permissions(above, mode(0o700))?;
+    std::fs::write(&path, text)?;
+    Ok(std::fs::set_permissions(&path, mode(0o600))?)
 }
 
 /// Waits until these hosts, and no others, are one mesh.
@@ -53,7 +57,10 @@ fn one_mesh(mesh: &Mesh, hosts: &[&str]) -> Result<()> {
         for status in std::iter::once(Ok(first.clone())).chain(all) {
             let status = status?;
             ensure!(status.state == State::Member && status.mesh == first.mesh, "{status:?}");
-            ensure!(status.members.active as usize == hosts.len() && status.members.reachable == status.members.active, "{status:?}");
+            ensure!(
+                status.members.active as usize == hosts.len() && status.members.reachable == status.members.active,
+                "{status:?}"
+            );
         }
         // One founder, so one roster: the same id is not enough.
         let nodes: Vec<_> = hosts
@@ -80,13 +87,15 @@ fn spent(mesh: &Mesh, hosts: &[&str], word: &str) -> Result<()> {
             let bytes = std::fs::read(file.path())?;
             let text = String::from_utf8_lossy(&bytes).to_lowercase().replace('-', "");
             ensure!(!text.contains(&plain[..24]), "the secret is in {}", file.path().display());
-            use std::os::unix::fs::PermissionsExt;
             let mode = file.metadata()?.permissions().mode() & 0o777;
             let state = file.path().parent().is_some_and(|p| p.ends_with("state"));
             ensure!(!state || mode & 0o077 == 0, "{} has mode {mode:o}", file.path().display());
         }
         for word in std::fs::read(format!("/proc/{}/cmdline", member.pid()?))?.split(|b| *b == 0) {
-            ensure!(!String::from_utf8_lossy(word).replace('-', "").contains(&plain[..24]), "the secret is an argument on {name}");
+            ensure!(
+                !String::from_utf8_lossy(word).replace('-', "").contains(&plain[..24]),
+                "the secret is an argument on {name}"
+            );
         }
     }
     Ok(())
@@ -126,11 +135,13 @@ fn founders_of_the_same_second_become_one_mesh() -> Result<()> {
     one_mesh(&mesh, &["a", "b", "c", "d"])
 }
 
-/// As they are configured where nobody configures anything.
+/// As they are where nobody configures anything: also their names are the same.
 fn cards_that_are_switched_on_together_found_one_mesh() -> Result<()> {
-    let mut mesh = Setup::of(&["a", "b", "c"]).configured("host_name = \"raspberrypi\"").hosts()?;
+    let mut mesh = Setup::of(&["a", "b", "c"]).hosts()?;
     let word = give(&mesh, &["a", "b", "c"])?;
-    start(&mut mesh, &["a", "b", "c"])?;
+    for name in ["a", "b", "c"] {
+        mesh.at_mut(name).start_through("env", &["MESHD_HOST_NAME=raspberrypi"])?;
+    }
     one_mesh(&mesh, &["a", "b", "c"])?;
     let mut names: Vec<String> = mesh.at("a").nodes()?.into_iter().map(|n| n.name.to_string()).collect();
     names.sort();
@@ -175,15 +186,17 @@ fn members_follow_a_founder_that_gives_way() -> Result<()> {
 
 fn closed_meshes_and_other_fleets_let_nobody_in() -> Result<()> {
     let hosts = ["a", "b", "c", "x", "d"];
-    let mut mesh = Setup::of(&hosts).configured("found_after = \"0s\"\ndrain = \"0s\"\nauthority = false").hosts()?;
+    let mut setup = Setup::of(&hosts).configured("drain = \"0s\"\nauthority = false").configured_on("a", "found_after = \"0s\"");
+    for name in &hosts[1..] {
+        setup = setup.configured_on(name, "found_after = \"1s\"");
+    }
+    let mut mesh = setup.hosts()?;
     let word = give(&mesh, &["a", "b", "c", "d"])?;
     start(&mut mesh, &["a"])?;
     mesh.at("a").until(State::Member)?;
     start(&mut mesh, &["b", "c"])?;
     one_mesh(&mesh, &["a", "b", "c"])?;
-    // a may have given its mesh up for another one.
-    let founder = *["a", "b", "c"].iter().find(|n| mesh.at(n).status().is_ok_and(|s| s.authority)).context("no authority")?;
-    let other = *["a", "b", "c"].iter().find(|n| **n != founder).context("no other")?;
+    let (founder, other) = ("a", "b");
     let window: Enrolment = mesh.at(founder).json(&["enroll", "status"])?;
     ensure!(window.open && (86_000..86_400).contains(&window.left_seconds), "{window:?}");
     let (ok, out, err) = mesh.at(other).try_cli(&["enroll", "close"])?;
@@ -214,8 +227,7 @@ fn closed_meshes_and_other_fleets_let_nobody_in() -> Result<()> {
 
     // The banished one stays out, with the file too, and with a new key nobody lets it in.
     let text = format!("{word}\n");
-    let name = mesh.at(other).status()?.host_name.to_string();
-    mesh.at(founder).cli(&["banish", "--yes", &name])?;
+    mesh.at(founder).cli(&["banish", "--yes", other])?;
     mesh.at(other).until(State::Banished)?;
     let window: Enrolment = mesh.at(founder).json(&["enroll", "status"])?;
     ensure!(!window.open, "banishing leaves it open: {window:?}");
@@ -234,7 +246,7 @@ fn closed_meshes_and_other_fleets_let_nobody_in() -> Result<()> {
     std::thread::sleep(Duration::from_secs(6));
     equal!(mesh.at(other).status()?.state, State::Pending, "the state of the banished one");
     let nodes = mesh.at(founder).nodes()?;
-    ensure!(nodes.iter().any(|n| n.name.as_str() == name && n.standing == Standing::Banished), "{nodes:?}");
+    ensure!(nodes.iter().any(|n| n.name.as_str() == other && n.standing == Standing::Banished), "{nodes:?}");
     Ok(())
 }
 

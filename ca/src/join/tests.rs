@@ -346,7 +346,8 @@ fn the_joiner_checks_what_an_honest_proof_covers() {
         let Ok(Step::Send(proof)) = joiner.receive(&challenge) else { panic!() };
         let mut said = Transcript::default();
         [&hello, &challenge, &proof].into_iter().for_each(|m| said.add(m));
-        let body = encode(WELCOME, &Welcome { name: name(called), time: NOW, roster: String::from_utf8(roster).unwrap(), fleet: None });
+        let body =
+            encode(WELCOME, &Welcome { name: name(called), time: NOW, roster: String::from_utf8(roster).unwrap(), fleet: None });
         joiner.receive(&[&[WELCOME][..], &proofs.of_authority(&said, &body[1..]), &body[1..]].concat())
     };
     assert_eq!(try_with(desk.roster.to_bytes(), "pi").unwrap_err(), JoinError::Roster(RosterError::NotMember));
