@@ -26,7 +26,6 @@ use super::waiting::Waiting;
 use crate::identity::tls::NodeTls;
 use crate::identity::verifier::peer_key;
 use crate::membership::Membership;
-use crate::membership::fleet::Leaving;
 
 /// How long the whole conversation may take.
 const TIMEOUT: Duration = Duration::from_secs(15);
@@ -142,7 +141,9 @@ async fn join_at(
                 return Ok(joined);
             }
             Step::Done(joined) => {
-                leaving.map(Leaving::done);
+                if let Some(leaving) = leaving {
+                    leaving.done();
+                }
                 return Ok(joined);
             }
         }
