@@ -22,6 +22,8 @@
 //! | `DELETE /v1/tokens/ID` | [`Done`] |
 //! | `POST /v1/join` [`JoinRequest`] | [`Joined`] |
 //! | `POST /v1/leave` | [`Done`] |
+//! | `GET /v1/enroll` | [`Enrolment`] |
+//! | `POST /v1/enroll` [`EnrolmentWish`] | [`Enrolment`] |
 //! | `GET /v1/log-level` | [`LogLevel`] |
 //! | `PUT /v1/log-level` [`LogLevel`] | [`LogLevel`] |
 //!
@@ -84,6 +86,8 @@ pub mod path {
     pub const PENDING: &str = "/v1/pending";
     /// [`super::ApproveRequest`] posted.
     pub const APPROVE: &str = "/v1/approve";
+    /// [`super::Enrolment`], and a [`super::EnrolmentWish`] posted.
+    pub const ENROLL: &str = "/v1/enroll";
     /// An empty body posted.
     pub const LEAVE: &str = "/v1/leave";
     /// [`super::LogLevel`], to be read and to be put.
@@ -153,6 +157,9 @@ pub struct Status {
     /// What to type on a member to let this host in (`meshd approve`): only while it waits, and only for root.
     #[serde(default)]
     pub code: Option<Secret>,
+    /// Why the fleet token that this host has is of no use, if that is so.
+    #[serde(default)]
+    pub fleet_token: Option<String>,
     /// The mesh it is a member of, or sees.
     pub mesh: Option<MeshId>,
     /// The trust domain of that mesh.
@@ -377,6 +384,24 @@ pub struct Finding {
     pub hint: Option<String>,
     /// One of [`code::ALL`]: a heading of `docs/checks.md`.
     pub code: String,
+}
+
+/// Whether hosts are let in with the fleet token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Enrolment {
+    /// Whether they are.
+    pub open: bool,
+    /// For how many seconds still, while the mesh is up.
+    pub left_seconds: u64,
+    /// How many other authorities could not be told of a change, and go on as before until they are heard again.
+    pub unreached: u32,
+}
+
+/// A wish to let hosts in with the fleet token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnrolmentWish {
+    /// For how many seconds from now on; 0 to let nobody in.
+    pub seconds: u64,
 }
 
 /// A join token as its authority remembers it: without its secret.

@@ -17,13 +17,14 @@ use meshd_ca::time::UnixTime;
 use zeroize::Zeroizing;
 
 use crate::daemon::{GONE, SEQUENCE};
+use crate::membership::fleet::FLEET;
 use crate::membership::{KEY, ROSTER, TOKENS};
 
 /// The directory in the state directory that is not locked by the daemon, and the file in it: what seals backups.
 pub(crate) const DIRECTORY: &str = "backup";
 const SEALING: &str = "key";
 /// What is asked for again, counted again, or must not come back.
-const LEFT_OUT: [&str; 4] = [TOKENS, "svids", "silent", GONE];
+const LEFT_OUT: [&str; 5] = [TOKENS, FLEET, "svids", "silent", GONE];
 /// What [`GONE`] says while files are being put back: a host whose plug is pulled then must not begin a life of its own.
 const RESTORING: &[u8] = b"restoring";
 /// How far the numbers of records jump: more than a host uses that says something new every second for a century.

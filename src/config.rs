@@ -319,6 +319,8 @@ pub struct Config {
     pub keepalive: Duration,
     /// How long a new host looks for a mesh before it founds one.
     pub found_after: Duration,
+    /// Where the fleet token is; none: in one of the usual places, if anywhere.
+    pub fleet_token_file: Option<PathBuf>,
     /// How much is logged.
     pub log_level: LogLevel,
     /// In what form.
@@ -352,6 +354,7 @@ impl Config {
             drain: DRAIN,
             keepalive: KEEPALIVE,
             found_after: FOUND_AFTER,
+            fleet_token_file: None,
             log_level: LogLevel::default(),
             log_format: LogFormat::default(),
             access_log: AccessLog::default(),

@@ -13,6 +13,7 @@ pub mod config;
 pub(crate) mod control;
 pub mod daemon;
 pub mod demo;
+pub(crate) mod fleet;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;

@@ -20,9 +20,9 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use crate::api::{
-    Appointment, ApproveRequest, Approved, Authority, Banishment, CreatedToken, Done, Edge, ErrorBody, Finding, Identity,
-    JoinRequest, Joined, LogLevel, MAX_ANSWER, NewToken, Node, Pending, Resolve, Rotation, Service, Status, TokenInfo,
-    VERSION_HEADER, path,
+    Appointment, ApproveRequest, Approved, Authority, Banishment, CreatedToken, Done, Edge, Enrolment, EnrolmentWish, ErrorBody,
+    Finding, Identity, JoinRequest, Joined, LogLevel, MAX_ANSWER, NewToken, Node, Pending, Resolve, Rotation, Service, Status,
+    TokenInfo, VERSION_HEADER, path,
 };
 
 /// How long the daemon may take to accept a connection.
@@ -224,6 +224,20 @@ impl Local {
     /// [`LocalError`].
     pub async fn pending(&self) -> Result<Vec<Pending>, LocalError> {
         self.look(path::PENDING).await
+    }
+    /// Whether hosts are let in with the fleet token.
+    ///
+    /// # Errors
+    /// [`LocalError`].
+    pub async fn enrolment(&self) -> Result<Enrolment, LocalError> {
+        self.look(path::ENROLL).await
+    }
+    /// Changes that.
+    ///
+    /// # Errors
+    /// [`LocalError`].
+    pub async fn enrol(&self, wish: &EnrolmentWish) -> Result<Enrolment, LocalError> {
+        self.ask(Method::POST, path::ENROLL, self.json(wish)?, LOOK).await
     }
     /// Leaves the mesh.
     ///

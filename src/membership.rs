@@ -2,7 +2,7 @@
 //!
 //! Owns the one mutable roster of the process and its file. Everything else reads immutable snapshots from [`Membership::watch`].
 //! A change is on disk before anybody is told that it happened. Files of the state directory: `node.key`, `roster`, `root.key`,
-//! `root.crt`, `root2.key`, `root2.crt`, `tokens`, `signs`, each in two generations (`meshd_ca::store`).
+//! `root.crt`, `root2.key`, `root2.crt`, `tokens`, `signs`, `fleet`, each in two generations (`meshd_ca::store`).
 //!
 //! An office begins in steps, each of which may be the last before the plug is pulled: the root key is made and saved ([`Membership::prepare`]),
 //! another authority makes the root known, this node takes the office and says itself which root it has ([`Membership::assume`]), and it signs with it
@@ -12,14 +12,16 @@
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use meshd_ca::approval::{ApprovalCode, Approvals};
 use meshd_ca::bundle::{Bundle, RootId};
 use meshd_ca::clock::statement::{Question, StatementError};
+use meshd_ca::fleet::{Fleet, FleetToken};
 use meshd_ca::identity::{HostName, MeshId, NodeId, SpiffeId, TrustDomain, Workload};
 use meshd_ca::issue::{Issuer, Leaf, may_hold};
-use meshd_ca::join::{Admission, Admitted, Authority, JoinError, Reason, Step};
+use meshd_ca::join::{Admission, Admitted, Authority, JoinError, Reason, Reception, Step};
 use meshd_ca::keys::{self, PrivateKey, PublicKey};
 use meshd_ca::roster::{Entry, Member, Roster, RosterError, Standing};
 use meshd_ca::signed::Signed;
@@ -29,9 +31,11 @@ use thiserror::Error;
 use tokio::sync::{Mutex, watch};
 
 use crate::clock::{self, Clock};
+use fleet::{FLEET, Keeping};
 use office::{Office, ROOTS, SIGNS};
 use rotation::published;
 
+pub(crate) mod fleet;
 mod office;
 mod rotation;
 #[cfg(test)]
@@ -73,6 +77,11 @@ pub(crate) enum MembershipError {
     /// Only an authority can do that.
     #[error("this host is not an authority of its mesh: run the command on {0}")]
     NotAuthority(String),
+    /// The authority was not let in by the fleet token, or forgot it.
+    #[error(
+        "this authority knows of no fleet token of its mesh: run the command on another one, first of all on {0}, which founded the mesh"
+    )]
+    NoFleet(String),
     /// It is an authority whose root is not known to everybody yet.
     #[error("this authority is new and does not sign yet: members that were here lately have not heard of its root")]
     NotYet,
@@ -92,11 +101,14 @@ pub(crate) struct Membership {
     state: Mutex<State>,
     roster: watch::Sender<Arc<Roster>>,
     signs: watch::Sender<Option<RootId>>,
+    /// Whether this node is about to leave its mesh for another one of the fleet.
+    leaving: AtomicBool,
 }
 
 struct State {
     roster: Roster,
     office: Option<Office>,
+    fleet: Option<Keeping>,
     /// Files that are behind what is above, because writing them failed: nobody may be told what is in memory only.
     unsaved: HashSet<&'static str>,
 }
@@ -107,6 +119,7 @@ struct Desk<'a> {
     roster: &'a mut Roster,
     tokens: &'a mut TokenTable,
     approvals: &'a mut Approvals,
+    fleet: Option<Reception>,
 }
 
 impl Authority for Desk<'_> {
@@ -121,6 +134,9 @@ impl Authority for Desk<'_> {
     }
     fn roster(&mut self) -> &mut Roster {
         self.roster
+    }
+    fn fleet(&self) -> Option<Reception> {
+        self.fleet.clone()
     }
 }
 
@@ -147,7 +163,29 @@ impl Membership {
         trust_domain: Option<TrustDomain>,
     ) -> Result<Self, MembershipError> {
         let mesh = MeshId::from_bytes(keys::random()?);
-        let trust_domain = trust_domain.unwrap_or_else(|| TrustDomain::of(mesh));
+        Self::begin(key, store, clock, name, (mesh, trust_domain.unwrap_or_else(|| TrustDomain::of(mesh))), None)
+    }
+
+    /// Founds the mesh of a fleet. Others of it may do the same at this moment.
+    pub(crate) fn found_fleet(
+        key: Arc<PrivateKey>,
+        store: Arc<Store>,
+        clock: Clock,
+        name: HostName,
+        token: &FleetToken,
+    ) -> Result<Self, MembershipError> {
+        let mesh = token.mesh();
+        Self::begin(key, store, clock, name, (mesh, TrustDomain::of(mesh)), Some(Fleet::found(token.key())))
+    }
+
+    fn begin(
+        key: Arc<PrivateKey>,
+        store: Arc<Store>,
+        clock: Clock,
+        name: HostName,
+        (mesh, trust_domain): (MeshId, TrustDomain),
+        fleet: Option<Fleet>,
+    ) -> Result<Self, MembershipError> {
         let issuer = Issuer::create(&trust_domain, key.public().node_id(), clock.now(), ROOT_LIFETIME)?;
         let roster = Roster::found(mesh, trust_domain, &key, name, issuer.root_der().to_vec(), clock.now())?;
         let (root_key, root_der) = issuer.to_parts();
@@ -156,9 +194,12 @@ impl Membership {
         store.save(ROOT_CERTIFICATE, root_der)?;
         let tokens = TokenTable::default();
         store.save(TOKENS, &tokens.to_bytes())?;
+        if let Some(fleet) = &fleet {
+            store.save(FLEET, &fleet.to_bytes())?;
+        }
         store.save(ROSTER, &roster.to_bytes())?;
         let office = Office { issuer, place: 0, next: None, tokens, approvals: Approvals::default(), signs: true };
-        Ok(Self::with(key, store, clock, roster, Some(office)))
+        Ok(Self::with(key, store, clock, roster, Some(office), fleet.map(Keeping::new)))
     }
 
     /// The membership saved in `store`, if there is one and this node is active in it.
@@ -192,7 +233,8 @@ impl Membership {
                 tracing::warn!(%error, "what is left of an old root could not be removed");
             }
         }
-        Ok(Some(Self::with(key, store, clock, roster, office)))
+        let fleet = fleet::load(&store);
+        Ok(Some(Self::with(key, store, clock, roster, office, fleet)))
     }
 
     /// What the saved roster says of this node; none where there is none, or it does not know the node.
@@ -201,30 +243,50 @@ impl Membership {
         Ok(Roster::from_bytes(&saved.bytes)?.member(me).map(|m| m.standing))
     }
 
-    /// Takes the place in another mesh that a join has just granted. An own root of before is dropped.
-    pub(crate) fn adopt(key: Arc<PrivateKey>, store: Arc<Store>, clock: Clock, roster: Roster) -> Result<Self, MembershipError> {
+    /// Takes the place in another mesh that a join has just granted, of this fleet if it was joined as one of it. An own root of before is
+    /// dropped.
+    pub(crate) fn adopt(
+        key: Arc<PrivateKey>,
+        store: Arc<Store>,
+        clock: Clock,
+        roster: Roster,
+        fleet: Option<Fleet>,
+    ) -> Result<Self, MembershipError> {
+        // Of the same fleet as the mesh of before, if there was one: good with either roster.
+        if let Some(fleet) = &fleet {
+            store.save(FLEET, &fleet.to_bytes())?;
+        }
         store.save(ROSTER, &roster.to_bytes())?;
-        for old in OFFICE {
+        let fleets = fleet.is_none().then_some(FLEET);
+        for old in OFFICE.into_iter().chain(fleets) {
             store.remove(old)?;
         }
-        Ok(Self::with(key, store, clock, roster, None))
+        Ok(Self::with(key, store, clock, roster, None, fleet.map(Keeping::new)))
     }
 
     /// Forgets the mesh; the node key stays, so that a later join finds the same node.
     pub(crate) fn forget(store: &Store) -> Result<(), StoreError> {
         store.remove(ROSTER)?;
-        for name in OFFICE {
+        for name in OFFICE.into_iter().chain([FLEET]) {
             store.remove(name)?;
         }
         Ok(())
     }
 
-    fn with(key: Arc<PrivateKey>, store: Arc<Store>, clock: Clock, roster: Roster, office: Option<Office>) -> Self {
+    fn with(
+        key: Arc<PrivateKey>,
+        store: Arc<Store>,
+        clock: Clock,
+        roster: Roster,
+        office: Option<Office>,
+        fleet: Option<Keeping>,
+    ) -> Self {
         clock.within(&roster.bundle());
         let (sender, _) = watch::channel(Arc::new(roster.clone()));
         let signs = office.as_ref().filter(|o| o.signs).map(|o| RootId::of(o.issuer.root_der()));
         let (signs, _) = watch::channel(signs);
-        Self { key, store, clock, state: Mutex::new(State { roster, office, unsaved: HashSet::new() }), roster: sender, signs }
+        let state = Mutex::new(State { roster, office, fleet, unsaved: HashSet::new() });
+        Self { key, store, clock, state, roster: sender, signs, leaving: AtomicBool::new(false) }
     }
 
     /// This node's id.
@@ -270,10 +332,14 @@ impl Membership {
     /// Adds an entry somebody else signed. Returns whether it changed anything.
     pub(crate) async fn merge(&self, entry: Entry) -> Result<bool, MembershipError> {
         let mut state = self.state.lock().await;
+        let banishes = entry.member().standing == Standing::Banished;
         let changed = state.roster.merge(entry)?;
         let unsaved = state.unsaved.contains(ROSTER);
         if changed || unsaved {
             self.save_roster(&mut state).await?;
+        }
+        if changed && banishes {
+            self.close_window(&mut state).await;
         }
         Ok(changed || unsaved)
     }
@@ -285,11 +351,16 @@ impl Membership {
         message: &[u8],
     ) -> Result<Result<Step<Admitted>, JoinError>, MembershipError> {
         let mut state = self.state.lock().await;
-        let State { roster, office, unsaved } = &mut *state;
+        let State { roster, office, fleet, unsaved } = &mut *state;
         // Hosts without a token ask every member they see.
         let Some(office) = office else { return Ok(Err(JoinError::Refused(Reason::NotAuthority))) };
+        let busy = self.leaving.load(Ordering::Relaxed);
+        if busy {
+            return Ok(Err(JoinError::Refused(Reason::Busy)));
+        }
+        let fleet = fleet.as_mut().map(|f| f.reception(roster, self.me(), busy));
         let (roster_before, tokens_before) = (roster.digest(), office.tokens.to_bytes());
-        let mut desk = Desk { key: &self.key, roster, tokens: &mut office.tokens, approvals: &mut office.approvals };
+        let mut desk = Desk { key: &self.key, roster, tokens: &mut office.tokens, approvals: &mut office.approvals, fleet };
         let now = self.clock.now();
         let step = admission.receive(message, &mut desk, now);
         if *office.tokens.to_bytes() != *tokens_before {
@@ -307,6 +378,9 @@ impl Membership {
             self.clock.raise(now);
             self.save(clock::FILE, self.clock.to_bytes()).await?;
             self.save_roster(&mut state).await?;
+        }
+        if let Ok(Step::Finish(_, Admitted { by_fleet: false, .. })) = &step {
+            self.stay(&mut state).await?;
         }
         Ok(step)
     }
@@ -355,7 +429,7 @@ impl Membership {
     /// Makes a token useless. Returns whether there was such a token.
     pub(crate) async fn revoke_token(&self, id: &str) -> Result<bool, MembershipError> {
         let mut state = self.state.lock().await;
-        let State { roster, office, unsaved } = &mut *state;
+        let State { roster, office, unsaved, .. } = &mut *state;
         let Some(office) = office else { return Err(self.not_authority(roster)) };
         let Ok(id) = id.parse() else { return Ok(false) };
         let found = office.tokens.revoke(id);
@@ -424,7 +498,7 @@ impl Membership {
     /// more. Returns the entry by which it says which root it has, to be passed on.
     pub(crate) async fn assume(&self) -> Result<Option<Entry>, MembershipError> {
         let mut state = self.state.lock().await;
-        let State { roster, office, unsaved } = &mut *state;
+        let State { roster, office, unsaved, .. } = &mut *state;
         let me = self.me();
         let Some(member) = roster.member(me).filter(|m| m.is_authority()).cloned() else {
             if office.take().is_some() {
@@ -490,6 +564,7 @@ impl Membership {
         let mut state = self.state.lock().await;
         let old: HashSet<Vec<u8>> = state.roster.entries().map(Entry::to_bytes).collect();
         let first = self.change_roster(&mut state, |roster| roster.banish(&self.key, node)).await?;
+        self.close_window(&mut state).await;
         let again = state.roster.entries().filter(|e| !old.contains(&e.to_bytes()) && **e != first).cloned();
         Ok(std::iter::once(first.clone()).chain(again).collect())
     }

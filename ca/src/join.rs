@@ -5,17 +5,18 @@
 //!
 //! | | from | body |
 //! | --- | --- | --- |
-//! | `H` | joiner | JSON: method, token id if there is one, nonce, wished name |
-//! | `C` | authority | JSON: mesh id, nonce |
+//! | `H` | joiner | JSON: method, token id if there is one, nonce, wished name, the mesh of its fleet that it would leave |
+//! | `C` | authority | JSON: mesh id, nonce; to one of a fleet, which of its meshes this is instead of the id |
 //! | `P` | joiner | MAC under the joiner's key |
-//! | `W` | authority | MAC under the authority's key, JSON: name, time, roster with the joiner in it |
+//! | `W` | authority | MAC under the authority's key, JSON: name, time, roster with the joiner in it, terms of the fleet |
 //! | `R` | authority | JSON: why not. Not authenticated, so it can only end a join, never begin one |
 //!
-//! Both sides share a secret: that of a join token, or an approval code that a person carried from the joiner to the mesh. Both MAC
+//! Both sides share a secret: that of a join token, an approval code that a person carried from the joiner to the mesh, or the key of
+//! their fleet ([`crate::fleet`]), of which both know the mesh id without being told. Both MAC
 //! keys are derived from it. Both MACs are over the TLS exporter of this connection, both node keys and
 //! all messages before (`W` also over its own body), so a proof is worth nothing on another connection, to another authority, for
 //! another key or a second time. With a token the joiner says nothing at all to an authority whose key is not the one pinned in it;
-//! with a code it asks whoever it sees. It believes nothing before it has checked the authority's MAC. What a man in the middle can
+//! with a code or a fleet key it asks whoever it sees. It believes nothing before it has checked the authority's MAC. What a man in the middle can
 //! learn are MACs under keys of 160 bits, 80 with a code.
 //!
 //! The authority redeems a token or a code before it answers, and the same node gets the same answer again if that answer was lost.
@@ -25,6 +26,7 @@ use thiserror::Error;
 use zeroize::Zeroizing;
 
 use crate::approval::{ApprovalCode, Approvals};
+use crate::fleet::{Fleet, FleetKey, Side, Terms, gives_way};
 use crate::identity::{HostName, MeshId, NodeId};
 use crate::keys::{KeyError, PrivateKey, PublicKey, base64url, derive, mac, random, same, sha256};
 use crate::roster::{MAX_ROSTER, Roster, RosterError, Standing};
@@ -77,6 +79,18 @@ pub enum Reason {
     /// The code has admitted another node.
     #[error("another host has used this code: restart meshd here for a new one, and find out which host that was")]
     CodeUsed,
+    /// The authority is of no fleet, or knows nothing of it.
+    #[error("whoever answers here knows of no fleet token")]
+    NoFleet,
+    /// The fleet token is not taken any more.
+    #[error("this mesh takes no hosts with a fleet token any more: `meshd enroll open` on an authority, or `meshd approve CODE`")]
+    Closed,
+    /// The authority is about to leave its mesh for another one of its fleet.
+    #[error("whoever answers here is busy: asked again in a moment")]
+    Busy,
+    /// Of two meshes of one fleet it is not the joiner's that gives way.
+    #[error("of the two meshes of this fleet the other one gives way")]
+    Stays,
     /// The message was not understood; the versions may differ.
     #[error("the other side did not understand: are both of the same version of meshd?")]
     Protocol,
@@ -95,6 +109,9 @@ pub enum JoinError {
     /// A message that is too long, malformed, or not the one that was to come.
     #[error("the other side sent something else than the next message of a join: are both of the same version of meshd?")]
     Protocol,
+    /// Of two meshes of one fleet it is not the own one that gives way, or they are the same.
+    #[error("this host is where it belongs")]
+    Stays,
     /// The authority is one of another mesh than the token.
     #[error("the token was made for another mesh than this authority is in")]
     WrongMesh,
@@ -153,6 +170,7 @@ const REFUSAL: u8 = b'R';
 enum Method {
     Token,
     Approval,
+    Fleet,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -163,11 +181,18 @@ struct Hello {
     #[serde(with = "base64url")]
     nonce: Vec<u8>,
     name: HostName,
+    /// The mesh of its fleet that the joiner is in already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    leaves: Option<Side>,
 }
 
+/// One of the two: who is of the fleet knows its mesh id, and who is not is not told.
 #[derive(Serialize, Deserialize)]
 struct Challenge {
-    mesh: MeshId,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    mesh: Option<MeshId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    side: Option<Side>,
     #[serde(with = "base64url")]
     nonce: Vec<u8>,
 }
@@ -177,6 +202,8 @@ struct Welcome {
     name: HostName,
     time: UnixTime,
     roster: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    fleet: Option<Terms>,
 }
 
 fn encode(kind: u8, body: &impl Serialize) -> Vec<u8> {
@@ -248,12 +275,15 @@ pub struct Joined {
     pub name: HostName,
     /// The authority's time, said in this very connection.
     pub time: UnixTime,
+    /// What it keeps of its fleet, if it was let in by the fleet's key.
+    pub fleet: Option<Fleet>,
 }
 
 /// The secret that the joiner shares with the mesh.
 enum Ticket {
     Token(JoinToken),
     Code(ApprovalCode),
+    Fleet { mesh: MeshId, key: FleetKey, leaves: Option<Side> },
 }
 
 enum JoinerState {
@@ -297,12 +327,31 @@ impl Joiner {
         Self::greet(Ticket::Code(code), channel, wish)
     }
 
+    /// Asks whoever answers to be let in because both are of the fleet with this key, whose mesh is `mesh`. One that is in such a mesh
+    /// already says which one it `leaves`, and does so only if that one gives way. Returns the first message too.
+    ///
+    /// # Errors
+    /// [`JoinError::OwnToken`] when this very node answers, [`JoinError::Key`].
+    pub fn of_fleet(
+        mesh: MeshId,
+        key: FleetKey,
+        leaves: Option<Side>,
+        channel: Channel,
+        wish: HostName,
+    ) -> Result<(Self, Vec<u8>), JoinError> {
+        if channel.mine == channel.theirs {
+            return Err(JoinError::OwnToken);
+        }
+        Self::greet(Ticket::Fleet { mesh, key, leaves }, channel, wish)
+    }
+
     fn greet(ticket: Ticket, channel: Channel, wish: HostName) -> Result<(Self, Vec<u8>), JoinError> {
-        let (method, token) = match &ticket {
-            Ticket::Token(token) => (Method::Token, Some(token.id)),
-            Ticket::Code(_) => (Method::Approval, None),
+        let (method, token, leaves) = match &ticket {
+            Ticket::Token(token) => (Method::Token, Some(token.id), None),
+            Ticket::Code(_) => (Method::Approval, None, None),
+            Ticket::Fleet { leaves, .. } => (Method::Fleet, None, *leaves),
         };
-        let message = encode(HELLO, &Hello { method, token, nonce: random::<32>()?.to_vec(), name: wish });
+        let message = encode(HELLO, &Hello { method, token, nonce: random::<32>()?.to_vec(), name: wish, leaves });
         let mut said = Transcript::default();
         said.add(&message);
         Ok((Self { ticket, channel, said, state: JoinerState::Greeted }, message))
@@ -331,17 +380,22 @@ impl Joiner {
 
     fn prove(&mut self, message: &[u8]) -> Result<Step<Joined>, JoinError> {
         let challenge: Challenge = decode(message, CHALLENGE)?;
-        let secret = match &self.ticket {
-            Ticket::Token(token) if token.mesh != challenge.mesh => return Err(JoinError::WrongMesh),
-            Ticket::Token(token) => &token.secret[..],
-            Ticket::Code(code) => code.secret(),
+        let (mesh, secret) = match (&self.ticket, challenge.mesh, challenge.side) {
+            (Ticket::Token(token), Some(mesh), _) if token.mesh != mesh => return Err(JoinError::WrongMesh),
+            (Ticket::Token(token), Some(mesh), _) => (mesh, &token.secret[..]),
+            (Ticket::Code(code), Some(mesh), _) => (mesh, code.secret()),
+            (Ticket::Fleet { leaves: Some(mine), .. }, _, Some(theirs)) if !gives_way(*mine, theirs) => {
+                return Err(JoinError::Stays);
+            }
+            (Ticket::Fleet { mesh, key, .. }, _, Some(_)) => (*mesh, key.secret()),
+            _ => return Err(JoinError::Protocol),
         };
         self.said.add(message);
         let Channel { exporter, mine, theirs } = &self.channel;
-        let proofs = Proofs::new(secret, challenge.mesh, exporter, mine, theirs);
+        let proofs = Proofs::new(secret, mesh, exporter, mine, theirs);
         let proof = [&[PROOF][..], &proofs.of_joiner(&self.said)].concat();
         self.said.add(&proof);
-        self.state = JoinerState::Proved(Box::new(proofs), challenge.mesh);
+        self.state = JoinerState::Proved(Box::new(proofs), mesh);
         Ok(Step::Send(proof))
     }
 
@@ -359,7 +413,11 @@ impl Joiner {
         if me.standing != Standing::Active || me.name != welcome.name {
             return Err(JoinError::Roster(RosterError::NotActive));
         }
-        Ok(Joined { roster, name: welcome.name, time: welcome.time })
+        let fleet = match &self.ticket {
+            Ticket::Fleet { key, .. } => Some(Fleet::joined(key.clone(), welcome.fleet.ok_or(JoinError::Protocol)?)),
+            _ => None,
+        };
+        Ok(Joined { roster, name: welcome.name, time: welcome.time, fleet })
     }
 }
 
@@ -370,6 +428,8 @@ pub struct Admitted {
     pub node: NodeId,
     /// The name it has now.
     pub name: HostName,
+    /// Whether by the key of the fleet, and not because a person wanted it.
+    pub by_fleet: bool,
 }
 
 /// What an admission needs of an authority. When a step is [`Step::Finish`], the caller saves the table of tokens and the roster
@@ -383,6 +443,37 @@ pub trait Authority {
     fn tokens(&mut self) -> &mut TokenTable;
     /// The roster.
     fn roster(&mut self) -> &mut Roster;
+    /// What it knows of its fleet now, if it is of one.
+    fn fleet(&self) -> Option<Reception> {
+        None
+    }
+}
+
+/// How an authority of a fleet receives others of it at one moment.
+#[derive(Debug, Clone)]
+pub struct Reception {
+    /// The key of the fleet.
+    pub key: FleetKey,
+    /// Which of the meshes of the fleet the authority is of.
+    pub side: Side,
+    /// What a host that is let in is told.
+    pub terms: Terms,
+    /// Whether the authority founded that mesh. Only then it decides about hosts that leave another one for it.
+    pub founder: bool,
+    /// Whether it is about to leave that mesh itself.
+    pub busy: bool,
+}
+
+impl Reception {
+    /// Why a host that leaves this mesh of the fleet, or none, is not let in.
+    fn refuses(&self, leaves: Option<Side>) -> Option<Reason> {
+        match leaves {
+            _ if self.busy => Some(Reason::Busy),
+            _ if !self.terms.window.is_open() => Some(Reason::Closed),
+            Some(_) if !self.founder => Some(Reason::NotAuthority),
+            _ => None,
+        }
+    }
 }
 
 /// What the joiner says it has.
@@ -390,12 +481,14 @@ pub trait Authority {
 enum Claim {
     Token(TokenId),
     Code,
+    Fleet(Option<Side>),
 }
 
 /// What it has proved to have.
 enum Used {
     Token(TokenId),
     Code(ApprovalCode),
+    Fleet(Terms),
 }
 
 enum AdmissionState {
@@ -408,6 +501,12 @@ enum AdmissionState {
 /// of the authority was pulled when the table of tokens was written and the roster was not. One that left or was banished may not.
 fn may_repeat(roster: &Roster, node: NodeId) -> bool {
     roster.member(node).is_none_or(|m| m.standing == Standing::Active)
+}
+
+/// How an authority receives one of its fleet, if it does.
+fn received(authority: &dyn Authority, leaves: Option<Side>) -> Result<Reception, JoinError> {
+    let here = authority.fleet().ok_or(JoinError::Refused(Reason::NoFleet))?;
+    here.refuses(leaves).map_or(Ok(here), |reason| Err(JoinError::Refused(reason)))
 }
 
 /// The authority's side of one connection.
@@ -447,10 +546,17 @@ impl Admission {
             return Err(JoinError::Protocol);
         }
         self.not_banished(authority)?;
+        let mut side = None;
         let claim = match (hello.method, hello.token) {
             (Method::Token, Some(token)) => {
                 self.secret(token, authority, now)?;
                 Claim::Token(token)
+            }
+            (Method::Fleet, None) => {
+                // One that has a mesh waits for nobody.
+                self.asks = hello.leaves.is_none().then(|| hello.name.clone());
+                side = Some(received(authority, hello.leaves)?.side);
+                Claim::Fleet(hello.leaves)
             }
             (Method::Approval, None) => {
                 self.asks = Some(hello.name.clone());
@@ -463,7 +569,8 @@ impl Admission {
             _ => return Err(JoinError::Protocol),
         };
         self.said.add(message);
-        let reply = encode(CHALLENGE, &Challenge { mesh: authority.roster().mesh(), nonce: random::<32>()?.to_vec() });
+        let mesh = side.is_none().then(|| authority.roster().mesh());
+        let reply = encode(CHALLENGE, &Challenge { mesh, side, nonce: random::<32>()?.to_vec() });
         self.said.add(&reply);
         self.state = AdmissionState::Challenged { claim, wish: hello.name };
         Ok(Step::Send(reply))
@@ -499,6 +606,18 @@ impl Admission {
                 Some((_, Some(other))) if other != node => return Err(JoinError::Refused(Reason::CodeUsed)),
                 Some((code, _)) => (proofs_with(code.secret()), Used::Code(code)),
             },
+            Claim::Fleet(leaves) => {
+                // Asked again, as a token is. What the joiner says of its mesh is part of what it proves.
+                let here = received(authority, leaves)?;
+                let proofs = proofs_with(here.key.secret());
+                if !proves(&proofs) {
+                    return Err(JoinError::Refused(Reason::WrongProof));
+                }
+                if leaves.is_some_and(|theirs| !gives_way(theirs, here.side)) {
+                    return Err(JoinError::Refused(Reason::Stays));
+                }
+                (proofs, Used::Fleet(here.terms))
+            }
         };
         self.said.add(message);
         let again = may_repeat(authority.roster(), node);
@@ -511,14 +630,21 @@ impl Admission {
         })?;
         let document = String::from_utf8(roster.to_bytes()).map_err(|_| JoinError::Protocol)?;
         *authority.roster() = roster;
-        match used {
-            Used::Token(token) => authority.tokens().redeemed(token, node, again),
-            Used::Code(code) => authority.approvals().admitted(&code, node),
-        }
-        let body = encode(WELCOME, &Welcome { name: name.clone(), time: now, roster: document });
+        let fleet = match used {
+            Used::Token(token) => {
+                authority.tokens().redeemed(token, node, again);
+                None
+            }
+            Used::Code(code) => {
+                authority.approvals().admitted(&code, node);
+                None
+            }
+            Used::Fleet(terms) => Some(terms),
+        };
+        let body = encode(WELCOME, &Welcome { name: name.clone(), time: now, roster: document, fleet });
         let proof = proofs.of_authority(&self.said, &body[1..]);
         let reply = [&[WELCOME][..], &proof, &body[1..]].concat();
-        Ok(Step::Finish(reply, Admitted { node, name }))
+        Ok(Step::Finish(reply, Admitted { node, name, by_fleet: fleet.is_some() }))
     }
 
     fn not_banished(&self, authority: &mut dyn Authority) -> Result<(), JoinError> {

@@ -8,6 +8,7 @@ use libfuzzer_sys::fuzz_target;
 use meshd::config::{PeerAddress, parse_duration, show_duration};
 use meshd_agent::source::static_file;
 use meshd_ca::approval::ApprovalCode;
+use meshd_ca::fleet::{Fleet, FleetToken};
 use meshd_ca::identity::{HostName, MeshId, NodeId, SpiffeId, TrustDomain, Workload, escape, unescape};
 use meshd_ca::token::{JoinToken, MAX_HINTS, TokenId, TokenTable};
 use meshd_fuzz::within;
@@ -23,6 +24,13 @@ fuzz_target!(|data: &[u8]| {
     if let Ok(table) = within(64 * 1024 + 32 * data.len(), || TokenTable::from_bytes(data)) {
         let written = table.to_bytes();
         assert_eq!(TokenTable::from_bytes(&written).expect("what we write we read").to_bytes(), written);
+    }
+    if let Ok(token) = within(8192 + 8 * data.len(), || FleetToken::from_file(data)) {
+        assert!(FleetToken::from_file(token.to_text().as_bytes()).expect("what is made is read") == token);
+        assert!(data.len() <= meshd_ca::fleet::MAX_FILE);
+    }
+    if let Ok(fleet) = within(8192 + 8 * data.len(), || Fleet::from_bytes(data)) {
+        assert!(Fleet::from_bytes(&fleet.to_bytes()).expect("what is saved is read") == fleet);
     }
     let Ok(text) = std::str::from_utf8(data) else { return };
     word::<HostName>(text, true);

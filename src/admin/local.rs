@@ -25,7 +25,7 @@ use super::{authorities, view};
 use crate::api::{self, ErrorBody, path};
 use crate::check;
 use crate::control::crowd::Crowd;
-use crate::daemon::{Daemon, approve};
+use crate::daemon::{Daemon, approve, enrolment};
 use crate::intercept::process::effective_uid;
 
 /// Connections answered at once, and of one user.
@@ -183,6 +183,8 @@ async fn route(daemon: &Arc<Daemon>, trusted: bool, request: Request<Incoming>) 
         (&Method::POST, path::JOIN) => json(&daemon.join(read(body).await?).await?),
         (&Method::GET, path::PENDING) => json(&approve::pending(&*daemon.member()?).await?),
         (&Method::POST, path::APPROVE) => json(&approve::approve(&*daemon.member()?, read(body).await?).await?),
+        (&Method::GET, path::ENROLL) => json(&enrolment::status(&*daemon.member()?).await?),
+        (&Method::POST, path::ENROLL) => json(&enrolment::set(&*daemon.member()?, read(body).await?).await?),
         (&Method::POST, path::LEAVE) => json(&daemon.leave().await?),
         (&Method::GET, path::LOG_LEVEL) => json(&api::LogLevel { level: daemon.log().level() }),
         (&Method::PUT, path::LOG_LEVEL) => {

@@ -18,6 +18,7 @@ use crate::api::{
 };
 use crate::config::Mode;
 use crate::daemon::{Daemon, Member, Phase};
+use crate::fleet;
 use crate::identity::svids::Held;
 use crate::membership::MembershipError;
 use crate::proxy::edges;
@@ -30,6 +31,7 @@ pub(crate) async fn status(daemon: &Daemon) -> Status {
         state: State::New,
         reason: None,
         code: None,
+        fleet_token: fleet::find(&config).and_then(|card| card.trouble()),
         mesh: None,
         trust_domain: None,
         node: Some(daemon.node()),

@@ -131,6 +131,11 @@ codes! {
     /// No other mesh is on the LAN.
     OTHER_MESH = "check-other-mesh";
 
+    /// A fleet token can be used, and is gone when it was.
+    FLEET_TOKEN = "check-fleet-token";
+    /// Nobody is let in with the fleet token for longer than needed.
+    ENROLLMENT = "check-enrollment";
+
     /// The roots of the mesh are in date.
     BUNDLE = "check-bundle";
     /// No root ends soon.

@@ -12,6 +12,7 @@ mod clock;
 mod coverage;
 mod findings;
 mod firewall;
+mod fleet;
 mod identity;
 mod kernel;
 mod mesh;
@@ -70,7 +71,11 @@ pub(crate) async fn of_daemon(daemon: &Arc<Daemon>) -> Vec<Finding> {
     let config = Arc::new(daemon.config().clone());
     let some = member.as_ref().ok().cloned();
     let met = within_peers(some.clone());
-    let (process, permissions, kernel, ports, rules, firewall, clock, state, met, addresses, network, coverage) = tokio::join!(
+    let window = match &some {
+        Some(member) if member.membership.is_authority().await => member.membership.window().await,
+        _ => None,
+    };
+    let (process, permissions, kernel, ports, rules, firewall, clock, state, fleet, met, addresses, network, coverage) = tokio::join!(
         reading("daemon", {
             let (uptime, counters) = (daemon.uptime().as_secs(), some.as_deref().map(counters));
             move || [process::findings(&process::Facts::read(uptime, counters)), process::others(By::Daemon)].concat()
@@ -105,6 +110,10 @@ pub(crate) async fn of_daemon(daemon: &Arc<Daemon>) -> Vec<Finding> {
             let (path, store) = (config.state_dir.clone(), daemon.store().clone());
             move || state::findings(&state::Facts::read(&path, By::Daemon, Some((store.noticed(), store.narrowed()))))
         }),
+        reading("fleet", {
+            let (config, member) = (config.clone(), some.is_some());
+            move || fleet::findings(&fleet::Facts::read(&config, member, window))
+        }),
         met,
         reading("addresses", {
             let (member, port) = (some.clone(), config.port);
@@ -138,7 +147,7 @@ pub(crate) async fn of_daemon(daemon: &Arc<Daemon>) -> Vec<Finding> {
             found.extend(mesh::no_member(no.1.why, no.1.remedy, left));
         }
     }
-    [found, addresses, network, coverage].concat()
+    [found, fleet, addresses, network, coverage].concat()
 }
 
 /// What can be said of this host without a daemon: whether one could work here.
@@ -146,7 +155,7 @@ pub(crate) async fn of_host(config: &Config) -> Vec<Finding> {
     let config = Arc::new(config.clone());
     let interfaces = Arc::new(lan::facts().unwrap_or_default());
     let with = |config: &Arc<Config>| config.clone();
-    let (process, permissions, kernel, ports, rules, firewall, clock, state, network, coverage) = tokio::join!(
+    let (process, permissions, kernel, ports, rules, firewall, clock, state, fleet, network, coverage) = tokio::join!(
         reading("daemon", || process::others(By::Command)),
         reading("permissions", {
             let config = with(&config);
@@ -170,6 +179,10 @@ pub(crate) async fn of_host(config: &Config) -> Vec<Finding> {
             let path = config.state_dir.clone();
             move || state::findings(&state::Facts::read(&path, By::Command, None))
         }),
+        reading("fleet", {
+            let config = with(&config);
+            move || fleet::findings(&fleet::Facts::read(&config, joined(&config), None))
+        }),
         reading("network", {
             let (config, interfaces) = (with(&config), interfaces.clone());
             move || network::findings(&network::Facts::read(&config, &interfaces, None))
@@ -178,7 +191,12 @@ pub(crate) async fn of_host(config: &Config) -> Vec<Finding> {
             move || coverage::findings(&coverage::Facts { containers: coverage::containers(&interfaces), member: None })
         }),
     );
-    [process, permissions, kernel, ports, rules, firewall, clock, state, network, coverage].concat()
+    [process, permissions, kernel, ports, rules, firewall, clock, state, fleet, network, coverage].concat()
+}
+
+/// Whether a daemon that is not running now was in a mesh.
+fn joined(config: &Config) -> bool {
+    config.state_dir.join(crate::membership::ROSTER).exists()
 }
 
 /// Runs one group where it may block, within its time.

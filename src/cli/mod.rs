@@ -13,7 +13,9 @@ mod completions;
 mod config;
 mod demo;
 mod edges;
+mod enroll;
 mod failure;
+mod fleet;
 mod identity;
 mod join;
 mod leave;
@@ -112,6 +114,8 @@ enum Verb {
     Pending(approve::Pending),
     Approve(approve::Approve),
     Leave(leave::Leave),
+    Fleet(fleet::Fleet),
+    Enroll(enroll::Enroll),
     Nodes(nodes::Nodes),
     Services(services::Services),
     Edges(edges::Edges),
@@ -188,6 +192,7 @@ impl Cli {
             | Verb::Completions(_)
             | Verb::Man(_)
             | Verb::Remember(_)
+            | Verb::Fleet(_)
             | Verb::State(_)
             | Verb::Backup(_)
             | Verb::Restore(_) => Needs::Nothing,
@@ -209,6 +214,7 @@ impl Cli {
             Verb::Pending(verb) => verb.run(&around).await,
             Verb::Approve(verb) => verb.run(&around).await,
             Verb::Leave(verb) => verb.run(&around).await,
+            Verb::Enroll(verb) => verb.run(&around).await,
             Verb::Nodes(verb) => verb.run(&around).await,
             Verb::Services(verb) => verb.run(&around).await,
             Verb::Edges(verb) => verb.run(&around).await,
@@ -236,6 +242,7 @@ impl Cli {
             Verb::Backup(verb) => verb.run(&around),
             Verb::Restore(verb) => verb.run(&around),
             Verb::Demo(verb) => verb.run(),
+            Verb::Fleet(verb) => verb.run(&around),
             Verb::Version(verb) => verb.run(&around),
             Verb::Completions(verb) => verb.run(Self::command()),
             Verb::Man(verb) => verb.run(Self::command()),

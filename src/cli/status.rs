@@ -48,6 +48,7 @@ fn text(status: &api::Status, screen: &Screen) -> String {
     } else if status.state == State::Pending {
         lines.push(("code", "`sudo meshd status` shows it".into()));
     }
+    lines.extend(status.fleet_token.as_ref().map(|why| ("fleet token", screen.paint(Colour::Yellow, &plain(why)))));
     lines.extend(status.mesh.map(|mesh| ("mesh", mesh.to_string())));
     lines.extend(status.trust_domain.as_ref().map(|domain| ("trust domain", domain.to_string())));
     lines.push(("host", format!("{}{}", status.host_name, if status.authority { " (authority)" } else { "" })));

@@ -155,6 +155,17 @@ pub static KEYS: &[Key] = &[
         |v| v.within(FOUND_AFTERS),
         |c| { quoted(show_duration(c.found_after)) }
     ),
+    key!(
+        fleet_token_file,
+        "fleet-token-file",
+        "FILE",
+        "The fleet token; none: on the boot partition or in the state directory, if anywhere",
+        |v| match v.one()? {
+            "" => Ok(None),
+            _ => v.directory().map(Some),
+        },
+        |c| c.fleet_token_file.as_ref().map_or(String::new(), |f| quoted(f.display()))
+    ),
     key!(log_level, "log-level", "LEVEL", "How much is logged: error, warn, info, debug or trace", |v| v.choice(), |c| quoted(
         c.log_level
     )),

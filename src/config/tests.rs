@@ -50,7 +50,7 @@ fn defaults_are_valid_and_shown_as_they_are_read() {
         assert_eq!(&key.show(&again), value, "{}", key.name);
         assert!(matches!(again.origin(key.name), Origin::File(_)));
     }
-    assert_eq!(KEYS.len() - shown.len(), 3, "admin_address, zone and trust_domain are not set by default");
+    assert_eq!(KEYS.len() - shown.len(), 4, "admin_address, zone, trust_domain and fleet_token_file are not set by default");
 }
 
 #[test]

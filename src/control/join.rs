@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meshd_ca::approval::ApprovalCode;
-use meshd_ca::identity::{HostName, NodeId};
+use meshd_ca::fleet::{FleetKey, Side};
+use meshd_ca::identity::{HostName, MeshId, NodeId};
 use meshd_ca::join::{Admission, Channel, EXPORTER_LABEL, JoinError, Joined, Joiner, MAX_MESSAGE, Reason, Step};
 use meshd_ca::keys::PrivateKey;
 use meshd_ca::token::JoinToken;
@@ -63,6 +64,8 @@ pub(crate) enum Ticket<'a> {
     Token(&'a JoinToken),
     /// Its own code, which a person may have typed in the mesh.
     Code(&'a ApprovalCode),
+    /// The key of its fleet, whose mesh this is; and if it is in one of those already, which one it would leave.
+    Fleet(MeshId, &'a FleetKey, Option<(Side, &'a Membership)>),
 }
 
 /// Joins a mesh through the first of `addresses` where the ticket is good.
@@ -118,18 +121,31 @@ async fn join_at(
     let begun = match ticket {
         Ticket::Token(token) => Joiner::start(token.clone(), channel, wish.clone()),
         Ticket::Code(code) => Joiner::ask(code.clone(), channel, wish.clone()),
+        Ticket::Fleet(mesh, key, own) => Joiner::of_fleet(mesh, key.clone(), own.map(|(side, _)| side), channel, wish.clone()),
     };
     let (mut joiner, first) = begun.map_err(refused)?;
     frames::send(&mut stream, &first).await.map_err(broken)?;
+    let mut leaving = None;
     loop {
         let message = frames::receive(&mut stream, joiner.limit()).await.map_err(broken)?;
         match joiner.receive(&message).map_err(refused)? {
-            Step::Send(reply) => frames::send(&mut stream, &reply).await.map_err(broken)?,
+            Step::Send(reply) => {
+                // From the proof on the others may count on us: nobody may be let in here who would then be alone.
+                if let Ticket::Fleet(_, _, Some((side, own))) = ticket {
+                    leaving = Some(own.begin_to_leave(side).await.ok_or_else(|| refused(JoinError::Stays))?);
+                }
+                frames::send(&mut stream, &reply).await.map_err(broken)?;
+            }
             Step::Finish(reply, joined) => {
                 frames::send(&mut stream, &reply).await.map_err(broken)?;
                 return Ok(joined);
             }
-            Step::Done(joined) => return Ok(joined),
+            Step::Done(joined) => {
+                if let Some(leaving) = leaving {
+                    leaving.done();
+                }
+                return Ok(joined);
+            }
         }
     }
 }
@@ -181,13 +197,16 @@ async fn converse(
                 // In words that give nothing away: an expired token is worth knowing, a wrong one is not.
                 frames::send(stream, &refused.refusal()).await?;
                 match (&refused, admission.asks()) {
-                    (JoinError::Refused(Reason::NotApproved), Some(name)) => {
+                    (JoinError::Refused(Reason::NotApproved | Reason::Closed), Some(name)) => {
                         if waiting.saw(node, name, from.ip()) {
                             tracing::info!(%from, %node, %name, "a host waits for `meshd approve`");
                         }
                         return Ok(None);
                     }
-                    (JoinError::Refused(Reason::NotAuthority), _) => return Ok(None),
+                    // Such a host asks everybody it sees, and has its code typed if it is not let in so.
+                    (JoinError::Refused(Reason::NotAuthority | Reason::NoFleet | Reason::Closed | Reason::Busy), _) => {
+                        return Ok(None);
+                    }
                     _ => return Err(refused.into()),
                 }
             }

@@ -265,6 +265,7 @@ impl Api {
             "/v1/approve" => self.approve(node, &body).await,
             "/v1/pending" => to_json(&self.waiting.list()),
             "/v1/authority" => self.prepare(node).await,
+            "/v1/enroll" => self.enroll(node, &body).await,
             _ => Err(No(StatusCode::NOT_FOUND, "no such call; this meshd may be older than the one that asks".into())),
         }
     }
@@ -334,6 +335,15 @@ impl Api {
         }
         let root = self.membership.prepare().await.map_err(|e| No(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))?;
         to_json(&Prepared { root: Certificate(root) })
+    }
+
+    /// Another authority says until when hosts are let in with the fleet token, and hears what counts here.
+    async fn enroll(&self, node: NodeId, body: &[u8]) -> Result<Bytes, No> {
+        if !self.membership.roster().member(node).is_some_and(Member::is_authority) {
+            return Err(No(StatusCode::FORBIDDEN, "that is for authorities to say".into()));
+        }
+        let window = self.membership.hear_window(parse(body)?).await;
+        to_json(&window.map_err(|e| No(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))?)
     }
 
     async fn svid(&self, node: NodeId, body: &[u8]) -> Result<Bytes, No> {

@@ -1,7 +1,9 @@
 //! From no mesh to a mesh: look, found, wait, or join.
 //!
 //! The rule that matters: a host without a token never joins by itself and never founds a second mesh beside one it can see. What is
-//! seen is only a hint, so a liar on the LAN can make a new host wait, and nothing else.
+//! seen is only a hint, so a liar on the LAN can make a new host wait, and nothing else. A host with a fleet token looks for the mesh of its
+//! fleet only, asks to be let in by itself, and founds that mesh where it sees none of it. Hosts that did so at the same moment find
+//! each other afterwards ([`ask`]), and all but one give their mesh up.
 
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -10,7 +12,7 @@ use std::time::Duration;
 
 use hyper::StatusCode;
 use meshd_agent::source::mdns::{Sighting, tag_matches};
-use meshd_ca::identity::MeshId;
+use meshd_ca::fleet::{FleetKey, FleetToken, Side};
 use meshd_ca::join::{JoinError, Joined};
 use meshd_ca::keys::PrivateKey;
 use meshd_ca::token::JoinToken;
@@ -25,6 +27,7 @@ use crate::api::{self, Done};
 use crate::config::Config;
 use crate::control::join::{self, JoinFailure, Ticket};
 use crate::control::link::Dial;
+use crate::fleet;
 use crate::identity::provider;
 use crate::identity::tls::NodeTls;
 use crate::membership::Membership;
@@ -39,6 +42,13 @@ const EAGER: Duration = Duration::from_secs(600);
 const MAX_ASKED: usize = 16;
 /// How long a host that has no address waits for its network before it founds a mesh all the same.
 const NO_NETWORK: Duration = Duration::from_secs(30);
+/// How many times longer a host with a fleet token looks: once, and as long again multiplied by a number below 1 that its key decides. So
+/// of cards that are switched on together, most find the mesh of the first.
+const FLEET: u32 = 5;
+/// For how long nobody of the fleet must be seen until a host that waits for its mesh looks for it anew, and founds it perhaps.
+const UNSEEN: Duration = Duration::from_secs(20);
+/// For how long a founder must not be heard until those who are in its mesh look for another one of the fleet.
+const ORPHANED: Duration = Duration::from_secs(10);
 /// How often the LAN is looked at while searching.
 const STEP: Duration = Duration::from_millis(100);
 
@@ -55,8 +65,9 @@ pub(super) async fn acquire(
         None => daemon.enter(Phase::New),
     }
     let config = daemon.config();
-    let mut patience = Patience { begun: Instant::now(), network: None };
-    let mut asking = pin!(ask(daemon, None));
+    let fleet = if gone.is_some() { None } else { fleet_token(&config) };
+    let mut patience = Patience::new(daemon, fleet.is_some());
+    let mut asking = pin!(ask(daemon, None, fleet.as_ref()));
     loop {
         let idle = daemon.phase();
         let waiting = matches!(idle, Phase::Pending(_));
@@ -85,19 +96,33 @@ pub(super) async fn acquire(
                 None => return Ok(None),
             },
             joined = &mut asking, if waiting => {
-                tracing::info!(mesh = %joined.0.roster.mesh(), "approved");
+                let by_fleet = joined.0.fleet.is_some();
+                tracing::info!(mesh = %joined.0.roster.mesh(), by_fleet, "let in");
                 return Ok(Some(adopt(daemon, joined)?.0));
             }
-            seen = look(daemon, &mut patience), if looking => match seen {
+            () = unseen(daemon, fleet.as_ref()), if waiting && fleet.is_some() => {
+                tracing::info!("no mesh of this host's fleet is there any more: looking again");
+                patience = Patience::new(daemon, true);
+                daemon.enter(Phase::New);
+            }
+            seen = look(daemon, &mut patience, fleet.as_ref()), if looking => match seen {
+                Some(address) if fleet.is_some() => {
+                    tracing::info!(%address, "a mesh is there that may be the one of this host's fleet: asking to be let in");
+                    daemon.enter(Phase::Pending(format!(
+                        "a mesh answers at {address}, which has not let this host in with its fleet token yet"
+                    )));
+                }
                 Some(address) => {
                     tracing::info!(%address, "a mesh is there and this host has no token for it: waiting");
                     daemon.enter(Phase::Pending(format!("a mesh answers at {address}, and this host has no token for it")));
                 }
                 None => {
                     let name = config.host_name.clone();
-                    let membership = Membership::found(
-                        daemon.key.clone(), daemon.store.clone(), daemon.clock.clone(), name, config.trust_domain.clone(),
-                    )?;
+                    let (key, store, clock) = (daemon.key.clone(), daemon.store.clone(), daemon.clock.clone());
+                    let membership = match &fleet {
+                        Some(token) => Membership::found_fleet(key, store, clock, name, token)?,
+                        None => Membership::found(key, store, clock, name, config.trust_domain.clone())?,
+                    };
                     tracing::info!(mesh = %membership.roster().mesh(), "no mesh seen: founded one");
                     return Ok(Some((membership, Vec::new())));
                 }
@@ -110,23 +135,74 @@ pub(super) async fn acquire(
 struct Patience {
     begun: Instant,
     network: Option<Instant>,
+    look: Duration,
 }
 
 impl Patience {
+    fn new(daemon: &Daemon, fleet: bool) -> Self {
+        let mut look = daemon.config().found_after;
+        if fleet {
+            let [of_key, ..] = *daemon.node().as_bytes();
+            look = (look * FLEET).mul_f64(1.0 + f64::from(of_key) / 256.0);
+        }
+        Self { begun: Instant::now(), network: None, look }
+    }
+
     fn is_over(&mut self, daemon: &Daemon) -> bool {
         if self.network.is_none() && daemon.lan.has_address() {
             self.network = Some(Instant::now());
         }
-        let found_after = daemon.config().found_after;
-        self.network.map_or(self.begun + NO_NETWORK.max(found_after), |up| up + found_after) <= Instant::now()
+        self.network.map_or(self.begun + NO_NETWORK.max(self.look), |up| up + self.look) <= Instant::now()
     }
 }
 
-/// Looks for any mesh until `patience` is over.
-async fn look(daemon: &Daemon, patience: &mut Patience) -> Option<SocketAddr> {
+/// The fleet token of this host, if it has one that can be used.
+fn fleet_token(config: &Config) -> Option<FleetToken> {
+    let card = fleet::find(config)?;
+    if let Some(trouble) = card.trouble() {
+        tracing::warn!("{trouble}; going on without it: {}", fleet::REMEDY);
+    }
+    card.token.ok()
+}
+
+/// Removes the fleet token of this host once it is in the mesh of that fleet, however it came there.
+pub(super) fn spend(config: &Config, membership: &Membership) {
+    let Some(card) = fleet::find(config) else { return };
+    let path = card.path.display();
+    match &card.token {
+        Ok(token) if token.mesh() == membership.roster().mesh() => match fleet::remove(&card.path) {
+            Ok(()) => tracing::info!(%path, "the fleet token has done its work and was removed"),
+            Err(error) => {
+                tracing::warn!(%path, %error, "the fleet token could not be removed: whoever has this card has the token")
+            }
+        },
+        Ok(_) => tracing::warn!(%path, "a fleet token is there, and this host is a member of another mesh"),
+        Err(why) => tracing::warn!(%path, why, "the fleet token there cannot be used"),
+    }
+}
+
+/// Whether a neighbour may be of the mesh that this host looks for. A tag that has not been heard yet may be the right one.
+fn ours(fleet: Option<&FleetToken>, sighting: &Sighting) -> bool {
+    fleet.is_none_or(|f| sighting.tag.is_none_or(|tag| tag_matches(f.mesh(), &tag)))
+}
+
+/// Ends when nobody of the fleet's mesh was seen for a while: those that were there have been switched off, or it was a lie. Where
+/// addresses of members are configured, the mesh is known to be there some day.
+async fn unseen(daemon: &Daemon, fleet: Option<&FleetToken>) {
+    let mut last = Instant::now();
+    while last.elapsed() < UNSEEN {
+        if !daemon.config().peers.is_empty() || daemon.lan.seen().iter().any(|s| ours(fleet, s)) {
+            last = Instant::now();
+        }
+        sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// Looks for any mesh until `patience` is over; with a fleet token, for that of the fleet.
+async fn look(daemon: &Daemon, patience: &mut Patience, fleet: Option<&FleetToken>) -> Option<SocketAddr> {
     let mut peers = peer_addresses(&daemon.config()).await;
     loop {
-        if let Some(seen) = daemon.lan.seen().iter().find_map(|s| s.addresses.first().copied()) {
+        if let Some(seen) = daemon.lan.seen().iter().filter(|s| ours(fleet, s)).find_map(|s| s.addresses.first().copied()) {
             return Some(seen);
         }
         // A configured peer that answers is a mesh that can be seen.
@@ -142,21 +218,61 @@ async fn look(daemon: &Daemon, patience: &mut Patience) -> Option<SocketAddr> {
     }
 }
 
-/// Who is on the LAN and not of this mesh.
-pub(super) fn strangers(lan: &Lan, own: Option<MeshId>) -> impl Iterator<Item = Sighting> {
-    lan.seen().into_iter().filter(move |s| own.is_none_or(|own| s.tag.is_some_and(|tag| !tag_matches(own, &tag))))
+/// Who is on the LAN and not known as a member of the mesh of `own`: it may be one of another founder of its fleet.
+pub(super) fn others(lan: &Lan, own: &Member) -> Vec<Sighting> {
+    let catalog = own.catalog();
+    let known =
+        |ip| own.own_addresses().contains(&ip) || catalog.records().any(|r| r.record().addresses.iter().any(|a| a.ip == ip));
+    let (mesh, alone) = (own.mesh(), own.is_alone());
+    let may_be = |s: &Sighting| match s.tag {
+        Some(tag) if tag_matches(mesh, &tag) => !s.addresses.iter().any(|a| known(a.ip())),
+        Some(_) => alone,
+        None => false,
+    };
+    lan.seen().into_iter().filter(may_be).collect()
 }
 
-/// Asks whoever can be seen to let this host in, until somebody has typed its code there. `own` is what it is a member as meanwhile; one
-/// that is not alone asks nobody.
-pub(super) async fn ask(daemon: &Daemon, own: Option<&Member>) -> (Joined, SocketAddr) {
+/// Which mesh of its fleet `own` may still leave for another one: if it founded that mesh, or the founder is not there any more.
+async fn may_leave(own: &Member, begun: Instant) -> Option<(FleetKey, Side)> {
+    let (key, side) = own.membership.unsettled().await?;
+    let orphaned = || begun.elapsed() > ORPHANED && own.last_heard(side.founder).is_none_or(|silent| silent > ORPHANED);
+    (side.founder == own.me() || orphaned()).then_some((key, side))
+}
+
+/// Asks whoever can be seen to let this host in: with its fleet token, and until somebody has typed its code there. `own` is what it is a
+/// member as meanwhile; one that is not alone and may not leave asks nobody.
+pub(super) async fn ask(daemon: &Daemon, own: Option<&Member>, fleet: Option<&FleetToken>) -> (Joined, SocketAddr) {
     let begun = Instant::now();
     loop {
-        if own.is_none_or(Member::is_alone) {
+        let leaves = match own {
+            Some(own) => may_leave(own, begun).await,
+            None => None,
+        };
+        let alone = own.is_none_or(Member::is_alone);
+        if alone || leaves.is_some() {
             let config = daemon.config();
-            let peers = peer_addresses(&config).await.into_iter().map(|peer| vec![peer]);
-            let seen = strangers(&daemon.lan, own.map(Member::mesh)).map(|s| s.addresses);
-            let candidates: Vec<Vec<SocketAddr>> = seen.chain(peers).take(MAX_ASKED).collect();
+            let of_fleet = match (own, &leaves, fleet) {
+                (Some(own), Some((key, side)), _) => Some((own.mesh(), key.clone(), Some((*side, &*own.membership)))),
+                (None, _, Some(token)) => Some((token.mesh(), token.key(), None)),
+                _ => None,
+            };
+            // Only those can be of the fleet that announce its mesh, or announce nothing.
+            let may_be = |s: &Sighting| {
+                let mesh = of_fleet.as_ref().map(|(mesh, ..)| *mesh);
+                mesh.is_some_and(|mesh| s.tag.is_none_or(|tag| tag_matches(mesh, &tag)))
+            };
+            let seen = own.map_or_else(|| daemon.lan.seen(), |own| others(&daemon.lan, own));
+            let seen = seen.into_iter().map(|s| (may_be(&s), s.addresses));
+            let peers = peer_addresses(&config).await.into_iter().map(|peer| (of_fleet.is_some(), vec![peer]));
+            let mut candidates: Vec<(bool, Vec<SocketAddr>)> = seen.chain(peers).collect();
+            // Among many there may be few authorities: not the same ones are asked each time.
+            let first = meshd_ca::keys::random().map_or(0, u32::from_be_bytes) as usize % candidates.len().max(1);
+            candidates.rotate_left(first);
+            candidates.truncate(MAX_ASKED);
+            let of_fleet = of_fleet.as_ref().map(|(mesh, key, leaves)| Ticket::Fleet(*mesh, key, *leaves));
+            let code = alone.then_some(Ticket::Code(&daemon.code));
+            let with = |(fleet, addresses)| (of_fleet.filter(|_| fleet).into_iter().chain(code).collect(), addresses);
+            let candidates: Vec<Candidate<'_>> = candidates.into_iter().map(with).collect();
             if let Some(joined) = ask_once(daemon, &config, &candidates).await {
                 return joined;
             }
@@ -168,21 +284,26 @@ pub(super) async fn ask(daemon: &Daemon, own: Option<&Member>) -> (Joined, Socke
     }
 }
 
+/// With what somebody is asked, and where he may be.
+type Candidate<'a> = (Vec<Ticket<'a>>, Vec<SocketAddr>);
+
 /// Asks each of `candidates` at the first of its addresses where it answers.
-async fn ask_once(daemon: &Daemon, config: &Config, candidates: &[Vec<SocketAddr>]) -> Option<(Joined, SocketAddr)> {
+async fn ask_once(daemon: &Daemon, config: &Config, candidates: &[Candidate<'_>]) -> Option<(Joined, SocketAddr)> {
     let tls = NodeTls::new(&provider::provider(provider::has_aes()), &daemon.key).ok()?.join_client;
-    for addresses in candidates {
-        for address in addresses {
-            let ticket = Ticket::Code(&daemon.code);
-            match join::join(ticket, &[*address], &daemon.key, &config.host_name, tls.clone(), &Marked).await {
-                Ok(joined) => return Some((joined, *address)),
-                Err(failure) => {
-                    tracing::debug!(%failure, "asked to be let in");
-                    if matches!(failure, JoinFailure::Refused(..)) {
-                        break;
+    for (tickets, addresses) in candidates {
+        'addresses: for address in addresses {
+            for ticket in tickets {
+                match join::join(*ticket, &[*address], &daemon.key, &config.host_name, tls.clone(), &Marked).await {
+                    Ok(joined) => return Some((joined, *address)),
+                    Err(failure) => {
+                        tracing::debug!(%failure, "asked to be let in");
+                        if !matches!(failure, JoinFailure::Refused(..)) {
+                            continue 'addresses;
+                        }
                     }
                 }
             }
+            break;
         }
     }
     None

@@ -64,7 +64,11 @@ fn none_in_reach(what: &str) -> No {
 }
 
 /// What the other authorities answer, those that do.
-async fn others<T: DeserializeOwned + Send + 'static>(member: &Member, path: &'static str, body: &impl Serialize) -> Vec<T> {
+pub(super) async fn others<T: DeserializeOwned + Send + 'static>(
+    member: &Member,
+    path: &'static str,
+    body: &impl Serialize,
+) -> Vec<T> {
     let Ok(body) = serde_json::to_vec(body) else { return Vec::new() };
     let mut asked = JoinSet::new();
     let authorities = member.membership.roster();

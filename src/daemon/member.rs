@@ -30,7 +30,7 @@ use super::kernel::{HostKernel, Marked, Owners};
 use super::listeners::skip_ports;
 use super::rules::Rules;
 use super::timekeeper::Timekeeper;
-use super::{Daemon, End, Halt, Phase, Request, Stop, acquire, knock, memory};
+use super::{Daemon, End, Halt, Phase, Request, Stop, acquire, enrolment, knock, memory};
 use crate::admin::local::No;
 use crate::admin::view;
 use crate::api::Done;
@@ -389,6 +389,7 @@ pub(super) async fn run(
     };
     tasks.spawn(keeper.run());
     tasks.spawn(authorities.run());
+    tasks.spawn(enrolment::tend(member.clone()));
     tasks.spawn(Timekeeper { membership: membership.clone(), links: links.clone(), clock: clock.clone() }.run());
 
     let (close, closing) = watch::channel(false);
@@ -403,11 +404,12 @@ pub(super) async fn run(
 
     daemon.lan.announce(Some(membership.roster().mesh()));
     daemon.enter(Phase::Member(member.clone()));
+    acquire::spend(config, &membership);
     tracing::info!(mesh = %membership.roster().mesh(), name = %membership.name(), node = %membership.me(), mode = %config.mode, "member");
 
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut asking = std::pin::pin!(acquire::ask(daemon, Some(&member)));
+    let mut asking = std::pin::pin!(acquire::ask(daemon, Some(&member), None));
     let end = loop {
         tokio::select! {
             halt = stop.asked() => break End::Stop(halt),
@@ -444,7 +446,10 @@ pub(super) async fn run(
                 None => break End::Stop(Halt::Stop),
             },
             joined = &mut asking => {
-                tracing::info!(mesh = %joined.0.roster.mesh(), "approved in another mesh: this one had no other member and is given up");
+                tracing::info!(
+                    mesh = %joined.0.roster.mesh(), founder = %joined.0.roster.founder(),
+                    "let in by another mesh, approved or as one of its fleet: this one is given up"
+                );
                 let (place, _) = acquire::adopt(daemon, joined)?;
                 break End::Joined(Box::new(place));
             }

@@ -8,6 +8,7 @@ mod addresses;
 pub(crate) mod approve;
 pub(crate) mod authorities;
 mod directory;
+pub(crate) mod enrolment;
 mod keeper;
 mod kernel;
 mod knock;
@@ -182,7 +183,7 @@ impl Daemon {
     pub(crate) fn code(&self) -> Option<&ApprovalCode> {
         let asks = match self.phase() {
             Phase::Pending(_) => true,
-            Phase::Member(member) => member.is_alone() && acquire::strangers(&self.lan, Some(member.mesh())).next().is_some(),
+            Phase::Member(member) => member.is_alone() && !acquire::others(&self.lan, &member).is_empty(),
             _ => false,
         };
         asks.then_some(&self.code)
@@ -354,7 +355,7 @@ fn settle(
     clock.raise(joined.time);
     store.save(clock::FILE, &clock.to_bytes())?;
     let answer = Joined { mesh: joined.roster.mesh(), name: joined.name, already: false };
-    let membership = Membership::adopt(key.clone(), store.clone(), clock.clone(), joined.roster)?;
+    let membership = Membership::adopt(key.clone(), store.clone(), clock.clone(), joined.roster, joined.fleet)?;
     store.remove(GONE)?;
     Ok((membership, answer))
 }

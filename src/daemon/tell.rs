@@ -17,7 +17,7 @@ pub(super) async fn tell(daemon: Arc<Daemon>) {
     let mut phases = daemon.phase.subscribe();
     let mut ready = false;
     let mut said = String::new();
-    daemon.manager.patience(daemon.config().found_after + Duration::from_secs(30));
+    daemon.manager.patience(10 * daemon.config().found_after + Duration::from_secs(30));
     loop {
         let phase = phases.borrow_and_update().clone();
         let line = line(&daemon, &phase);

@@ -48,6 +48,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario!("checks", workloads_without_certificates, Need::Cgroups),
     scenario!("checks", more_connections_than_there_is_room_for, Need::Program("prlimit")),
     scenario!("checks", a_roster_that_is_nearly_full),
+    scenario!("checks", fleet_tokens_that_are_torn_or_left_and_a_window_that_is_open),
 ];
 
 /// A module of the kernel, which tests share with everything else on the machine.
@@ -132,6 +133,46 @@ fn a_machine_without_units_memory_and_room_for_connections() -> Result<()> {
     let found = only(mesh.at("a"), &[], &[code::CGROUPS, code::MEMORY, code::CONNTRACK])?;
     ensure!(detail_of(&found, code::CONNTRACK).ends_with(&format!("of {most}")), "{found:#?}");
     Ok(())
+}
+
+fn fleet_tokens_that_are_torn_or_left_and_a_window_that_is_open() -> Result<()> {
+    let mut mesh = Setup::of(&["a"]).configured("found_after = \"0s\"").hosts()?;
+    let word = crate::fleet::give(&mesh, &["a"])?;
+    // A file that a card has damaged: the host goes on without it, and says so everywhere.
+    let torn = word.replacen("fleet1-", "fleet1-0", 1);
+    crate::fleet::put(mesh.at("a"), torn.as_bytes())?;
+    mesh.at_mut("a").start()?;
+    mesh.at("a").until(State::Member)?;
+    let found = only(mesh.at("a"), &[], &[code::FLEET_TOKEN])?;
+    ensure!(detail_of(&found, code::FLEET_TOKEN).contains("fleet.token: the fleet token in it is not complete"), "{found:#?}");
+    let said = mesh.at("a").status()?.fleet_token.context("nothing in status")?;
+    ensure!(said.contains("fleet.token is not used"), "{said}");
+    ensure!(
+        mesh.at("a").log().contains("going on without it") && !mesh.at("a").log().contains(&word[7..20]),
+        "{}",
+        mesh.at("a").log()
+    );
+    mesh.at("a").cli(&["leave", "--yes"])?;
+    mesh.at_mut("a").stop()?;
+    // Another start of another life, in which it is whole, and cannot be removed.
+    std::fs::remove_dir_all(mesh.at("a").dir().join("state"))?;
+    crate::fleet::put(mesh.at("a"), word.as_bytes())?;
+    mesh.at_mut("a").start()?;
+    mesh.at("a").until(State::Member)?;
+    only(mesh.at("a"), &[], &[])?;
+    crate::fleet::put(mesh.at("a"), word.as_bytes())?;
+    let found = only(mesh.at("a"), &[], &[code::FLEET_TOKEN])?;
+    ensure!(detail_of(&found, code::FLEET_TOKEN).contains("is still there"), "{found:#?}");
+    mesh.at("a").cli(&["enroll", "open", "2h"])?;
+    let found = only(mesh.at("a"), &[], &[code::FLEET_TOKEN, code::ENROLLMENT])?;
+    ensure!(detail_of(&found, code::ENROLLMENT).starts_with("open for 1h"), "{found:#?}");
+    mesh.at("a").cli(&["enroll", "close"])?;
+    only(mesh.at("a"), &[], &[code::FLEET_TOKEN])?;
+    // The next start removes what was left.
+    mesh.at_mut("a").stop()?;
+    mesh.at_mut("a").start()?;
+    mesh.at("a").until(State::Member)?;
+    only(mesh.at("a"), &[], &[]).map(drop)
 }
 
 fn tables_of_the_older_iptables() -> Result<()> {

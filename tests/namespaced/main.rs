@@ -13,6 +13,7 @@ mod authorities;
 mod breakages;
 mod checks;
 mod edge;
+mod fleet;
 mod hostile;
 mod hosts;
 mod identities;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         admin::SCENARIOS,
         hosts::SCENARIOS,
         joining::SCENARIOS,
+        fleet::SCENARIOS,
         applications::SCENARIOS,
         tcp::SCENARIOS,
         load::SCENARIOS,

@@ -3,6 +3,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
+use crate::fleet::FleetToken;
 use crate::identity::TrustDomain;
 use crate::issue::Issuer;
 
@@ -15,6 +16,7 @@ struct Desk {
     tokens: TokenTable,
     approvals: Approvals,
     roster: Roster,
+    fleet: Option<Reception>,
 }
 
 impl Authority for Desk {
@@ -30,6 +32,9 @@ impl Authority for Desk {
     fn roster(&mut self) -> &mut Roster {
         &mut self.roster
     }
+    fn fleet(&self) -> Option<Reception> {
+        self.fleet.clone()
+    }
 }
 
 fn desk() -> Desk {
@@ -37,7 +42,7 @@ fn desk() -> Desk {
     let domain = TrustDomain::of(mesh);
     let root = Issuer::create(&domain, key.public().node_id(), NOW, 24 * HOUR).unwrap().root_der().to_vec();
     let roster = Roster::found(mesh, domain, &key, name("one"), root, NOW).unwrap();
-    Desk { key, tokens: TokenTable::default(), approvals: Approvals::default(), roster }
+    Desk { key, tokens: TokenTable::default(), approvals: Approvals::default(), roster, fleet: None }
 }
 
 impl Desk {
@@ -245,10 +250,11 @@ fn a_rogue_authority_with_the_right_key_but_no_secret_is_not_believed() {
     let (mut joiner, hello) = Joiner::start(token.clone(), mine.clone(), name("pi")).unwrap();
     let guess = Zeroizing::new([0; 20]);
     let proofs = Proofs::new(&guess[..], token.mesh, &theirs.exporter, key.public(), fake.key.public());
-    let challenge = encode(CHALLENGE, &Challenge { mesh: token.mesh, nonce: vec![0; 32] });
+    let challenge = encode(CHALLENGE, &Challenge { mesh: Some(token.mesh), side: None, nonce: vec![0; 32] });
     let Ok(Step::Send(proof)) = joiner.receive(&challenge) else { panic!() };
     fake.roster.admit(&fake.key, key.public(), &name("pi"), NOW).unwrap();
-    let welcome = Welcome { name: name("pi"), time: NOW, roster: String::from_utf8(fake.roster.to_bytes()).unwrap() };
+    let roster = String::from_utf8(fake.roster.to_bytes()).unwrap();
+    let welcome = Welcome { name: name("pi"), time: NOW, roster, fleet: None };
     let body = encode(WELCOME, &welcome);
     let mut said = Transcript::default();
     [&hello, &challenge, &proof].into_iter().for_each(|m| said.add(m));
@@ -336,11 +342,12 @@ fn the_joiner_checks_what_an_honest_proof_covers() {
         let (mine, _) = wire(key.public(), desk.key.public());
         let proofs = Proofs::new(&token.secret[..], token.mesh, &mine.exporter, key.public(), desk.key.public());
         let (mut joiner, hello) = Joiner::start(token.clone(), mine, name("pi")).unwrap();
-        let challenge = encode(CHALLENGE, &Challenge { mesh: token.mesh, nonce: vec![1; 32] });
+        let challenge = encode(CHALLENGE, &Challenge { mesh: Some(token.mesh), side: None, nonce: vec![1; 32] });
         let Ok(Step::Send(proof)) = joiner.receive(&challenge) else { panic!() };
         let mut said = Transcript::default();
         [&hello, &challenge, &proof].into_iter().for_each(|m| said.add(m));
-        let body = encode(WELCOME, &Welcome { name: name(called), time: NOW, roster: String::from_utf8(roster).unwrap() });
+        let body =
+            encode(WELCOME, &Welcome { name: name(called), time: NOW, roster: String::from_utf8(roster).unwrap(), fleet: None });
         joiner.receive(&[&[WELCOME][..], &proofs.of_authority(&said, &body[1..]), &body[1..]].concat())
     };
     assert_eq!(try_with(desk.roster.to_bytes(), "pi").unwrap_err(), JoinError::Roster(RosterError::NotMember));
@@ -567,7 +574,7 @@ mod approval {
         let proofs = Proofs::new(guessed.secret(), rogue.roster.mesh(), &theirs.exporter, key.public(), rogue.key.public());
         let admitted = rogue.roster.admit(&rogue.key, key.public(), &name("pi"), NOW).unwrap();
         let roster = String::from_utf8(rogue.roster.to_bytes()).unwrap();
-        let body = encode(WELCOME, &Welcome { name: admitted, time: NOW, roster });
+        let body = encode(WELCOME, &Welcome { name: admitted, time: NOW, roster, fleet: None });
         let welcome = [&[WELCOME][..], &proofs.of_authority(&said, &body[1..]), &body[1..]].concat();
         assert_eq!(joiner.receive(&welcome).unwrap_err(), JoinError::WrongProof);
     }
@@ -584,4 +591,203 @@ mod approval {
         assert_eq!(end, refused(Reason::NotApproved));
         assert!(desk.untouched());
     }
+}
+
+fn fleet() -> FleetToken {
+    FleetToken::generate().unwrap()
+}
+
+/// The founder of a mesh of that fleet.
+fn founder(fleet: &FleetToken) -> Desk {
+    let (key, mesh) = (PrivateKey::generate().unwrap(), fleet.mesh());
+    let (domain, me) = (TrustDomain::of(mesh), key.public().node_id());
+    let root = Issuer::create(&domain, me, NOW, 24 * HOUR).unwrap().root_der().to_vec();
+    let roster = Roster::found(mesh, domain, &key, name("one"), root, NOW).unwrap();
+    let side = Side { founder: me, settled: false };
+    let terms = Fleet::found(fleet.key()).terms();
+    let fleet = Some(Reception { key: fleet.key(), side, terms, founder: true, busy: false });
+    Desk { key, tokens: TokenTable::default(), approvals: Approvals::default(), roster, fleet }
+}
+
+impl Desk {
+    fn reception(&mut self) -> &mut Reception {
+        self.fleet.as_mut().unwrap()
+    }
+}
+
+/// A host with the token of `fleet` asks `desk` to let it in, from the mesh that it `leaves` perhaps.
+fn ask(desk: &mut Desk, fleet: &FleetToken, key: &PrivateKey, leaves: Option<Side>) -> (End, Option<Joined>) {
+    let (mine, theirs) = wire(key.public(), desk.key.public());
+    let joiner = Joiner::of_fleet(fleet.mesh(), fleet.key(), leaves, mine, name("pi"));
+    converse(desk, joiner, theirs, NOW, |_, _| {})
+}
+
+#[test]
+fn a_host_of_the_fleet_joins_and_one_of_another_does_not() {
+    let (ours, key) = (fleet(), PrivateKey::generate().unwrap());
+    let mut desk = founder(&ours);
+    assert_eq!(ask(&mut desk, &fleet(), &key, None).0, refused(Reason::WrongProof));
+    // Not even one that knows which mesh it is.
+    let (mine, theirs) = wire(key.public(), desk.key.public());
+    let joiner = Joiner::of_fleet(ours.mesh(), fleet().key(), None, mine, name("pi"));
+    assert_eq!(converse(&mut desk, joiner, theirs, NOW, |_, _| {}).0, refused(Reason::WrongProof));
+    assert!(desk.untouched());
+    let (end, joined) = ask(&mut desk, &ours, &key, None);
+    assert_eq!(end, End::Joined(name("pi")));
+    let joined = joined.unwrap();
+    assert!(joined.roster.is_active(key.public().node_id()));
+    assert_eq!(joined.fleet.unwrap(), Fleet::found(ours.key()));
+    // All cards have the same name at first.
+    let End::Joined(second) = ask(&mut desk, &ours, &PrivateKey::generate().unwrap(), None).0 else { panic!() };
+    assert!(second.as_str().starts_with("pi-"), "{second}");
+    // A mesh that is of no fleet takes nobody so, and believes nobody.
+    assert_eq!(ask(&mut self::desk(), &ours, &key, None).0, refused(Reason::NoFleet));
+}
+
+#[test]
+fn a_mesh_without_the_fleets_key_is_not_believed() {
+    let (ours, key) = (fleet(), PrivateKey::generate().unwrap());
+    // It has another key and believes everybody: what it says back proves nothing.
+    let mut rogue = founder(&ours);
+    rogue.reception().key = fleet().key();
+    let (mine, _) = wire(key.public(), rogue.key.public());
+    let (mut joiner, hello) = Joiner::of_fleet(ours.mesh(), ours.key(), None, mine.clone(), name("pi")).unwrap();
+    let side = rogue.reception().side;
+    let challenge = encode(CHALLENGE, &Challenge { mesh: None, side: Some(side), nonce: vec![0; 32] });
+    let Ok(Step::Send(proof)) = joiner.receive(&challenge) else { panic!() };
+    let own = PrivateKey::from_pkcs8(rogue.key.pkcs8()).unwrap();
+    rogue.roster.admit(&own, key.public(), &name("pi"), NOW).unwrap();
+    let roster = String::from_utf8(rogue.roster.to_bytes()).unwrap();
+    let terms = Some(rogue.reception().terms);
+    let body = encode(WELCOME, &Welcome { name: name("pi"), time: NOW, roster, fleet: terms });
+    let guess = Proofs::new(rogue.reception().key.secret(), ours.mesh(), &mine.exporter, key.public(), own.public());
+    let mut said = Transcript::default();
+    [&hello, &challenge, &proof].into_iter().for_each(|m| said.add(m));
+    let message = [&[WELCOME][..], &guess.of_authority(&said, &body[1..]), &body[1..]].concat();
+    assert_eq!(joiner.receive(&message).unwrap_err(), JoinError::WrongProof);
+}
+
+#[test]
+fn a_closed_window_takes_nobody_and_a_busy_authority_nobody_now() {
+    let (ours, key) = (fleet(), PrivateKey::generate().unwrap());
+    let mut desk = founder(&ours);
+    desk.reception().terms.window.left = Duration::ZERO;
+    assert_eq!(ask(&mut desk, &ours, &key, None).0, refused(Reason::Closed));
+    desk.reception().busy = true;
+    assert_eq!(ask(&mut desk, &ours, &key, None).0, refused(Reason::Busy));
+    // Closed between the hello and the proof.
+    let mut desk = founder(&ours);
+    let (mine, theirs) = wire(key.public(), desk.key.public());
+    let (mut joiner, hello) = Joiner::of_fleet(ours.mesh(), ours.key(), None, mine, name("pi")).unwrap();
+    let mut admission = Admission::start(theirs);
+    let Ok(Step::Send(challenge)) = admission.receive(&hello, &mut desk, NOW) else { panic!() };
+    let Ok(Step::Send(proof)) = joiner.receive(&challenge) else { panic!() };
+    desk.reception().terms.window.left = Duration::ZERO;
+    assert_eq!(admission.receive(&proof, &mut desk, NOW).unwrap_err(), JoinError::Refused(Reason::Closed));
+    assert!(desk.untouched());
+}
+
+#[test]
+fn of_two_founders_the_one_with_the_lower_id_stays() {
+    let ours = fleet();
+    let (mut low, mut high) = (founder(&ours), founder(&ours));
+    if low.reception().side.founder > high.reception().side.founder {
+        std::mem::swap(&mut low, &mut high);
+    }
+    let (of_low, of_high) = (low.reception().side, high.reception().side);
+    let keys = |desk: &Desk| PrivateKey::from_pkcs8(desk.key.pkcs8()).unwrap();
+    let (low_key, high_key) = (keys(&low), keys(&high));
+    // Its own side sees it, and nothing is proved.
+    assert_eq!(ask(&mut high, &ours, &low_key, Some(of_low)).0, End::Joiner(JoinError::Stays));
+    // One that lies about itself to get the other one to take it is seen by the other side, and that is so in the end what it proved.
+    let lie = Side { founder: NodeId::from_bytes([0xff; 16]), ..of_low };
+    assert_eq!(ask(&mut low, &ours, &high_key, Some(of_high)).0, End::Joined(name("pi")));
+    assert_eq!(low.roster.active().count(), 2);
+    assert_eq!(ask(&mut high, &ours, &low_key, Some(lie)).0, End::Joined(name("pi")), "whoever wants to leave may");
+    // Settled ones stay, whatever their id, and others come to them.
+    let (mut low, mut high) = (founder(&ours), founder(&ours));
+    if low.reception().side.founder > high.reception().side.founder {
+        std::mem::swap(&mut low, &mut high);
+    }
+    let (low_key, high_key) = (keys(&low), keys(&high));
+    high.reception().side.settled = true;
+    let (of_low, of_high) = (low.reception().side, high.reception().side);
+    assert_eq!(ask(&mut low, &ours, &high_key, Some(of_high)).0, End::Joiner(JoinError::Stays));
+    assert_eq!(ask(&mut high, &ours, &low_key, Some(of_low)).0, End::Joined(name("pi")));
+    // Who answers for a mesh is its founder.
+    let mut other = founder(&ours);
+    other.reception().founder = false;
+    other.reception().side = of_high;
+    assert_eq!(ask(&mut other, &ours, &low_key, Some(of_low)).0, refused(Reason::NotAuthority));
+    assert_eq!(ask(&mut other, &ours, &low_key, None).0, End::Joined(name("pi")), "a newcomer is taken by any authority");
+}
+
+#[test]
+fn what_the_joiner_says_of_its_mesh_cannot_be_changed_on_the_way() {
+    let (ours, key) = (fleet(), PrivateKey::generate().unwrap());
+    let mut desk = founder(&ours);
+    let (high, low) = (NodeId::from_bytes([0xff; 16]), NodeId::from_bytes([0; 16]));
+    for n in [1, 2] {
+        let (mine, theirs) = wire(key.public(), desk.key.public());
+        let leaves = Some(Side { founder: high, settled: false });
+        let joiner = Joiner::of_fleet(ours.mesh(), ours.key(), leaves, mine, name("pi"));
+        let (end, _) = converse(&mut desk, joiner, theirs, NOW, |at, message| {
+            if at == n {
+                let text = String::from_utf8(message.clone()).unwrap();
+                let (from, to) = if n == 1 { (high, low) } else { (desk_founder(&text), low) };
+                *message = text.replace(&from.to_string(), &to.to_string()).into_bytes();
+                assert_ne!(*message, text.into_bytes());
+            }
+        });
+        assert_eq!(end, refused(Reason::WrongProof));
+    }
+    assert!(desk.untouched());
+}
+
+/// The id in the challenge of an authority.
+fn desk_founder(challenge: &str) -> NodeId {
+    let challenge: Challenge = serde_json::from_str(&challenge[1..]).unwrap();
+    challenge.side.unwrap().founder
+}
+
+#[test]
+fn a_banished_key_does_not_come_back_with_the_fleet_token() {
+    let (ours, key) = (fleet(), PrivateKey::generate().unwrap());
+    let mut desk = founder(&ours);
+    assert_eq!(ask(&mut desk, &ours, &key, None).0, End::Joined(name("pi")));
+    let authority = PrivateKey::from_pkcs8(desk.key.pkcs8()).unwrap();
+    desk.roster.banish(&authority, key.public().node_id()).unwrap();
+    for leaves in [None, Some(Side { founder: NodeId::from_bytes([0xff; 16]), settled: false })] {
+        assert_eq!(ask(&mut desk, &ours, &key, leaves).0, refused(Reason::Banished));
+    }
+}
+
+#[test]
+fn a_join_of_the_fleet_is_worth_nothing_a_second_time_or_elsewhere() {
+    let (ours, key, thief) = (fleet(), PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
+    let (mut desk, mut other) = (founder(&ours), founder(&ours));
+    let mut heard = Vec::new();
+    let (mine, theirs) = wire(key.public(), desk.key.public());
+    let joiner = Joiner::of_fleet(ours.mesh(), ours.key(), None, mine.clone(), name("pi"));
+    let (end, _) = converse(&mut desk, joiner, theirs.clone(), NOW, |_, m| heard.push(m.clone()));
+    assert_eq!(end, End::Joined(name("pi")));
+    let before = desk.roster.digest();
+    // Replayed by another node, and in a connection that is the same if that were possible.
+    for channel in [wire(thief.public(), desk.key.public()).1, theirs] {
+        let mut admission = Admission::start(channel);
+        assert!(matches!(admission.receive(&heard[0], &mut desk, NOW), Ok(Step::Send(_))));
+        assert_eq!(admission.receive(&heard[2], &mut desk, NOW).unwrap_err(), JoinError::Refused(Reason::WrongProof));
+    }
+    assert_eq!(desk.roster.digest(), before);
+    // Relayed to another authority of the fleet, and past a man in the middle.
+    let at_other = Channel { exporter: mine.exporter, mine: *other.key.public(), theirs: *key.public() };
+    let joiner = Joiner::of_fleet(ours.mesh(), ours.key(), None, mine, name("pi"));
+    assert_eq!(converse(&mut other, joiner, at_other, NOW, |_, _| {}).0, refused(Reason::WrongProof));
+    let ((mine, _), (_, theirs)) = (wire(key.public(), other.key.public()), wire(key.public(), other.key.public()));
+    let joiner = Joiner::of_fleet(ours.mesh(), ours.key(), None, mine, name("pi"));
+    assert_eq!(converse(&mut other, joiner, theirs, NOW, |_, _| {}).0, refused(Reason::WrongProof));
+    assert!(other.untouched());
+    // An authority of the fleet that asks itself.
+    let own = wire(other.key.public(), other.key.public()).0;
+    assert_eq!(Joiner::of_fleet(ours.mesh(), ours.key(), None, own, name("pi")).err(), Some(JoinError::OwnToken));
 }

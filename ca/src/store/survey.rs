@@ -75,7 +75,7 @@ pub fn survey(dir: &Path) -> Result<Survey, StoreError> {
         if shown == LOCK {
             continue;
         }
-        if entry.file_type().map_err(failed)?.is_dir() || !is_name(stem) {
+        if entry.file_type().map_err(failed)?.is_dir() || !is_name(stem) || shown == crate::fleet::FILE {
             survey.unknown.push(shown);
         } else if shown.ends_with(TEMPORARY) {
             survey.unfinished.push(shown);
