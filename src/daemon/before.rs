@@ -5,6 +5,8 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::{Seek, Write};
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,6 +16,7 @@ use anyhow::{Context, bail};
 use meshd_ca::identity::NodeId;
 use meshd_ca::roster::{Roster, Standing};
 use meshd_ca::store::Store;
+use rustix::fs::{MemfdFlags, memfd_create};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -38,6 +41,27 @@ pub(super) const MAX_OLDER: usize = 16;
 pub(super) const LOCK: &str = "lock";
 pub(super) const API: &str = "api";
 const OLDER: &str = "older ";
+/// The same of a file in memory with the proven addresses: whoever captures them must know at once whom to expect there.
+const BOUND: &str = "bound";
+
+/// Who is bound to an address, and its mesh port.
+pub(super) type Bound = BTreeMap<IpAddr, (NodeId, u16)>;
+
+/// Proven addresses, to be handed over.
+///
+/// # Errors
+/// The system has no memory for it.
+pub(super) fn bound(bound: &Bound) -> std::io::Result<(String, OwnedFd)> {
+    let mut file = File::from(memfd_create(BOUND, MemfdFlags::CLOEXEC)?);
+    file.write_all(&serde_json::to_vec(bound)?)?;
+    Ok((BOUND.to_owned(), file.into()))
+}
+
+fn read_bound(fd: OwnedFd) -> std::io::Result<Bound> {
+    let mut file = File::from(fd);
+    file.rewind()?;
+    Ok(serde_json::from_reader(std::io::BufReader::new(file))?)
+}
 
 /// The daemon whose place this process takes.
 pub struct Predecessor(Arc<Line>);
@@ -122,6 +146,7 @@ struct State {
     /// The newest of the processes, until it was told that this one serves.
     waits: Mutex<Option<Arc<Line>>>,
     gone: Notify,
+    bound: Mutex<Bound>,
 }
 
 struct Process {
@@ -148,6 +173,9 @@ impl Before {
     pub(super) fn take(&self, mut descriptors: BTreeMap<String, OwnedFd>, manager: &Manager) -> BTreeMap<String, OwnedFd> {
         if let Some(rules) = descriptors.remove(KEPT) {
             manager.put(KEPT, rules);
+        }
+        if let Some(Err(error)) = descriptors.remove(BOUND).map(|fd| read_bound(fd).map(|bound| *self.bound() = bound)) {
+            tracing::warn!(%error, "the proven addresses were not handed over: each waits for a new proof");
         }
         let older: Vec<String> = descriptors.keys().filter(|name| name.starts_with(OLDER)).cloned().collect();
         for name in older {
@@ -271,6 +299,11 @@ impl Before {
             older.push(api::Older { pid: std::process::id(), connections: u32::try_from(here).unwrap_or(u32::MAX) });
         }
         older
+    }
+
+    /// Who was bound where when this process took over.
+    pub(super) fn bound(&self) -> MutexGuard<'_, Bound> {
+        self.0.bound.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn processes(&self) -> MutexGuard<'_, Vec<Process>> {

@@ -30,7 +30,7 @@ use super::directory::Snapshots;
 use super::keeper::{Keeper, Sequence};
 use super::kernel::{HostKernel, Marked, Owners};
 use super::listeners::skip_ports;
-use super::rules::Rules;
+use super::rules::{self, Rules};
 use super::successor::{Handover, Successor};
 use super::timekeeper::Timekeeper;
 use super::{Daemon, End, Halt, Phase, Request, Stop, acquire, before, knock, memory, successor};
@@ -255,6 +255,7 @@ pub(super) async fn run(
         catalog: catalog.clone(),
         addresses: daemon.lan.addresses(),
         listeners: looked.clone(),
+        carried: (std::mem::take(&mut *daemon.before.bound()), Instant::now() + rules::carry(config)),
     });
     let kernel = Arc::new(HostKernel { owners: owners.clone(), diag: SockDiag::open()?, rules: rules.clone() });
     let proxy = Proxy::new(
@@ -498,6 +499,12 @@ pub(super) async fn run(
         tasks.shutdown().await;
         links.linked().into_iter().for_each(|node| links.close(node));
         handover.descriptors.extend(rules.surrender().map(|(name, socket)| (name.to_owned(), socket)));
+        let mut bound = snapshots.carried();
+        bound.extend(book.latest().captured.iter().map(|(ip, b)| (*ip, (b.node, b.port))));
+        match before::bound(&bound) {
+            Ok(bound) => handover.descriptors.push(bound),
+            Err(error) => tracing::warn!(%error, "the proven addresses cannot be handed over"),
+        }
         let arriving = Arc::downgrade(&arrivals);
         handover.kept = Some(before::Kept { proxy: proxy.clone(), quiet: Box::new(move || arriving.strong_count() == 0) });
         return Ok(end);

@@ -62,6 +62,11 @@ pub(crate) struct Examined {
     pub(crate) changed: [Option<Duration>; 2],
 }
 
+/// How long an address that was captured before this start stays captured without a new proof.
+pub(crate) fn carry(config: &Config) -> Duration {
+    if config.mode == Mode::Strict { CARRY_STRICT } else { CARRY }
+}
+
 fn wanted(config: &Config, skip_ports: BTreeSet<u16>) -> RuleConfig {
     RuleConfig {
         capture_port: config.capture_port,
@@ -105,13 +110,12 @@ impl Rules {
                 (None, Some(error.to_string()))
             }
         };
-        let patience = if config.mode == Mode::Strict { CARRY_STRICT } else { CARRY };
         let state = State {
             config: rules,
             capture,
             peers: BTreeSet::new(),
             carried,
-            carried_until: Instant::now() + patience,
+            carried_until: Instant::now() + carry(config),
             trouble,
             changed: [None; 2],
         };
