@@ -69,7 +69,7 @@ async fn load(host: meshd::demo::lab::Host, to: [SocketAddr; 2], over: Arc<Atomi
             stream.read_exact(&mut answer).await?;
             equal!(answer, number.to_be_bytes(), "an answer");
             stream.shutdown().await?;
-            stream.read(&mut answer).await?;
+            equal!(stream.read(&mut answer).await?, 0, "bytes after the end");
             Ok::<_, anyhow::Error>(())
         };
         timeout(PATIENCE, one).await.context("too slow").flatten().with_context(|| format!("new connection {number}"))?;
