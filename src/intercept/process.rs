@@ -71,7 +71,7 @@ pub fn die_with_parent(command: &mut Command) -> &mut Command {
 /// When there are no processes left, or the program cannot be executed.
 pub fn beget(command: &mut Command, line: BorrowedFd<'_>) -> io::Result<()> {
     let fd = line.as_raw_fd();
-    // SAFETY: between fork and exec only fcntl(2), clone(2), write(2) and _exit(2) are called, directly: async-signal-safe, and nothing is
+    // SAFETY: between fork and exec only fcntl(2), clone(2), getpid(2), write(2) and _exit(2) are called, directly: async-signal-safe, and nothing is
     // allocated. `line` is borrowed until the command has been spawned below, and the closure runs at no other time.
     unsafe {
         command.pre_exec(move || {
@@ -87,12 +87,13 @@ pub fn beget(command: &mut Command, line: BorrowedFd<'_>) -> io::Result<()> {
                 0 as libc::c_long,
                 0 as libc::c_long,
             ) {
-                0 => Ok(()),
-                child if child > 0 => {
-                    let pid = (child as i32).to_ne_bytes();
+                0 => {
+                    // By the process itself: whatever it says later comes later.
+                    let pid = libc::getpid().to_ne_bytes();
                     libc::write(fd, pid.as_ptr().cast(), pid.len());
-                    libc::_exit(0)
+                    Ok(())
                 }
+                child if child > 0 => libc::_exit(0),
                 _ => Err(io::Error::last_os_error()),
             }
         });
@@ -231,7 +232,7 @@ mod tests {
         let (mut here, there) = UnixStream::pair().unwrap();
         let line = format!("/proc/self/fd/{}", there.as_raw_fd());
         let mut command = Command::new("/bin/sh");
-        command.args(["-c", "test -S \"$0\" && echo $$ $PPID", &line]).stdout(there.try_clone().unwrap());
+        command.args(["-c", "test -S \"$0\" && echo $$ $PPID", &line]).stdout(OwnedFd::from(there.try_clone().unwrap()));
         beget(&mut command, there.as_fd()).unwrap();
         // Its standard output is this end, too.
         drop(command);
