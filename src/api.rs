@@ -24,6 +24,7 @@
 //! | `POST /v1/leave` | [`Done`] |
 //! | `GET /v1/enroll` | [`Enrolment`] |
 //! | `POST /v1/enroll` [`EnrolmentWish`] | [`Enrolment`] |
+//! | `POST /v1/upgrade` | [`Upgraded`] |
 //! | `GET /v1/log-level` | [`LogLevel`] |
 //! | `PUT /v1/log-level` [`LogLevel`] | [`LogLevel`] |
 //!
@@ -90,6 +91,8 @@ pub mod path {
     pub const ENROLL: &str = "/v1/enroll";
     /// An empty body posted.
     pub const LEAVE: &str = "/v1/leave";
+    /// An empty body posted; [`super::Upgraded`].
+    pub const UPGRADE: &str = "/v1/upgrade";
     /// [`super::LogLevel`], to be read and to be put.
     pub const LOG_LEVEL: &str = "/v1/log-level";
 }
@@ -182,6 +185,32 @@ pub struct Status {
     pub members: Members,
     /// How long the daemon has been running, in seconds.
     pub uptime_seconds: u64,
+    /// The process that answers.
+    #[serde(default)]
+    pub pid: u32,
+    /// Processes of before an upgrade that still have connections.
+    #[serde(default)]
+    pub older: Vec<Older>,
+}
+
+/// A process of before an upgrade.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Older {
+    /// Its process id.
+    pub pid: u32,
+    /// Connections it still has.
+    pub connections: u32,
+}
+
+/// What an upgrade came to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Upgraded {
+    /// Version of the daemon that serves now.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+    /// The process of before, and the connections that stay with it until they end.
+    pub older: Older,
 }
 
 /// Whether the kernel hands connections to the daemon.

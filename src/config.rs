@@ -23,6 +23,7 @@ use thiserror::Error;
 pub(crate) use duration::ago;
 pub use duration::{DurationError, parse_duration, show_duration};
 pub use environment::Environment;
+pub(crate) use environment::LINE;
 pub use keys::{KEYS, Key};
 pub(crate) use value::choose;
 pub use value::nearest;
@@ -52,6 +53,10 @@ pub const SVID_LIFETIMES: [Duration; 2] = [Duration::from_secs(2), Duration::fro
 pub const DRAIN: Duration = Duration::from_secs(30);
 /// Shortest and longest `drain`.
 pub const DRAINS: [Duration; 2] = [Duration::ZERO, Duration::from_secs(600)];
+/// Default of `upgrade_drain`: how long connections may go on in the process of before an upgrade.
+pub const UPGRADE_DRAIN: Duration = Duration::from_secs(86_400);
+/// Shortest and longest `upgrade_drain`.
+pub const UPGRADE_DRAINS: [Duration; 2] = [Duration::ZERO, Duration::from_secs(30 * 86_400)];
 /// Default of `keepalive`: how long a connection is idle before the other end is asked whether it is there.
 pub const KEEPALIVE: Duration = Duration::from_secs(30);
 /// Shortest and longest `keepalive`.
@@ -315,6 +320,8 @@ pub struct Config {
     pub svid_lifetime: Duration,
     /// How long open connections may go on after a request to stop.
     pub drain: Duration,
+    /// How long connections may go on in the process of before an upgrade.
+    pub upgrade_drain: Duration,
     /// How long a connection is idle before the other end is probed.
     pub keepalive: Duration,
     /// How long a new host looks for a mesh before it founds one.
@@ -352,6 +359,7 @@ impl Config {
             interfaces: Vec::new(),
             svid_lifetime: SVID_LIFETIME,
             drain: DRAIN,
+            upgrade_drain: UPGRADE_DRAIN,
             keepalive: KEEPALIVE,
             found_after: FOUND_AFTER,
             fleet_token_file: None,

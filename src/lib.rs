@@ -23,4 +23,5 @@ pub mod local;
 pub mod logging;
 pub(crate) mod membership;
 pub mod proxy;
+pub(crate) mod succession;
 pub(crate) mod systemd;

@@ -22,7 +22,7 @@ use tokio::time::timeout;
 use crate::api::{
     Appointment, ApproveRequest, Approved, Authority, Banishment, CreatedToken, Done, Edge, Enrolment, EnrolmentWish, ErrorBody,
     Finding, Identity, JoinRequest, Joined, LogLevel, MAX_ANSWER, NewToken, Node, Pending, Resolve, Rotation, Service, Status,
-    TokenInfo, VERSION_HEADER, path,
+    TokenInfo, Upgraded, VERSION_HEADER, path,
 };
 
 /// How long the daemon may take to accept a connection.
@@ -245,6 +245,14 @@ impl Local {
     /// [`LocalError`].
     pub async fn leave(&self) -> Result<Done, LocalError> {
         self.ask(Method::POST, path::LEAVE, Bytes::new(), WORK).await
+    }
+
+    /// Has the daemon start the program that is on disk now and leave the work to it.
+    ///
+    /// # Errors
+    /// [`LocalError`].
+    pub async fn upgrade(&self) -> Result<Upgraded, LocalError> {
+        self.ask(Method::POST, path::UPGRADE, Bytes::new(), WORK).await
     }
 
     /// How much the daemon logs.

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -30,6 +30,8 @@ const SLACK: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 pub(crate) struct Manager {
     messages: Option<SyncSender<Message>>,
+    /// What keeps the messages back until the manager listens to this process.
+    held: Arc<Mutex<Option<SyncSender<()>>>>,
     kept: Arc<Mutex<HashMap<String, OwnedFd>>>,
 }
 
@@ -40,15 +42,38 @@ struct Message {
 }
 
 impl Manager {
-    /// Whoever started this process, by its environment. Call it once: it takes over the descriptors that were kept.
-    pub(crate) fn of_process() -> Self {
+    /// Whoever started this process, by its environment. Call it once: it takes over the descriptors that were kept. A process that `waits`
+    /// is not the main one of its service yet, and nobody else is listened to: what it says is kept until [`Manager::lead`].
+    pub(crate) fn of_process(waits: bool) -> Self {
         let kept = sd_notify::listen_fds_with_names()
             .map(|fds| fds.filter_map(|(fd, name)| Some((name, process::inherited(fd)?))).collect::<HashMap<_, _>>());
         let kept = kept.unwrap_or_else(|error| {
             tracing::warn!(%error, "what the service manager kept cannot be used");
             HashMap::new()
         });
-        Self { messages: messenger(), kept: Arc::new(Mutex::new(kept)) }
+        let (lead, led) = sync_channel(1);
+        if !waits {
+            let _ = lead.send(());
+        }
+        Self { messages: messenger(led), held: Arc::new(Mutex::new(Some(lead))), kept: Arc::new(Mutex::new(kept)) }
+    }
+
+    /// From here on this is the main process of the service.
+    pub(crate) fn lead(&self) {
+        if let Some(held) = self.held.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            let _ = held.try_send(());
+        }
+    }
+
+    /// Another process is the main one of the service from here on, and this one says nothing any more.
+    pub(crate) fn pass_on(&self, pid: u32) {
+        self.tell(&[NotifyState::MainPid(pid)]);
+        self.flush();
+    }
+
+    /// Gives back what was taken, or came from the process before this one.
+    pub(crate) fn put(&self, name: &str, fd: OwnedFd) {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), fd);
     }
 
     /// The daemon does what it is for.
@@ -124,10 +149,13 @@ impl Manager {
 }
 
 /// A thread that talks to the manager, if there is one. Sending waits while the manager does not read.
-fn messenger() -> Option<SyncSender<Message>> {
+fn messenger(led: Receiver<()>) -> Option<SyncSender<Message>> {
     std::env::var_os("NOTIFY_SOCKET")?;
     let (messages, inbox) = sync_channel::<Message>(QUEUE);
     let talk = move || {
+        if led.recv().is_err() {
+            return;
+        }
         for Message { text, fd, sent } in inbox {
             let state = [NotifyState::Custom(&text)];
             let told = match (&fd, text.is_empty()) {
@@ -249,7 +277,7 @@ mod tests {
 
     #[test]
     fn without_a_manager_nothing_happens() {
-        let manager = Manager { messages: None, kept: Arc::default() };
+        let manager = Manager { messages: None, held: Arc::default(), kept: Arc::default() };
         manager.ready();
         manager.flush();
         assert!(manager.take("rules").is_none());

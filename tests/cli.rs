@@ -28,6 +28,14 @@ fn status_in_text_and_json() {
 }
 
 #[test]
+fn status_shows_the_processes_of_before_an_upgrade() {
+    let daemon = Daemon::start();
+    daemon.edit("/v1/status", |status| status["older"] = serde_json::json!([{"pid": 4100, "connections": 3}]));
+    let ran = daemon.run(&["status"]);
+    assert!(ran.out.ends_with("older         process 4100 of before an upgrade still has 3 connections\n"), "{ran:?}");
+}
+
+#[test]
 fn status_is_a_failure_until_the_host_is_a_member() {
     let daemon = Daemon::start();
     daemon.edit("/v1/status", |status| {

@@ -8,7 +8,8 @@
 //! What [`Store::load`] gives is on the disk, also where the process that wrote it was killed before it could see to that: [`Store::open`] flushes.
 //! The model in `power.rs` pulls the plug between any two system calls ([`Disk`]).
 //!
-//! One [`Store`] owns its directory: a lock keeps out a second daemon or command. Not here: what the bytes mean.
+//! One [`Store`] owns its directory: a lock keeps out a second daemon or command, and may pass from one process to the next
+//! ([`Store::hand_over`]). Not here: what the bytes mean.
 
 mod disk;
 mod survey;
@@ -16,9 +17,9 @@ mod survey;
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, ErrorKind, Read};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use thiserror::Error;
 use zeroize::Zeroizing;
@@ -44,6 +45,9 @@ pub enum StoreError {
     /// Another process has the directory.
     #[error("{} is in use: is meshd running already?", .0.display())]
     Busy(PathBuf),
+    /// This process has handed the directory over to another, or only looks at it.
+    #[error("{} is another process's: nothing is written to it any more", .0.display())]
+    HandedOver(PathBuf),
     /// The directory is no state directory, but holds something: its mode is not ours to change.
     #[error("{} holds other things and is open to other users: give meshd a directory of its own", .0.display())]
     Foreign(PathBuf),
@@ -92,7 +96,8 @@ pub struct Store {
     disk: Box<dyn Disk>,
     narrowed: bool,
     noticed: Mutex<Noticed>,
-    _lock: File,
+    /// Held while something is written. None: the directory is another process's, and can be read.
+    lock: Mutex<Option<File>>,
 }
 
 /// What was not as it should be with the files so far.
@@ -139,10 +144,48 @@ impl Store {
             opened => opened,
         }
         .map_err(at_lock)?;
+        Self::begin(dir, disk, lock, narrowed)
+    }
+
+    /// Goes on with a directory whose lock another process has handed over ([`Store::hand_over`]).
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`] when that is not the lock of this directory, or somebody else holds it; [`StoreError::Io`].
+    pub fn go_on(dir: &Path, lock: File) -> Result<Self, StoreError> {
+        let path = dir.join(LOCK);
+        let same = || Ok((fs::symlink_metadata(&path)?, lock.metadata()?));
+        let (there, ours) = same().map_err(|source| StoreError::Io { path: path.clone(), source })?;
+        if (there.dev(), there.ino()) != (ours.dev(), ours.ino()) {
+            return Err(StoreError::Busy(dir.into()));
+        }
+        Self::begin(dir, Box::new(System), lock, false)
+    }
+
+    /// The directory of another process, to be read only.
+    pub fn look_at(dir: &Path) -> Self {
+        Self { dir: dir.into(), disk: Box::new(System), narrowed: false, noticed: Mutex::default(), lock: Mutex::new(None) }
+    }
+
+    /// Gives the lock away: when this returns, nothing is being written and nothing will be. None when it was given away before.
+    pub fn hand_over(&self) -> Option<File> {
+        self.writing().take()
+    }
+
+    /// Takes the lock back that nobody wanted.
+    pub fn take_back(&self, lock: File) {
+        *self.writing() = Some(lock);
+    }
+
+    fn writing(&self) -> MutexGuard<'_, Option<File>> {
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn begin(dir: &Path, disk: Box<dyn Disk>, lock: File, narrowed: bool) -> Result<Self, StoreError> {
+        let failed = |source| StoreError::Io { path: dir.into(), source };
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(StoreError::Busy(dir.into())),
-            Err(TryLockError::Error(e)) => return Err(at_lock(e)),
+            Err(TryLockError::Error(source)) => return Err(StoreError::Io { path: dir.join(LOCK), source }),
         }
         for entry in fs::read_dir(dir).map_err(failed)? {
             let entry = entry.map_err(failed)?;
@@ -158,7 +201,7 @@ impl Store {
         // A process that was killed has perhaps renamed and not flushed. What is read now is acted upon, so it has to stay.
         let unwritten = flush(dir, disk.as_ref()).err().map(|source| failed(source).to_string());
         let noticed = Mutex::new(Noticed { unwritten, ..Noticed::default() });
-        Ok(Self { dir: dir.into(), disk, narrowed, noticed, _lock: lock })
+        Ok(Self { dir: dir.into(), disk, narrowed, noticed, lock: Mutex::new(Some(lock)) })
     }
 
     /// Whether others than the owner could enter the directory until it was opened.
@@ -210,6 +253,8 @@ impl Store {
         if bytes.len() > MAX_FILE {
             return Err(StoreError::TooLong);
         }
+        let writing = self.writing();
+        let _ours = writing.as_ref().ok_or_else(|| StoreError::HandedOver(self.dir.clone()))?;
         let places = self.paths(name)?;
         let (older, newest) = in_order(&places)?;
         let content = Zeroizing::new(encode(newest.number + 1, bytes));
@@ -238,6 +283,8 @@ impl Store {
     /// # Errors
     /// [`StoreError::Name`], [`StoreError::Io`].
     pub fn remove(&self, name: &str) -> Result<(), StoreError> {
+        let writing = self.writing();
+        let _ours = writing.as_ref().ok_or_else(|| StoreError::HandedOver(self.dir.clone()))?;
         let places = self.paths(name)?;
         let (older, newest) = in_order(&places)?;
         // The old one first: if only one of the two removals is done, the file must not come back as it was long ago.

@@ -27,7 +27,7 @@ use tokio::time::{sleep, timeout};
 use super::figures;
 use super::metrics::{self, Format};
 use crate::daemon::Daemon;
-use crate::intercept::socket::{Mark, listen};
+use crate::intercept::socket::Mark;
 
 /// Connections served at once; the next ones wait.
 const MAX_CONNECTIONS: usize = 32;
@@ -94,7 +94,7 @@ struct Limits {
 /// One listener. Without IPv6 on this host there is none for it, and that is fine.
 async fn door(daemon: Arc<Daemon>, limits: Arc<Limits>, address: SocketAddr, optional: bool) {
     let listener = loop {
-        match listen(address, Mark::None) {
+        match daemon.doors().open(address, Mark::None) {
             Ok(listener) => break listener,
             Err(error) if optional && error.kind() != std::io::ErrorKind::AddrInUse => return,
             Err(error) => {

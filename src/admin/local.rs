@@ -4,9 +4,11 @@
 //! may change anything. The kernel says who is calling (`SO_PEERCRED`). The answers themselves are put together in [`super::view`].
 
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -37,10 +39,11 @@ const CONNECTION: Duration = Duration::from_secs(150);
 /// The longest header of a request.
 const MAX_HEADER: usize = 16 << 10;
 
-/// The socket file; removed when dropped.
+/// The socket file; removed when dropped, unless another process goes on with it.
 pub(crate) struct Socket {
     listener: UnixListener,
     path: PathBuf,
+    passed_on: AtomicBool,
 }
 
 impl Socket {
@@ -55,18 +58,36 @@ impl Socket {
         }
         let listener = UnixListener::bind(&path)?;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666))?;
-        Ok(Self { listener, path })
+        Ok(Self { listener, path, passed_on: AtomicBool::new(false) })
+    }
+
+    /// Goes on with the one of the process before this.
+    pub(crate) fn inherit(run_dir: &Path, fd: OwnedFd) -> std::io::Result<Self> {
+        let listener = UnixListener::from_std(fd.into())?;
+        Ok(Self { listener, path: run_dir.join(api::SOCKET), passed_on: AtomicBool::new(false) })
+    }
+
+    /// The same once more, for the next process.
+    pub(crate) fn duplicate(&self) -> std::io::Result<OwnedFd> {
+        self.listener.as_fd().try_clone_to_owned()
+    }
+
+    /// The file is the next process's.
+    pub(crate) fn pass_on(&self) {
+        self.passed_on.store(true, Ordering::Relaxed);
     }
 }
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
+        if !self.passed_on.load(Ordering::Relaxed) {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 
 /// Answers until the task is dropped.
-pub(crate) async fn serve(socket: Socket, daemon: Arc<Daemon>) {
+pub(crate) async fn serve(socket: Arc<Socket>, daemon: Arc<Daemon>) {
     let crowd = Crowd::new(MAX_CONNECTIONS, MAX_PER_USER);
     loop {
         let stream = match socket.listener.accept().await {
@@ -185,6 +206,7 @@ async fn route(daemon: &Arc<Daemon>, trusted: bool, request: Request<Incoming>) 
         (&Method::POST, path::APPROVE) => json(&approve::approve(&*daemon.member()?, read(body).await?).await?),
         (&Method::GET, path::ENROLL) => json(&enrolment::status(&*daemon.member()?).await?),
         (&Method::POST, path::ENROLL) => json(&enrolment::set(&*daemon.member()?, read(body).await?).await?),
+        (&Method::POST, path::UPGRADE) => json(&daemon.upgrade().await?),
         (&Method::POST, path::LEAVE) => json(&daemon.leave().await?),
         (&Method::GET, path::LOG_LEVEL) => json(&api::LogLevel { level: daemon.log().level() }),
         (&Method::PUT, path::LOG_LEVEL) => {

@@ -43,6 +43,8 @@ pub(crate) async fn status(daemon: &Daemon) -> Status {
         authority: false,
         members: Members { active: 0, reachable: 0 },
         uptime_seconds: daemon.uptime().as_secs(),
+        pid: std::process::id(),
+        older: daemon.before().view(),
     };
     match phase {
         Phase::New if !daemon.lan().has_address() => status.reason = Some("waiting for a network".into()),

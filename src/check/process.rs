@@ -95,7 +95,7 @@ pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
             false => Verdict::ok(""),
             true => Verdict::warn(
                 "the program was replaced or removed since the daemon was started",
-                "restart meshd so that the installed version runs (`systemctl restart meshd`)",
+                "`sudo meshd upgrade` goes over to the installed version (`systemctl restart meshd` where it cannot)",
             ),
         },
     );

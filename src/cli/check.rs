@@ -139,7 +139,7 @@ fn other_version(daemon: &str) -> Option<Finding> {
         name: "this command and the daemon are of one version".into(),
         level: Level::Warn,
         detail: Some(format!("the daemon is version {daemon}, this command is version {own}")),
-        hint: Some("restart meshd so that the installed version runs (`systemctl restart meshd`)".into()),
+        hint: Some("`sudo meshd upgrade` goes over to the installed version (`systemctl restart meshd` where it cannot)".into()),
         code: code::VERSION.into(),
     })
 }

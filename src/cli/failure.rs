@@ -115,9 +115,10 @@ impl From<LocalError> for Failure {
             LocalError::Silent { .. } => {
                 (Exit::Unreachable, "look at the daemon's log (`journalctl -u meshd`); restart it if it hangs")
             }
-            LocalError::Version { .. } => {
-                (Exit::Unreachable, "restart meshd so that the installed version runs (`systemctl restart meshd`)")
-            }
+            LocalError::Version { .. } => (
+                Exit::Unreachable,
+                "`sudo meshd upgrade` goes over to the installed version (`systemctl restart meshd` where it cannot)",
+            ),
             LocalError::Garbled { .. } => {
                 (Exit::Unreachable, "see which program has that socket open (`ss -xlp`), and restart meshd")
             }

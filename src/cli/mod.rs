@@ -35,6 +35,7 @@ mod status;
 mod table;
 mod terminal;
 mod token;
+mod upgrade;
 mod version;
 
 use std::path::PathBuf;
@@ -131,6 +132,7 @@ enum Verb {
     Restore(recovery::Restore),
     LogLevel(log_level::LogLevel),
     Config(config::Config),
+    Upgrade(upgrade::Upgrade),
     Cleanup(cleanup::Cleanup),
     Demo(demo::Demo),
     Version(version::Version),
@@ -225,6 +227,7 @@ impl Cli {
             Verb::Authority(verb) => verb.run(&around).await,
             Verb::Banish(verb) => verb.run(&around).await,
             Verb::LogLevel(verb) => verb.run(&around).await,
+            Verb::Upgrade(verb) => verb.run(&around).await,
             Verb::Cleanup(verb) => verb.run(&around).await,
             verb => Self { base: around.base, verb }.run_here(environment),
         }

@@ -6,12 +6,16 @@ use clap::Args;
 
 use super::settings::Settings;
 use super::{Around, Exit, Failure};
+use crate::config::LINE;
+use crate::daemon::Predecessor;
+use crate::intercept::process;
 use crate::logging::{Log, Style};
 
 const EXAMPLES: &str = "\
 Without a token and without a mesh in sight it founds one; where it sees a mesh it waits for `meshd join TOKEN`. \
 It stays in the foreground and logs to standard error; SIGTERM lets open connections finish, then stops. \
-SIGHUP reads mode, skip_ports, peers and log_level again; SIGUSR1 stops for a restart and leaves the rules to the next daemon.
+SIGHUP reads mode, skip_ports, peers and log_level again; SIGUSR1 stops for a restart and leaves the rules to the next daemon; \
+SIGUSR2 goes over to the program on disk as `meshd upgrade` does.
 
 Examples:
   sudo meshd run
@@ -28,6 +32,17 @@ pub(super) struct Run {
 
 impl Run {
     pub(super) async fn run(self, around: &Around<'_>) -> Result<Exit, Failure> {
+        let line = around.environment.line().and_then(process::inherited);
+        let predecessor = line.map(Predecessor::at).transpose();
+        let predecessor = predecessor.map_err(|e| Failure::new(Exit::Usage, format!("{LINE} is for meshd alone: {e}")))?;
+        let done = self.serve(around, predecessor.as_ref()).await;
+        if let (Some(predecessor), Err(failure)) = (predecessor, &done) {
+            predecessor.refuse(failure.to_string()).await;
+        }
+        done
+    }
+
+    async fn serve(self, around: &Around<'_>, predecessor: Option<&Predecessor>) -> Result<Exit, Failure> {
         let read = around.reader(self.settings.0);
         let config = read()?;
         let style = Style {
@@ -39,7 +54,7 @@ impl Run {
         for note in config.notes() {
             tracing::warn!("{note}");
         }
-        crate::daemon::run(config, log, Box::new(read)).await?;
+        crate::daemon::run(config, log, Box::new(read), predecessor).await?;
         Ok(Exit::Ok)
     }
 }

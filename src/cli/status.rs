@@ -61,6 +61,10 @@ fn text(status: &api::Status, screen: &Screen) -> String {
     lines.push(("capture", with(capture, &status.capture.why)));
     lines.push(("clock", with(plain(&status.clock.source), &status.clock.why)));
     lines.push(("meshd", format!("{}, up {}", plain(&status.version), ago(status.uptime_seconds))));
+    for older in &status.older {
+        let what = format!("process {} of before an upgrade still has {} connections", older.pid, older.connections);
+        lines.push(("older", what));
+    }
     lines.into_iter().fold(String::new(), |mut text, (name, value)| {
         let _ = writeln!(text, "{name:<14}{value}");
         text

@@ -11,6 +11,9 @@ const CONFIG: &str = "MESHD_CONFIG";
 /// Names the stream that leads to the journal, systemd.exec(5).
 const JOURNAL: &str = "JOURNAL_STREAM";
 
+/// Names the descriptor that leads to the daemon whose place this process takes. No setting, hence without the prefix.
+pub(crate) const LINE: &str = "_MESHD_LINE";
+
 /// What the environment says to meshd.
 #[derive(Debug, Clone, Default)]
 pub struct Environment {
@@ -18,6 +21,7 @@ pub struct Environment {
     plain: bool,
     journal: Option<(u64, u64)>,
     ended_well: bool,
+    line: Option<i32>,
 }
 
 impl Environment {
@@ -37,6 +41,9 @@ impl Environment {
             }
             if name == JOURNAL {
                 environment.journal = value.split_once(':').and_then(|(dev, ino)| Some((dev.parse().ok()?, ino.parse().ok()?)));
+            }
+            if name == LINE {
+                environment.line = value.parse().ok();
             }
             // systemd.exec(5): set for ExecStopPost=.
             environment.ended_well |= name == "SERVICE_RESULT" && value == "success";
@@ -65,6 +72,11 @@ impl Environment {
     /// Whether a service manager says that the service which has just ended did so by itself or as it was told to.
     pub fn ended_well(&self) -> bool {
         self.ended_well
+    }
+
+    /// The descriptor that leads to the daemon whose place this process is to take, if it was started for that.
+    pub(crate) fn line(&self) -> Option<i32> {
+        self.line
     }
 
     /// Whether colours are unwanted whatever the terminal (`NO_COLOR`, `TERM=dumb`).

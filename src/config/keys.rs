@@ -2,7 +2,7 @@
 //! variables of the environment, the flags and `meshd config show` all come from it.
 
 use super::value::{Value, interface, port, zone};
-use super::{Config, DRAINS, FOUND_AFTERS, KEEPALIVES, PeerAddress, SVID_LIFETIMES, show_duration};
+use super::{Config, DRAINS, FOUND_AFTERS, KEEPALIVES, PeerAddress, SVID_LIFETIMES, UPGRADE_DRAINS, show_duration};
 
 /// One setting.
 #[derive(Debug)]
@@ -138,6 +138,14 @@ pub static KEYS: &[Key] = &[
         "How long open connections may go on after a request to stop",
         |v| v.within(DRAINS),
         |c| quoted(show_duration(c.drain))
+    ),
+    key!(
+        upgrade_drain,
+        "upgrade-drain",
+        "TIME",
+        "How long connections may go on in the process of before an upgrade",
+        |v| v.within(UPGRADE_DRAINS),
+        |c| quoted(show_duration(c.upgrade_drain))
     ),
     key!(
         keepalive,

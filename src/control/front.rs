@@ -69,7 +69,7 @@ pub(crate) struct Counters {
 }
 
 /// Accepts on `listener` for ever and hands every finished handshake to `serve` in a task of its own.
-pub(crate) async fn accept<F, S>(listener: TcpListener, configs: Configs, door: Door, counters: Arc<Counters>, serve: F)
+pub(crate) async fn accept<F, S>(listener: Arc<TcpListener>, configs: Configs, door: Door, counters: Arc<Counters>, serve: F)
 where
     F: Fn(Arrived, SocketAddr) -> S + Clone + Send + Sync + 'static,
     S: Future<Output = ()> + Send + 'static,

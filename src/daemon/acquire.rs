@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep};
 
 use super::kernel::Marked;
 use super::lan::Lan;
-use super::{Daemon, GONE, Member, Phase, Place, Request, Stop};
+use super::{Daemon, GONE, Member, Phase, Place, Request, Stop, successor};
 use crate::admin::local::No;
 use crate::api::{self, Done};
 use crate::config::Config;
@@ -92,6 +92,9 @@ pub(super) async fn acquire(
                 }
                 Some(Request::Leave(reply)) => {
                     let _ = reply.send(Ok(Done {}));
+                }
+                Some(Request::Upgrade(reply)) => {
+                    let _ = reply.send(Err(successor::no("this host is in no mesh and has no connections to keep: restart it instead")));
                 }
                 None => return Ok(None),
             },

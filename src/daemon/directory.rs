@@ -8,8 +8,10 @@ use meshd_agent::catalog::Catalog;
 use meshd_agent::record::{Listener, Presence};
 use meshd_ca::identity::{NodeId, Workload};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::addresses::{Book, News};
+use super::before::Bound;
 use super::lan::Addresses;
 use crate::proxy;
 
@@ -20,13 +22,25 @@ pub(crate) struct Snapshots {
     pub(crate) addresses: watch::Receiver<Addresses>,
     /// What listens on this host, newest first look; ahead of our own record, which others see.
     pub(crate) listeners: Arc<ArcSwap<Vec<Listener>>>,
+    /// Who was bound where in the process before this one: its rules still capture, and nothing is proven anew yet. That it is the
+    /// member is proven by each handshake. Until then.
+    pub(crate) carried: (Bound, Instant),
+}
+
+impl Snapshots {
+    /// What is carried and not over.
+    pub(crate) fn carried(&self) -> Bound {
+        if Instant::now() < self.carried.1 { self.carried.0.clone() } else { Bound::new() }
+    }
 }
 
 impl proxy::Directory for Snapshots {
     fn member_at(&self, ip: IpAddr) -> Option<proxy::Member> {
-        let bound = *self.book.latest().captured.get(&ip)?;
-        let restarting = self.catalog.borrow().record(bound.node).is_some_and(|r| r.presence == Presence::Restarting);
-        Some(proxy::Member { node: bound.node, port: bound.port, restarting })
+        let (carried, until) = &self.carried;
+        let proven = self.book.latest().captured.get(&ip).map(|bound| (bound.node, bound.port));
+        let (node, port) = proven.or_else(|| carried.get(&ip).copied().filter(|_| Instant::now() < *until))?;
+        let restarting = self.catalog.borrow().record(node).is_some_and(|r| r.presence == Presence::Restarting);
+        Some(proxy::Member { node, port, restarting })
     }
 
     fn is_own(&self, ip: IpAddr) -> bool {

@@ -82,6 +82,11 @@ impl Lan {
         seen.neighbours.values().map(|n| n.sighting.clone()).collect()
     }
 
+    /// Ends before its last holder does: another process announces this node now.
+    pub(crate) fn end(&self) {
+        self.task.abort();
+    }
+
     /// Announces this node as a member of `mesh`, or nothing any more.
     pub(crate) fn announce(&self, mesh: Option<MeshId>) {
         let _ = self.announce.try_send(mesh);

@@ -5,6 +5,8 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -28,9 +30,10 @@ use super::directory::Snapshots;
 use super::keeper::{Keeper, Sequence};
 use super::kernel::{HostKernel, Marked, Owners};
 use super::listeners::skip_ports;
-use super::rules::Rules;
+use super::rules::{self, Rules};
+use super::successor::{Handover, Successor};
 use super::timekeeper::Timekeeper;
-use super::{Daemon, End, Halt, Phase, Request, Stop, acquire, enrolment, knock, memory};
+use super::{Daemon, End, Halt, Phase, Request, Stop, acquire, before, enrolment, knock, memory, successor};
 use crate::admin::local::No;
 use crate::admin::view;
 use crate::api::Done;
@@ -48,9 +51,8 @@ use crate::identity::svids::{Patience, Svids};
 use crate::identity::tls::{DataTls, NodeTls};
 use crate::identity::verifier::{SvidVerifier, Trust};
 use crate::intercept::sockdiag::SockDiag;
-use crate::intercept::socket::{Mark, listen};
+use crate::intercept::socket::Mark;
 use crate::membership::Membership;
-use crate::proxy::live::Cut;
 use crate::proxy::{self, Proxy};
 
 /// How often rules, links and edges are looked after.
@@ -253,6 +255,7 @@ pub(super) async fn run(
         catalog: catalog.clone(),
         addresses: daemon.lan.addresses(),
         listeners: looked.clone(),
+        carried: (std::mem::take(&mut *daemon.before.bound()), Instant::now() + rules::carry(config)),
     });
     let kernel = Arc::new(HostKernel { owners: owners.clone(), diag: SockDiag::open()?, rules: rules.clone() });
     let proxy = Proxy::new(
@@ -321,14 +324,14 @@ pub(super) async fn run(
     });
     let mesh_door = front::Door::new();
     for ip in [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()] {
-        let Some(listener) = door(SocketAddr::new(ip, config.port), "mesh")? else { continue };
+        let Some(listener) = door(daemon, SocketAddr::new(ip, config.port), "mesh")? else { continue };
         let arrivals = arrivals.clone();
         tasks.spawn(front::accept(listener, configs.clone(), mesh_door.clone(), counters.clone(), move |arrived, from| {
             arrivals.clone().take(arrived, from)
         }));
     }
     for ip in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
-        let Some(listener) = door(SocketAddr::new(ip, config.capture_port), "capture")? else { continue };
+        let Some(listener) = door(daemon, SocketAddr::new(ip, config.capture_port), "capture")? else { continue };
         tasks.spawn(proxy::outbound::accept(proxy.clone(), listener));
     }
 
@@ -410,7 +413,9 @@ pub(super) async fn run(
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut asking = std::pin::pin!(acquire::ask(daemon, Some(&member), None));
-    let end = loop {
+    let mut upgrading: Option<Upgrading> = None;
+    daemon.before.cut(&membership.roster());
+    let mut end = loop {
         tokio::select! {
             halt = stop.asked() => break End::Stop(halt),
             Some(node) = sessions.recv() => mailbox.session(node),
@@ -420,6 +425,7 @@ pub(super) async fn run(
                 trust.store(Arc::new(Trust { bundle: now.bundle(), roster: now.clone() }));
                 svids.trust_changed();
                 cut_inactive(&now, &proxy, &links);
+                daemon.before.cut(&now);
                 match now.member(membership.me()).map(|m| m.standing) {
                     Some(Standing::Active) => {}
                     Some(Standing::Left) => break End::Left,
@@ -443,7 +449,25 @@ pub(super) async fn run(
                     Ok(()) => { let _ = reply.send(Ok(Done {})); break End::Left; }
                     Err(no) => { let _ = reply.send(Err(no)); }
                 },
+                Some(Request::Upgrade(reply)) => match &upgrading {
+                    Some(_) => { let _ = reply.send(Err(successor::no("an upgrade is under way already"))); }
+                    None if daemon.before.is_full() => {
+                        let why = format!("{} older processes still have connections: `meshd status`", before::MAX_OLDER);
+                        let _ = reply.send(Err(successor::no(why)));
+                    }
+                    None => upgrading = Some((Box::pin(Successor::start(daemon.program.clone())), reply)),
+                },
                 None => break End::Stop(Halt::Stop),
+            },
+            (started, reply) = started(&mut upgrading) => match with_doors(daemon, started) {
+                Ok((successor, descriptors)) => {
+                    break End::Upgrade(Box::new(Handover { successor, reply, descriptors, kept: None }));
+                }
+                Err(error) => {
+                    let why = format!("{error:#}");
+                    tracing::error!(why, "not upgraded: going on as before");
+                    let _ = reply.send(Err(successor::no(why)));
+                }
             },
             joined = &mut asking => {
                 tracing::info!(
@@ -463,6 +487,33 @@ pub(super) async fn run(
             },
         }
     };
+
+    if let End::Upgrade(handover) = &mut end {
+        // What takes time first, while everything is still served.
+        daemon
+            .pulse
+            .during(async {
+                close.send_replace(true);
+                if tokio::time::timeout(FAREWELL, memory).await.is_err() {
+                    tracing::warn!("what is known of the others was not written in time");
+                }
+                write_svids(daemon, &svids).await;
+            })
+            .await;
+        proxy.retire();
+        tasks.shutdown().await;
+        links.linked().into_iter().for_each(|node| links.close(node));
+        handover.descriptors.extend(rules.surrender().map(|(name, socket)| (name.to_owned(), socket)));
+        let mut bound = snapshots.carried();
+        bound.extend(book.latest().captured.iter().map(|(ip, b)| (*ip, (b.node, b.port))));
+        match before::bound(&bound) {
+            Ok(bound) => handover.descriptors.push(bound),
+            Err(error) => tracing::warn!(%error, "the proven addresses cannot be handed over"),
+        }
+        let arriving = Arc::downgrade(&arrivals);
+        handover.kept = Some(before::Kept { proxy: proxy.clone(), quiet: Box::new(move || arriving.strong_count() == 0) });
+        return Ok(end);
+    }
 
     // Others first, so that they stop sending here; then our own applications; then what is still open.
     let restart = matches!(end, End::Stop(Halt::Restart));
@@ -486,7 +537,7 @@ pub(super) async fn run(
         if !restart && daemon.config().mode != Mode::Strict {
             rules.release();
         }
-        let cut = proxy.drain(config.drain).await;
+        let (cut, ()) = tokio::join!(proxy.drain(config.drain), daemon.before.stop(config.drain));
         if cut > 0 {
             tracing::warn!(cut, "connections did not end in time and were reset");
         }
@@ -521,7 +572,11 @@ impl Arrivals {
         // Each in a place of its own: a connection must not be as large as the largest thing it might have been.
         match arrived {
             Arrived::Data(tunnel) => Box::pin(proxy::inbound::serve(&self.proxy, tunnel, from)).await,
-            Arrived::Control(stream) => Box::pin(serve::serve(*stream, from, self.api.clone())).await,
+            // The next process answers.
+            Arrived::Control(stream) => tokio::select! {
+                () = Box::pin(serve::serve(*stream, from, self.api.clone())) => {}
+                () = self.proxy.live.retired() => {}
+            },
             Arrived::Join(stream) => {
                 let joined = join::serve(*stream, from, self.membership.clone(), self.joining.clone(), &self.waiting);
                 let admitted = Box::pin(joined).await;
@@ -533,9 +588,29 @@ impl Arrivals {
     }
 }
 
+/// An upgrade whose next process is not ready yet, and who asked for it.
+type Upgrading = (Pin<Box<dyn Future<Output = anyhow::Result<Successor>> + Send>>, successor::Reply);
+
+/// What came of it, once there is one; it is over then.
+async fn started(upgrading: &mut Option<Upgrading>) -> (anyhow::Result<Successor>, successor::Reply) {
+    let started = match upgrading {
+        Some((starting, _)) => starting.await,
+        None => std::future::pending().await,
+    };
+    match upgrading.take() {
+        Some((_, reply)) => (started, reply),
+        None => std::future::pending().await,
+    }
+}
+
+/// With the doors, once more, as long as somebody holds them.
+fn with_doors(daemon: &Daemon, started: anyhow::Result<Successor>) -> anyhow::Result<(Successor, Vec<(String, OwnedFd)>)> {
+    Ok((started?, daemon.doors.duplicate()?.into_iter().collect()))
+}
+
 /// A listening socket of ours; none where the address family does not exist on this host.
-fn door(address: SocketAddr, what: &str) -> anyhow::Result<Option<TcpListener>> {
-    match listen(address, Mark::Mesh) {
+fn door(daemon: &Daemon, address: SocketAddr, what: &str) -> anyhow::Result<Option<Arc<TcpListener>>> {
+    match daemon.doors.open(address, Mark::Mesh) {
         Ok(listener) => Ok(Some(listener)),
         Err(error) if address.is_ipv6() && error.kind() != std::io::ErrorKind::AddrInUse => {
             tracing::info!(%error, %address, "no IPv6 here");
@@ -561,14 +636,7 @@ fn whereabouts(book: &Book, catalog: &watch::Receiver<Arc<Catalog>>, node: NodeI
 }
 
 fn cut_inactive(roster: &Roster, proxy: &Proxy, links: &Links) {
-    for gone in roster.members().filter(|m| !roster.is_active(m.node())) {
-        let why = if gone.standing == Standing::Banished { Cut::Banished } else { Cut::Left };
-        let cut = proxy.cut(gone.node(), why);
-        links.close(gone.node());
-        if cut > 0 {
-            tracing::info!(node = %gone.node(), cut, "cut the connections of a node that is no member any more");
-        }
-    }
+    before::cut(proxy, before::inactive(roster).inspect(|(node, _)| links.close(*node)));
 }
 
 async fn leave(member: &Member) -> Result<(), No> {

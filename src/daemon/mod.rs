@@ -7,7 +7,9 @@ mod acquire;
 mod addresses;
 pub(crate) mod approve;
 pub(crate) mod authorities;
+mod before;
 mod directory;
+mod doors;
 pub(crate) mod enrolment;
 mod keeper;
 mod kernel;
@@ -20,10 +22,13 @@ pub(crate) mod memory;
 mod power;
 mod reload;
 mod responder;
+mod retired;
 pub(crate) mod rules;
+mod successor;
 mod tell;
 mod timekeeper;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,7 +39,7 @@ use meshd_ca::approval::ApprovalCode;
 use meshd_ca::identity::NodeId;
 use meshd_ca::keys::PrivateKey;
 use meshd_ca::roster::Standing;
-use meshd_ca::store::Store;
+use meshd_ca::store::{Store, StoreError};
 use meshd_ca::token::JoinToken;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -42,14 +47,17 @@ use tokio::time::Instant;
 
 use crate::admin::http;
 use crate::admin::local::{self, No, Socket};
-use crate::api::{Done, JoinRequest, Joined};
+use crate::api::{Done, JoinRequest, Joined, Upgraded};
 use crate::clock::{self, Clock};
 use crate::config::Config;
 use crate::logging::Log;
 use crate::membership::{self, Membership};
 use crate::proxy::access::AccessLog;
 use crate::systemd::{Manager, Pulse};
+use before::Before;
+use successor::{Handover, Program};
 
+pub use before::Predecessor;
 pub(crate) use keeper::SEQUENCE;
 pub(crate) use member::Member;
 pub use reload::Reader;
@@ -81,6 +89,7 @@ pub(crate) enum Phase {
 enum Request {
     Join(JoinToken, oneshot::Sender<Result<Joined, No>>),
     Leave(oneshot::Sender<Result<Done, No>>),
+    Upgrade(successor::Reply),
 }
 
 /// What every part of the daemon may know.
@@ -100,6 +109,9 @@ pub(crate) struct Daemon {
     log: Log,
     access: AccessLog,
     admin: http::Trouble,
+    doors: doors::Doors,
+    before: before::Before,
+    program: successor::Program,
     /// How many files may be open at once.
     files: u64,
 }
@@ -137,6 +149,14 @@ impl Daemon {
     pub(crate) fn admin_trouble(&self) -> &http::Trouble {
         &self.admin
     }
+    /// The listening sockets.
+    pub(crate) fn doors(&self) -> &doors::Doors {
+        &self.doors
+    }
+    /// The processes of before an upgrade.
+    pub(crate) fn before(&self) -> &before::Before {
+        &self.before
+    }
     /// The interfaces and the neighbours seen on them.
     pub(crate) fn lan(&self) -> &lan::Lan {
         &self.lan
@@ -170,6 +190,11 @@ impl Daemon {
     pub(crate) async fn leave(&self) -> Result<Done, No> {
         self.member()?;
         self.ask(Request::Leave).await
+    }
+
+    /// `POST /v1/upgrade`, and SIGUSR2.
+    pub(crate) async fn upgrade(&self) -> Result<Upgraded, No> {
+        self.ask(Request::Upgrade).await
     }
 
     async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<Result<T, No>>) -> Request) -> Result<T, No> {
@@ -213,6 +238,8 @@ enum End {
     Left,
     /// Others put it out.
     Banished,
+    /// Another process takes over.
+    Upgrade(Box<Handover>),
 }
 
 /// What the process was told.
@@ -250,26 +277,42 @@ impl Stop {
     }
 }
 
-/// Runs the daemon until it is told to stop. `log` is where it already says what happens; `read` is asked for the configuration on SIGHUP.
+/// Runs the daemon until it is told to stop, or another process has taken over and the last connection has ended. `log` is where it already
+/// says what happens; `read` is asked for the configuration on SIGHUP; `predecessor` is the daemon whose place this one takes.
 ///
 /// # Errors
 /// When it cannot start: the state directory is not usable or used by another daemon, a port is taken, the kernel lacks something.
 /// Once it runs, nothing but a signal ends it.
-pub async fn run(config: Config, log: Log, read: Reader) -> anyhow::Result<()> {
-    let manager = Manager::of_process();
+pub async fn run(config: Config, log: Log, read: Reader, predecessor: Option<&Predecessor>) -> anyhow::Result<()> {
+    let program = Program::of_process();
+    let manager = Manager::of_process(predecessor.is_some());
     // Before there is a key in memory.
     if let Err(error) = crate::intercept::process::forbid_dumps() {
         tracing::warn!(%error, "core dumps could not be forbidden: one would hold the keys of this node");
     }
-    let (store, key, clock) = open(&config)?;
     let mut stop = Stop::listen()?;
+    let before = Before::default();
+    let mut inherited = BTreeMap::new();
+    let (store, key, clock) = match predecessor {
+        None => open(Store::open(&config.state_dir), &config)?,
+        Some(predecessor) => {
+            let mut legacy = predecessor.meet(&config).await?;
+            let opened = open(Store::go_on(&config.state_dir, legacy.take_lock()?), &config)?;
+            inherited = before.inherit(legacy, &manager);
+            opened
+        }
+    };
     let files = crate::intercept::process::raise_file_limit().unwrap_or_else(|error| {
         tracing::warn!(%error, "the limit of open files could not be raised");
         u64::MAX
     });
-    let socket = Socket::bind(&config.run_dir).with_context(|| {
+    let socket = match inherited.remove(before::API) {
+        Some(fd) => Socket::inherit(&config.run_dir, fd),
+        None => Socket::bind(&config.run_dir),
+    };
+    let socket = Arc::new(socket.with_context(|| {
         format!("cannot make the socket in {}; set run_dir to a directory that can be written", config.run_dir.display())
-    })?;
+    })?);
     let access = log.access(config.access_log).context("cannot start the access log")?;
     let (requests, mut inbox) = mpsc::channel(16);
     let lan = lan::Lan::start(&config, key.public().node_id());
@@ -288,12 +331,16 @@ pub async fn run(config: Config, log: Log, read: Reader) -> anyhow::Result<()> {
         log,
         access,
         admin: http::Trouble::default(),
+        doors: doors::Doors::default(),
+        before,
+        program,
         files,
     });
-    let api = tokio::spawn(local::serve(socket, daemon.clone()));
-    let admin = tokio::spawn(http::serve(daemon.clone()));
+    daemon.doors.inherit(inherited);
+    let mut answering = Answering::start(&socket, &daemon);
     let beside = [
         tokio::spawn(reload::serve(daemon.clone(), read)?),
+        tokio::spawn(successor::serve(daemon.clone())?),
         tokio::spawn(tell::tell(daemon.clone())),
         tokio::spawn(daemon.manager.clone().watchdog(daemon.pulse.clone())),
     ];
@@ -311,17 +358,51 @@ pub async fn run(config: Config, log: Log, read: Reader) -> anyhow::Result<()> {
             End::Joined(place) => next = Some(*place),
             End::Left => gone(&daemon.store, "left")?,
             End::Banished => gone(&daemon.store, "banished")?,
+            End::Upgrade(handover) => {
+                drop(answering);
+                match daemon.pulse.during(successor::hand_over(&daemon, &socket, *handover, &mut stop)).await {
+                    Ok((kept, line)) => {
+                        beside.iter().for_each(tokio::task::JoinHandle::abort);
+                        daemon.lan.end();
+                        retired::stay(kept, line, &mut stop, &daemon.store, &daemon.config()).await;
+                        last_lines(&daemon).await;
+                        tracing::info!("the last connection of before the upgrade has ended");
+                        return Ok(());
+                    }
+                    Err(back) => back.settle(&daemon),
+                }
+                answering = Answering::start(&socket, &daemon);
+                next = resume(&daemon.key, &daemon.store, &daemon.clock)?.map(|m| (m, Vec::new()));
+            }
         }
     }
     daemon.save_floor();
-    api.abort();
-    admin.abort();
-    let access = daemon.access.clone();
-    let _ = tokio::task::spawn_blocking(move || access.flush(LAST_LINES)).await;
+    drop(answering);
+    last_lines(&daemon).await;
     beside.iter().for_each(tokio::task::JoinHandle::abort);
     daemon.manager.flush();
     tracing::info!("stopped");
     Ok(())
+}
+
+async fn last_lines(daemon: &Daemon) {
+    let access = daemon.access.clone();
+    let _ = tokio::task::spawn_blocking(move || access.flush(LAST_LINES)).await;
+}
+
+/// The tasks that answer on this host, as long as this lives. Requests that came are answered all the same.
+struct Answering([tokio::task::JoinHandle<()>; 2]);
+
+impl Answering {
+    fn start(socket: &Arc<Socket>, daemon: &Arc<Daemon>) -> Self {
+        Self([tokio::spawn(local::serve(socket.clone(), daemon.clone())), tokio::spawn(http::serve(daemon.clone()))])
+    }
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.0.iter().for_each(tokio::task::JoinHandle::abort);
+    }
 }
 
 /// Forgets the mesh, but not that there was one: a host that is new may found a mesh of its own.
@@ -360,9 +441,8 @@ fn settle(
     Ok((membership, answer))
 }
 
-fn open(config: &Config) -> anyhow::Result<(Arc<Store>, Arc<PrivateKey>, Clock)> {
-    let store = Store::open(&config.state_dir)
-        .with_context(|| format!("cannot use the state directory {}", config.state_dir.display()))?;
+fn open(store: Result<Store, StoreError>, config: &Config) -> anyhow::Result<(Arc<Store>, Arc<PrivateKey>, Clock)> {
+    let store = store.with_context(|| format!("cannot use the state directory {}", config.state_dir.display()))?;
     let key = membership::node_key(&store).context("cannot read or make the node key")?;
     let clock = Clock::load(&store)?;
     Ok((Arc::new(store), Arc::new(key), clock))
@@ -373,7 +453,7 @@ fn open(config: &Config) -> anyhow::Result<(Arc<Store>, Arc<PrivateKey>, Clock)>
 /// # Errors
 /// When another process uses the state directory, or the join fails; says which and what to do.
 pub async fn join_offline(config: &Config, token: &str) -> anyhow::Result<Joined> {
-    let (store, key, clock) = open(config)?;
+    let (store, key, clock) = open(Store::open(&config.state_dir), config)?;
     let token: JoinToken =
         token.trim().parse().context("cannot read the token: copy the whole word that `meshd token create` printed")?;
     let current = resume(&key, &store, &clock)?;

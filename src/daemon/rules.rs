@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use crate::intercept::{Capture, Enforcement, InterceptError, Ownership, RuleConf
 use crate::systemd::Manager;
 
 /// Under this name the service manager keeps the socket that the table belongs to.
-const KEPT: &str = "rules";
+pub(crate) const KEPT: &str = "rules";
 /// How long an address that was captured before this start stays captured without a new proof: as long as a silent member does.
 const CARRY: Duration = Duration::from_secs(30);
 /// The same where plaintext is refused: time for a mesh that comes up all at once after a power cut.
@@ -59,6 +60,11 @@ pub(crate) struct Examined {
     pub(crate) counters: Option<Counters>,
     /// How long ago somebody else changed the table, and the route.
     pub(crate) changed: [Option<Duration>; 2],
+}
+
+/// How long an address that was captured before this start stays captured without a new proof.
+pub(crate) fn carry(config: &Config) -> Duration {
+    if config.mode == Mode::Strict { CARRY_STRICT } else { CARRY }
 }
 
 fn wanted(config: &Config, skip_ports: BTreeSet<u16>) -> RuleConfig {
@@ -104,13 +110,12 @@ impl Rules {
                 (None, Some(error.to_string()))
             }
         };
-        let patience = if config.mode == Mode::Strict { CARRY_STRICT } else { CARRY };
         let state = State {
             config: rules,
             capture,
             peers: BTreeSet::new(),
             carried,
-            carried_until: Instant::now() + patience,
+            carried_until: Instant::now() + carry(config),
             trouble,
             changed: [None; 2],
         };
@@ -228,6 +233,14 @@ impl Rules {
             counters: capture.and_then(|c| c.counters().ok()),
             changed: state.changed.map(|at| at.map(|at| at.elapsed())),
         }
+    }
+
+    /// Leaves the rules to the next process: the socket that they belong to, if they are in place. From here on this one neither looks at
+    /// them nor changes them.
+    pub(crate) fn surrender(&self) -> Option<(&'static str, OwnedFd)> {
+        let capture = self.lock().capture.take()?;
+        let socket = capture.socket().inspect_err(|error| tracing::warn!(%error, "the rules cannot be handed over")).ok()?;
+        Some((KEPT, socket))
     }
 
     /// Takes the rules away: from here on connections are not captured any more.

@@ -26,6 +26,8 @@ pub(super) async fn tell(daemon: Arc<Daemon>) {
             said = line;
         }
         if !ready && serves(&daemon, &phase) {
+            daemon.before.serves().await;
+            daemon.doors.close_rest();
             daemon.manager.ready();
             ready = true;
         }

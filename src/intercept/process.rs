@@ -3,7 +3,7 @@
 //! Owns nothing; every function is one system call.
 
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -61,6 +61,45 @@ pub fn die_with_parent(command: &mut Command) -> &mut Command {
             _ => Err(io::Error::last_os_error()),
         })
     }
+}
+
+/// Starts `command` as a process that is nobody's child here: the one before us in the tree (the service manager) becomes its parent, and is
+/// told how it ends. It gets `line`, a descriptor of the same number; its process id is written to that first, four bytes in this
+/// machine's order.
+///
+/// # Errors
+/// When there are no processes left, or the program cannot be executed.
+pub fn beget(command: &mut Command, line: BorrowedFd<'_>) -> io::Result<()> {
+    let fd = line.as_raw_fd();
+    // SAFETY: between fork and exec only fcntl(2), clone(2), getpid(2), write(2) and _exit(2) are called, directly: async-signal-safe, and nothing is
+    // allocated. `line` is borrowed until the command has been spawned below, and the closure runs at no other time.
+    unsafe {
+        command.pre_exec(move || {
+            if libc::fcntl(fd, libc::F_SETFD, 0) < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            // Not fork(3), whose handlers may take locks. The arguments behind the flags are all zero: their order differs between targets.
+            match libc::syscall(
+                libc::SYS_clone,
+                libc::c_long::from(libc::SIGCHLD),
+                0 as libc::c_long,
+                0 as libc::c_long,
+                0 as libc::c_long,
+                0 as libc::c_long,
+            ) {
+                0 => {
+                    // By the process itself: whatever it says later comes later.
+                    let pid = libc::getpid().to_ne_bytes();
+                    libc::write(fd, pid.as_ptr().cast(), pid.len());
+                    Ok(())
+                }
+                child if child > 0 => libc::_exit(0),
+                _ => Err(io::Error::last_os_error()),
+            }
+        });
+    }
+    // The one in between, which has ended.
+    command.spawn()?.wait().map(drop)
 }
 
 /// Raises the limit on open files to what the system allows this process, and returns it. Each proxied connection needs two.
@@ -184,6 +223,29 @@ mod tests {
         assert!(inherited(0).is_none(), "standard input is not handed over");
         assert!(inherited(1 << 20).is_none(), "not open");
         assert!(inherited(3).is_none(), "below one that was asked for before");
+    }
+
+    #[test]
+    fn what_is_begot_is_nobodys_child_and_has_the_line() {
+        use std::os::fd::AsFd;
+        use std::os::unix::net::UnixStream;
+        let (mut here, there) = UnixStream::pair().unwrap();
+        let line = format!("/proc/self/fd/{}", there.as_raw_fd());
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "test -S \"$0\" && echo $$ $PPID", &line]).stdout(OwnedFd::from(there.try_clone().unwrap()));
+        beget(&mut command, there.as_fd()).unwrap();
+        // Its standard output is this end, too.
+        drop(command);
+        drop(there);
+        let mut said = Vec::new();
+        std::io::Read::read_to_end(&mut here, &mut said).unwrap();
+        let (pid, words) = said.split_first_chunk::<4>().unwrap();
+        let words: Vec<i32> = std::str::from_utf8(words).unwrap().split_whitespace().map(|w| w.parse().unwrap()).collect();
+        assert_eq!(words[0], i32::from_ne_bytes(*pid));
+        assert_ne!(words[1], i32::try_from(std::process::id()).unwrap(), "our child");
+        let (_here, there) = UnixStream::pair().unwrap();
+        let none = beget(&mut Command::new("/nonexistent/meshd"), there.as_fd()).unwrap_err();
+        assert_eq!(none.kind(), io::ErrorKind::NotFound);
     }
 
     #[test]

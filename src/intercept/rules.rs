@@ -15,7 +15,7 @@ use super::{MARK_MASK, MARK_MESH, MARK_ROUTE, MARK_SERVICE};
 
 /// Name of the table, family `inet`.
 pub const TABLE: &str = "meshd";
-/// Name of the table that holds nothing but the way of a service's replies, family `inet`. It stays when we die, so that what a
+/// Name of the table that holds nothing but what connections of ours need: the way of a service's replies, family `inet`. It stays when we die, so that what a
 /// service was just saying never takes the wire, while the rules that capture go and the host works without us.
 pub const REPLIES: &str = "meshd_replies";
 /// Entries of the refused sets; more are not rejected in the kernel but by us.
@@ -381,7 +381,13 @@ fn guard(batch: &mut Batch) {
 
 /// A service's replies to a borrowed source come back to us. Two marks: with the routing mark on our own socket, a service that
 /// docker publishes by NAT would be sent to loopback instead of its container.
+///
+/// An empty chain of type `nat` stays with it: without any the kernel no longer translates connections that were redirected before, and
+/// those of an older process outlive the rules.
 fn routing(batch: &mut Batch, table: &str) {
+    if table != TABLE {
+        batch.create_chain(table, "keep_nat", Kind::Nat, Hook::Output, BEFORE_NAT);
+    }
     let output = "out_route";
     batch.create_chain(table, output, Kind::Route, Hook::Output, MANGLE);
     batch.create_rule(table, output, |r| {

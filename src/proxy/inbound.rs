@@ -116,7 +116,7 @@ async fn rest(proxy: &Proxy, ticket: &mut Ticket<'_>, arrival: &mut Arrival, arr
         tokio::select! {
             biased;
             next = ticket.run(next) => next.unwrap_or(false),
-            () = proxy.live.draining() => false,
+            () = proxy.live.closing() => false,
         }
     };
     // Asked again: meanwhile the service's own SVID may have come in place of the node's. The peer tries again in a tunnel that shows it.

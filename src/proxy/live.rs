@@ -82,6 +82,7 @@ pub struct Live {
 #[derive(Default)]
 struct State {
     draining: bool,
+    retired: bool,
     next: u64,
     connections: HashMap<u64, (NodeId, Arc<Slot>)>,
     counts: HashMap<(Direction, Option<NodeId>), usize>,
@@ -172,7 +173,7 @@ impl Live {
     }
 
     /// Takes no new connections, waits up to `patience` for the live ones to end, then resets what is left. Returns how many that
-    /// were. Accept loops end by themselves, see [`Live::draining`].
+    /// were. Accept loops end by themselves, see [`Live::closing`].
     pub async fn drain(&self, patience: Duration) -> usize {
         self.state().draining = true;
         self.ended.notify_waiters();
@@ -185,9 +186,26 @@ impl Live {
         left
     }
 
-    /// Waits until a drain began.
-    pub async fn draining(&self) {
-        self.when(|s| s.draining).await;
+    /// Leaves what is new to another process: accept loops and tunnels at rest end by themselves, see [`Live::closing`]. What was
+    /// accepted already is served, and every connection lives on.
+    pub fn retire(&self) {
+        self.state().retired = true;
+        self.ended.notify_waiters();
+    }
+
+    /// Waits until a drain began or what is new was left to another process.
+    pub async fn closing(&self) {
+        self.when(|s| s.draining || s.retired).await;
+    }
+
+    /// Waits until what is new was left to another process.
+    pub async fn retired(&self) {
+        self.when(|s| s.retired).await;
+    }
+
+    /// Whether there is no connection at all, those at rest included.
+    pub fn is_empty(&self) -> bool {
+        self.state().connections.is_empty()
     }
 
     /// Whether a drain began.
@@ -374,6 +392,22 @@ mod tests {
         assert!(b.run(std::future::ready(Ok(()))).await.is_ok());
     }
 
+    #[tokio::test]
+    async fn who_retires_takes_what_had_come_and_cuts_nothing() {
+        let live = Live::new(Limits::default());
+        let before = live.enter(Direction::Inbound, A).unwrap();
+        assert!(timeout(Duration::from_millis(20), live.closing()).await.is_err());
+        live.retire();
+        live.closing().await;
+        live.retired().await;
+        assert!(!live.is_draining());
+        // It was accepted before, and its handshake is over now.
+        let late = live.enter(Direction::Inbound, B).unwrap();
+        assert!(late.run(std::future::ready(Ok(()))).await.is_ok() && !live.is_empty());
+        drop((before, late));
+        assert!(live.is_empty());
+    }
+
     #[tokio::test(start_paused = true)]
     async fn drain_waits_then_cuts() {
         let live = Arc::new(Live::new(Limits::default()));
@@ -392,7 +426,7 @@ mod tests {
         tokio::task::yield_now().await;
         assert_eq!(live.count(), 2);
         assert_eq!(live.drain(Duration::from_secs(5)).await, 1);
-        live.draining().await;
+        live.closing().await;
         assert!(short.await.unwrap().is_ok());
         assert!(matches!(long.await.unwrap(), Err(Fault::Cut(Cut::Stopping))));
         assert!(matches!(live.enter(Direction::Inbound, A), Err(Fault::Draining)));

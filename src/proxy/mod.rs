@@ -252,6 +252,12 @@ impl Proxy {
         self.live.drain(patience).await
     }
 
+    /// Leaves what is new to another process, see [`Live::retire`], and closes the tunnels that wait for their next use.
+    pub fn retire(&self) {
+        self.pool.close();
+        self.live.retire();
+    }
+
     /// Mesh time.
     fn now(&self) -> UnixTime {
         self.verifier.now()

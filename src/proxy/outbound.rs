@@ -25,12 +25,12 @@ use crate::identity::tls::server_name;
 /// How often a member that announced a restart is tried.
 const HOLD_STEP: Duration = Duration::from_millis(200);
 
-/// Takes captured connections from `listener`, each into a task of its own, until a drain begins.
-pub async fn accept(proxy: Arc<Proxy>, listener: TcpListener) {
+/// Takes captured connections from `listener`, each into a task of its own, until a drain begins or another process takes them.
+pub async fn accept(proxy: Arc<Proxy>, listener: Arc<TcpListener>) {
     loop {
         let accepted = tokio::select! {
             a = listener.accept() => a,
-            () = proxy.live.draining() => return,
+            () = proxy.live.closing() => return,
         };
         match accepted {
             Ok((app, _)) => {

@@ -208,7 +208,7 @@ fn answers() -> Answers {
                 "state": "member", "reason": null, "mesh": "aaaaaaaaaaaaaaaa", "trust_domain": "maaaaaaaaaaaaaaaa.meshd.internal",
                 "node": ids[0], "host_name": "pi-1", "version": "0.1.0", "mode": "permissive",
                 "capture": {"on": true, "why": null}, "clock": {"source": "floor", "now": 1_800_000_000, "why": "the system clock is behind"},
-                "authority": true, "members": {"active": 3, "reachable": 2}, "uptime_seconds": 3700
+                "authority": true, "members": {"active": 3, "reachable": 2}, "uptime_seconds": 3700, "pid": 4242, "older": []
             })),
         ),
         ("/v1/nodes", ok(nodes)),

@@ -37,7 +37,9 @@ pub(crate) const STATUS_JSON: &str = r#"{
     "active": 3,
     "reachable": 2
   },
-  "uptime_seconds": 3700
+  "uptime_seconds": 3700,
+  "pid": 4242,
+  "older": []
 }
 "#;
 

@@ -29,6 +29,7 @@ mod systemd;
 mod tcp;
 mod tour;
 mod untouched;
+mod upgrade;
 
 use std::process::ExitCode;
 
@@ -68,9 +69,14 @@ fn main() -> ExitCode {
         breakages::SCENARIOS,
         tour::SCENARIOS,
         systemd::SCENARIOS,
+        upgrade::SCENARIOS,
     ];
     // Before there is a second thread. Listing needs no namespace.
     let root = if arguments.list { Ok(false) } else { meshd::intercept::netns::become_root() };
+    // The next process of a daemon that is upgraded is nobody's child: it becomes one of ours.
+    if let Err(error) = rustix::process::set_child_subreaper(Some(rustix::process::getpid())) {
+        eprintln!("upgrades cannot be watched: {error}");
+    }
     let no_root = root.err().map(|e| e.to_string());
     let trials = scenarios.into_iter().flatten().map(|s| trial(s, no_root.clone())).collect();
     let conclusion = libtest_mimic::run(&arguments, trials);

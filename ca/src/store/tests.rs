@@ -51,6 +51,35 @@ fn one_process_owns_a_directory() {
 }
 
 #[test]
+fn a_lock_passes_from_one_to_the_next_and_never_to_two() {
+    let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let before = Store::open(dir.path()).unwrap();
+    before.save("roster", b"one").unwrap();
+    let looking = Store::look_at(dir.path());
+    assert_eq!(*looking.load("roster").unwrap().unwrap().bytes, b"one");
+    assert!(matches!(looking.save("roster", b"x"), Err(StoreError::HandedOver(_))));
+    let lock = before.hand_over().unwrap();
+    assert!(before.hand_over().is_none());
+    assert!(matches!(before.save("roster", b"x"), Err(StoreError::HandedOver(_))));
+    assert!(matches!(before.remove("roster"), Err(StoreError::HandedOver(_))));
+    assert!(matches!(Store::open(dir.path()), Err(StoreError::Busy(_))), "free while it is passed on");
+    // The lock of another directory is none.
+    let foreign = Store::open(other.path()).unwrap();
+    assert!(matches!(Store::go_on(dir.path(), foreign.hand_over().unwrap()), Err(StoreError::Busy(_))));
+    let copy = lock.try_clone().unwrap();
+    let after = Store::go_on(dir.path(), lock).unwrap();
+    after.save("roster", b"two").unwrap();
+    assert_eq!(*before.load("roster").unwrap().unwrap().bytes, b"two");
+    // Taken back, it is as before.
+    drop(after);
+    before.take_back(copy);
+    before.save("roster", b"three").unwrap();
+    assert!(matches!(Store::open(dir.path()), Err(StoreError::Busy(_))));
+    drop(before);
+    assert!(Store::open(dir.path()).is_ok());
+}
+
+#[test]
 fn a_directory_is_made_for_its_owner_alone() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a/b");

@@ -108,7 +108,7 @@ impl Node {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let at = listener.local_addr().unwrap();
         self.world.destinations.lock().unwrap().insert(at, destination);
-        tokio::spawn(outbound::accept(self.proxy.clone(), listener));
+        tokio::spawn(outbound::accept(self.proxy.clone(), Arc::new(listener)));
         at
     }
 

@@ -3,15 +3,18 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Deref;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use meshd::api::{Direction, Edge, Identity, Node, Resolve, State, Status};
+use meshd::api::{Direction, Edge, Identity, Node, Resolve, State, Status, Upgraded};
 use meshd::demo::capture::{Capture, Report};
 use meshd::demo::lab::{Host, Lab, Process};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use serde::de::DeserializeOwned;
+use tokio::time::Instant;
 
 use super::manager::{self, Manager};
 use super::scenario::command;
@@ -72,8 +75,12 @@ impl Setup {
     pub(crate) fn hosts(self) -> Result<Mesh> {
         let names: Vec<&str> = self.members.iter().chain(&self.outsiders).copied().collect();
         let lab = Lab::build(&names)?;
-        let members: Vec<Member> =
-            lab.hosts().iter().take(self.members.len()).map(|h| Member { host: h.clone(), daemon: None }).collect();
+        let members: Vec<Member> = lab
+            .hosts()
+            .iter()
+            .take(self.members.len())
+            .map(|h| Member { host: h.clone(), daemon: None, older: Vec::new() })
+            .collect();
         for member in &members {
             let lines = self.configuration.iter().filter(|(who, _)| who.is_none_or(|w| w == member.name));
             member.configure(&lines.map(|(_, lines)| format!("{lines}\n")).collect::<String>())?;
@@ -226,7 +233,85 @@ fn shown(report: &Report) -> String {
 /// A host with a daemon that may run.
 pub(crate) struct Member {
     host: Host,
-    daemon: Option<Process>,
+    daemon: Option<Daemon>,
+    /// Processes of before an upgrade.
+    older: Vec<Daemon>,
+}
+
+/// The process of a daemon.
+enum Daemon {
+    /// This program started it.
+    Started(Process),
+    /// Another daemon did; it has become this program's child (`PR_SET_CHILD_SUBREAPER`).
+    Begot(Begot),
+}
+
+/// A process that is this program's child, and is killed when dropped.
+struct Begot {
+    pid: Pid,
+    ended: Option<ExitStatus>,
+}
+
+impl Daemon {
+    fn pid(&self) -> u32 {
+        match self {
+            Self::Started(process) => process.pid(),
+            Self::Begot(begot) => begot.pid.as_raw_nonzero().get().cast_unsigned(),
+        }
+    }
+
+    fn wait(&mut self, patience: Duration) -> Result<Option<ExitStatus>> {
+        match self {
+            Self::Started(process) => Ok(process.wait(patience)?),
+            Self::Begot(begot) => begot.wait(patience),
+        }
+    }
+
+    fn stop(&mut self, patience: Duration) -> Result<Option<ExitStatus>> {
+        match self {
+            Self::Started(process) => Ok(process.stop(patience)?),
+            Self::Begot(begot) => {
+                if begot.ended.is_none() {
+                    kill_process(begot.pid, Signal::TERM)?;
+                }
+                begot.wait(patience)
+            }
+        }
+    }
+
+    fn kill(&mut self) {
+        match self {
+            Self::Started(process) => process.kill(),
+            Self::Begot(begot) => begot.kill(),
+        }
+    }
+}
+
+impl Begot {
+    fn wait(&mut self, patience: Duration) -> Result<Option<ExitStatus>> {
+        let end = Instant::now() + patience;
+        while self.ended.is_none() {
+            match waitpid(Some(self.pid), WaitOptions::NOHANG)? {
+                Some((_, status)) => self.ended = Some(ExitStatus::from_raw(status.as_raw())),
+                None if Instant::now() > end => return Ok(None),
+                None => std::thread::sleep(Duration::from_millis(10)),
+            }
+        }
+        Ok(self.ended)
+    }
+
+    fn kill(&mut self) {
+        if self.ended.is_none() {
+            let _ = kill_process(self.pid, Signal::KILL);
+            let _ = self.wait(Duration::from_secs(10));
+        }
+    }
+}
+
+impl Drop for Begot {
+    fn drop(&mut self) {
+        self.kill();
+    }
 }
 
 impl Deref for Member {
@@ -246,7 +331,7 @@ impl Member {
     pub(crate) fn start(&mut self) -> Result<()> {
         let mut command = self.host.meshd(Path::new(MESHD));
         command.arg("run");
-        self.daemon = Some(self.host.spawn(&mut command, "meshd")?);
+        self.daemon = Some(Daemon::Started(self.host.spawn(&mut command, "meshd")?));
         Ok(())
     }
 
@@ -258,14 +343,14 @@ impl Member {
         if !words.contains(&"run") {
             command.args([MESHD, "run"]);
         }
-        self.daemon = Some(self.host.spawn(&mut command, "meshd")?);
+        self.daemon = Some(Daemon::Started(self.host.spawn(&mut command, "meshd")?));
         Ok(())
     }
 
     /// Starts the daemon as a service of `manager`; `before` are words in front of its command.
     pub(crate) fn start_under(&mut self, manager: &mut Manager, before: &[&str]) -> Result<()> {
         let (mut command, stdin) = manager.service(&manager::daemon(&self.host, before))?;
-        self.daemon = Some(self.host.spawn_with(&mut command, stdin, "meshd")?);
+        self.daemon = Some(Daemon::Started(self.host.spawn_with(&mut command, stdin, "meshd")?));
         Ok(())
     }
 
@@ -298,7 +383,7 @@ impl Member {
         let Some(mut daemon) = self.daemon.take() else { bail!("no daemon runs on {}", self.host.name) };
         match daemon.wait(patience)? {
             Some(status) if status.success() => Ok(()),
-            other => bail!("the daemon of {} ended with {other:?}:\n{}", self.host.name, daemon.log()),
+            other => bail!("the daemon of {} ended with {other:?}:\n{}", self.host.name, self.log()),
         }
     }
 
@@ -307,8 +392,43 @@ impl Member {
         let Some(mut daemon) = self.daemon.take() else { bail!("no daemon runs on {}", self.host.name) };
         match daemon.stop(Duration::from_secs(45))? {
             Some(status) if status.success() => Ok(()),
-            other => bail!("the daemon of {} ended with {other:?}:\n{}", self.host.name, daemon.log()),
+            other => bail!("the daemon of {} ended with {other:?}:\n{}", self.host.name, self.log()),
         }
+    }
+
+    /// Has the daemon go over to the program on disk; the process of before is an older one from now on.
+    pub(crate) fn upgrade(&mut self) -> Result<Upgraded> {
+        let done: Upgraded = self.json(&["upgrade"])?;
+        self.begot(done.pid)?;
+        Ok(done)
+    }
+
+    /// The daemon is this process now, and the one of before is an older one.
+    pub(crate) fn begot(&mut self, pid: u32) -> Result<()> {
+        let pid = Pid::from_raw(pid.cast_signed()).context("a process id")?;
+        self.older.extend(self.daemon.replace(Daemon::Begot(Begot { pid, ended: None })));
+        Ok(())
+    }
+
+    /// Waits until all processes of before have ended well.
+    pub(crate) fn older_ended_well(&mut self, patience: Duration) -> Result<()> {
+        for mut daemon in self.older.drain(..) {
+            match daemon.wait(patience)? {
+                Some(status) if status.success() => {}
+                other => bail!("an older daemon of {}: {other:?}", self.host.name),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether every process of before still runs.
+    pub(crate) fn older_run(&mut self) -> Result<bool> {
+        for daemon in &mut self.older {
+            if daemon.wait(Duration::ZERO)?.is_some() {
+                return Ok(false);
+            }
+        }
+        Ok(!self.older.is_empty())
     }
 
     /// Kills the daemon so that it can do nothing about it (SIGKILL).
