@@ -482,9 +482,11 @@ impl Roster {
         }
     }
 
-    /// The strongest entry about a node of somebody whose word counts.
+    /// The strongest entry about a node of somebody whose word counts. One that banishes is none of these: either it decides alone, or its
+    /// signer may not say it.
     fn strongest(&self, node: NodeId, may: impl Fn(&Entry) -> bool) -> Option<&Arc<Entry>> {
-        self.of(node).filter(|e| self.trusted.contains(&e.member().by) && may(e)).max_by_key(|e| e.order())
+        let counts = |e: &Entry| self.trusted.contains(&e.member().by) && e.member().standing != Standing::Banished;
+        self.of(node).filter(|e| counts(e) && may(e)).max_by_key(|e| e.order())
     }
 
     /// Whose word a node is a member by, its own not counted.
