@@ -204,7 +204,11 @@ impl World {
                 self.disturb();
             }
         }
+        let unsaved = saved.is_err() && self.hosts[i].life.is_some();
         self.survive(i, saved)?;
+        if unsaved {
+            return Ok(());
+        }
         reach.into_iter().try_for_each(|j| self.tell(j, &entry))
     }
 

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use meshd_ca::bundle::RootId;
-use meshd_ca::clock::{AGREEMENT, LONE_STEP, Said};
+use meshd_ca::clock::{AGREEMENT, LONE_STEP, STALE, Said};
 use meshd_ca::identity::NodeId;
 use meshd_ca::roster::{Member, Standing};
 use meshd_ca::time::UnixTime;
@@ -121,12 +121,16 @@ impl World {
         self.law_of_refusals()
     }
 
-    /// Whether what all know of the time can be brought together without a clock that is right: no thief ever spoke, and no floor is further
-    /// ahead of another than one authority alone may lead it.
+    /// Whether all can be of one mind about the time within [`BOUND`]: no thief ever spoke, those authorities that have a clock agree, and no
+    /// floor is so far beyond it that a certificate would have ended. Else it takes what `meshd_ca::clock` says: a day, or a right clock.
     fn of_one_mind(&self) -> bool {
-        let floors = || self.members().into_iter().filter_map(|i| self.hosts[i].life.as_ref().map(|l| l.clock.floor()));
-        let spread = floors().max().unwrap_or_default().since(floors().min().unwrap_or_default());
-        !self.truth.robbed && spread <= LONE_STEP
+        let signing = self.members().into_iter().filter(|i| self.signs(*i));
+        let said = signing.filter_map(|i| Some(self.hosts[i].life.as_ref()?.clock.say(self.system(i), self.boot(i))));
+        let clocks: Vec<UnixTime> = said.filter(|s| s.clock).map(|s| s.time).collect();
+        let (Some(first), Some(last)) = (clocks.iter().min(), clocks.iter().max()) else { return false };
+        let limit = *first + self.ways.svid_lifetime / 2;
+        let below = |i: usize| self.hosts[i].life.as_ref().is_some_and(|l| l.clock.floor() <= limit);
+        !self.truth.robbed && last.since(*first) <= AGREEMENT && self.members().into_iter().all(below)
     }
 
     /// The honest ones that have a place.
@@ -241,7 +245,7 @@ impl World {
     }
 
     fn note_peace(&mut self) {
-        let (n, now) = (self.hosts.len(), self.now);
+        let (n, now, mind) = (self.hosts.len(), self.now, self.of_one_mind() && self.side.iter().all(|s| *s == self.side[0]));
         let honest = self.honest();
         let thieves: Vec<usize> = self.alive().into_iter().filter(|i| self.hosts[*i].thief).collect();
         let signing: Vec<usize> = honest.iter().copied().filter(|i| self.signs(*i)).collect();
@@ -250,7 +254,7 @@ impl World {
                 let members = |k: usize| honest.contains(&k) && !self.may_be_gone(self.hosts[k].id);
                 let helps = |a: &usize| (*a == i || self.path(*a, i)) && (*a == j || self.path(*a, j));
                 let quiet = !thieves.iter().any(|t| self.side[*t] == self.side[i]);
-                let good = self.path(i, j) && members(i) && members(j) && quiet && signing.iter().any(helps);
+                let good = self.path(i, j) && members(i) && members(j) && quiet && mind && signing.iter().any(helps);
                 let since = &mut self.truth.good[i * n + j];
                 *since = if good { (since.0, since.1 + 1) } else { (now, 0) };
             }
@@ -265,9 +269,6 @@ impl World {
     /// Who was not disturbed for long enough can connect, whoever rotates, joins, leaves or dies meanwhile.
     fn law_of_connections(&mut self) -> Res {
         let n = self.hosts.len();
-        if !self.of_one_mind() {
-            return Ok(());
-        }
         let due = |(since, rounds): (Duration, u32)| rounds >= LOOKS && self.now - since >= BOUND;
         let pairs: Vec<usize> = (0..n * n).filter(|p| due(self.truth.good[*p])).collect();
         for _ in 0..TRIED {
@@ -381,6 +382,8 @@ impl World {
         self.say(|_| "network time is back".into());
         self.hosts.iter_mut().for_each(|h| h.offset = 0);
         self.disturb();
+        // So long what others read off their clocks outweighs the own one.
+        self.now += STALE;
         rounds(self)?;
         let limit = self.true_time() + AGREEMENT;
         if self.members().into_iter().any(|i| self.mesh_time(i) > limit) {
