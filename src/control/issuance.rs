@@ -141,12 +141,17 @@ impl Authorities {
             let asked = self.ask_one(authority, body.clone());
             // The last one has all the time there is.
             let answer = if left == 0 { Ok(asked.await) } else { timeout(ONE, asked).await };
-            self.failures.note(authority, !matches!(answer, Ok(Ok(_))), Instant::now());
-            failure = match answer {
-                Ok(Ok(answer)) => return self.read(&request, &answer),
-                Ok(Err(error @ LinkError::Refused(..))) => IssuanceError::Refused(error),
-                Ok(Err(error)) => IssuanceError::Unreachable(error),
-                Err(_) => IssuanceError::Silent(authority),
+            // An answer that is of no use is a failure like any other: its clock may be the one that is wrong.
+            let leaves = match answer {
+                Ok(Ok(answer)) => self.read(&request, &answer),
+                Ok(Err(error @ LinkError::Refused(..))) => Err(IssuanceError::Refused(error)),
+                Ok(Err(error)) => Err(IssuanceError::Unreachable(error)),
+                Err(_) => Err(IssuanceError::Silent(authority)),
+            };
+            self.failures.note(authority, leaves.is_err(), Instant::now());
+            failure = match leaves {
+                Ok(leaves) => return Ok(leaves),
+                Err(error) => error,
             };
             tracing::debug!(%authority, error = %failure, others = left, "an authority did not issue");
         }

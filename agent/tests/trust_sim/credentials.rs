@@ -130,12 +130,16 @@ impl World {
         office.issuer.issue(&id, host.key.public(), host.id, self.ways.svid_lifetime, now).ok()
     }
 
-    /// Asks the authorities one after the other; those that are heard come first. The first answer is the answer, also when it is of no use.
+    /// Asks the authorities one after the other, until one gives an answer that is of use.
     fn ask_for_svid(&mut self, i: usize) -> Option<Leaf> {
         let mut order: Vec<usize> = self.authorities(i).into_iter().filter(|a| self.path(i, *a)).collect();
         // Each node has an order of its own, always the same.
         order.sort_by_key(|a| (a + self.hosts.len() - i) % self.hosts.len());
-        let leaf = order.into_iter().find_map(|a| self.issue(a, i))?;
+        order.into_iter().find_map(|a| self.ask_one(i, a))
+    }
+
+    fn ask_one(&mut self, i: usize, a: usize) -> Option<Leaf> {
+        let leaf = self.issue(a, i)?;
         let (now, me) = (self.mesh_time(i), self.hosts[i].id);
         let life = self.hosts[i].life.as_mut()?;
         let chain = [leaf.der.as_slice().into()];

@@ -211,6 +211,8 @@ impl World {
         // What it believes from now on is what the mesh says that its token leads to.
         self.hosts[j].seen_banished.clear();
         self.hosts[j].seen_standing.clear();
+        let id = self.hosts[j].id;
+        self.truth.orders.retain(|(_, by, _)| *by != id);
         self.start_with(j, clock, now)?;
         self.back(j, joined.time);
         self.say(|_| format!("host {j}: let in by host {a} as {}", joined.name));

@@ -72,6 +72,8 @@ pub(crate) struct Seen {
     pub(crate) healed: u64,
     pub(crate) by_itself: u64,
     pub(crate) hopeless: u64,
+    /// Times that two could not introduce themselves to each other any more (see `strangers_to_each_other`).
+    pub(crate) apart: u64,
     /// Times that a floor was led beyond the true time: then the mesh lives in the future, or an operator sets it right.
     pub(crate) future: u64,
     pub(crate) rotations: u64,
@@ -368,8 +370,12 @@ impl World {
             self.now += meshd_agent::authorities::URGENT;
             rounds(self)?;
         }
-        self.law_of_agreement()?;
         self.truth.seen.healed += 1;
+        if self.strangers_to_each_other() {
+            self.truth.seen.apart += 1;
+            return Ok(());
+        }
+        self.law_of_agreement()?;
         if !self.members().into_iter().any(|i| self.signs(i)) {
             self.say(|_| "no authority is left".into());
             self.truth.seen.hopeless += 1;
@@ -391,6 +397,18 @@ impl World {
             return Ok(());
         }
         self.pairs().into_iter().try_for_each(|(i, j)| self.must_connect(i, j))
+    }
+
+    /// A host shows who it is by one entry. That of an authority is its own word, which says nothing to somebody who was away when it was let in
+    /// and made one; if whoever did that is gone by then, nobody is left to tell. A limit of `/v1/hello`, not of the rules that are looked at
+    /// here.
+    fn strangers_to_each_other(&self) -> bool {
+        let knows = |i: usize, node: NodeId| self.roster(i).member(node).is_some();
+        let by = |j: usize| self.roster(j).entry(self.hosts[j].id).map(|e| e.member().by);
+        self.pairs()
+            .into_iter()
+            .flat_map(|(i, j)| [(i, j), (j, i)])
+            .any(|(i, j)| !knows(i, self.hosts[j].id) && by(j).is_some_and(|by| !knows(i, by)))
     }
 
     fn pairs(&self) -> Vec<(usize, usize)> {
