@@ -12,8 +12,11 @@ use rand::RngExt;
 use super::disk::{Disk, Halt, Res};
 use super::world::World;
 
-/// How often each thing happens, where it happens at all.
-const THINGS: [(u32, fn(&mut World) -> Res); 17] = [
+/// Something that may happen, and how often it does, where it happens at all.
+type Thing = (u32, fn(&mut World) -> Res);
+
+/// What may happen.
+const THINGS: [Thing; 17] = [
     (10, World::somebody_joins),
     (10, World::power_off),
     (6, World::pull_plug_in_a_write),
@@ -34,7 +37,7 @@ const THINGS: [(u32, fn(&mut World) -> Res); 17] = [
 ];
 
 /// Which of them happen in a world: half of them in most.
-pub(crate) struct Mood(Vec<(u32, fn(&mut World) -> Res)>);
+pub(crate) struct Mood(Vec<Thing>);
 
 const DAY: u64 = 86_400;
 

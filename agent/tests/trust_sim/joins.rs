@@ -189,6 +189,8 @@ impl World {
         }
         match joiner.receive(&welcome) {
             Ok(Step::Done(joined)) => Ok(Ok(Some(joined))),
+            // What a thief signed before may be stronger than its welcome.
+            Err(refused) if self.hosts[a].thief => Ok(Err(refused)),
             other => Err(Halt::Broken(format!("host {j} does not understand its welcome: {:?}", other.err()))),
         }
     }

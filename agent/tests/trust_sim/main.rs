@@ -76,7 +76,7 @@ fn sum(what: &str, all: &[Seen]) -> Seen {
 
 #[test]
 fn small_fleets() {
-    let all = seeds::run("small_fleets", 300, |seed, log| live(seed, 4..12, 30, log));
+    let all = seeds::run("small_fleets", 100, |seed, log| live(seed, 4..12, 30, log));
     let sum = sum("small_fleets", &all);
     if all.len() >= 100 {
         let worlds = all.len() as u64;
