@@ -373,10 +373,13 @@ impl Membership {
         if state.unsaved.contains(TOKENS) {
             self.save_tokens(&mut state).await?;
         }
-        if state.unsaved.contains(ROSTER) {
-            // The new member takes our time for its floor, with the operator behind it: we must not forget it before that member does.
+        if matches!(step, Ok(Step::Finish(..))) || state.unsaved.contains(ROSTER) {
+            // The new member takes our time for its floor, with the operator behind it, also when it asks again because the answer was lost: we
+            // must not forget it before that member does.
             self.clock.raise(now);
             self.save(clock::FILE, self.clock.to_bytes()).await?;
+        }
+        if state.unsaved.contains(ROSTER) {
             self.save_roster(&mut state).await?;
         }
         if let Ok(Step::Finish(_, Admitted { by_fleet: false, .. })) = &step {

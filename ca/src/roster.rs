@@ -1,7 +1,7 @@
 //! The roster: who is a member of the mesh, under which name, and who may admit others.
 //!
 //! A roster is a set of signed [`Entry`]s below one pinned key, the founder's. Per pair of member and signer only the strongest
-//! entry is kept, so two rosters that saw the same entries hold the same set, whatever the order, repetition or route. Everything
+//! entry of each kind is kept, so two rosters that saw the same entries hold the same set, whatever the order, repetition or route. Everything
 //! else here (who is active, whose signature counts, what a host is called) is read off that set by a pure function, `settle`,
 //! so it converges too.
 //!
@@ -13,7 +13,7 @@
 //!    [`Roster::banish`]); nor do grants of authority that lead to the founder only through it.
 //! 3. A plain node's own word counts for one thing: that it left.
 //! 4. About an authority, once it has said itself which roots it has, only its own word and the founder's count: no other
-//!    authority can take its office or change its roots. Where the founder took the office, only the founder gives it back.
+//!    authority can take its office or change its roots, the one that made it one neither. Where the founder took the office, only the founder gives it back.
 //! 5. Among the rest the higher version wins; among equals the SHA-256 of the signed bytes decides.
 //!
 //! Not here: whether an admission was deserved ([`crate::join`]), and how entries travel.
@@ -34,8 +34,8 @@ use crate::keys::{KeyError, PrivateKey, PublicKey, sha256};
 use crate::signed::Signed;
 use crate::time::UnixTime;
 
-use entry::Slot;
 pub use entry::{Entry, MAX_ENTRY, MAX_ROOTS, Member, Standing};
+use entry::{Kind, Slot};
 
 /// Most members of a mesh, those who left and the banished included.
 pub const MAX_MEMBERS: usize = 4096;
@@ -466,7 +466,7 @@ impl Roster {
     /// The entries about one node.
     fn of(&self, node: NodeId) -> impl Iterator<Item = &Arc<Entry>> {
         let (first, last) = (NodeId::from_bytes([0; 16]), NodeId::from_bytes([0xff; 16]));
-        self.entries.range((node, first, false)..=(node, last, true)).map(|(_, e)| e)
+        self.entries.range((node, first, Kind::Plain)..=(node, last, Kind::Farewell)).map(|(_, e)| e)
     }
 
     /// What decides about a node that is not banished and has not left.
@@ -482,9 +482,11 @@ impl Roster {
         }
     }
 
-    /// The strongest entry about a node of somebody whose word counts.
+    /// The strongest entry about a node of somebody whose word counts. One that banishes is none of these: either it decides alone, or its
+    /// signer may not say it.
     fn strongest(&self, node: NodeId, may: impl Fn(&Entry) -> bool) -> Option<&Arc<Entry>> {
-        self.of(node).filter(|e| self.trusted.contains(&e.member().by) && may(e)).max_by_key(|e| e.order())
+        let counts = |e: &Entry| self.trusted.contains(&e.member().by) && e.member().standing != Standing::Banished;
+        self.of(node).filter(|e| counts(e) && may(e)).max_by_key(|e| e.order())
     }
 
     /// Whose word a node is a member by, its own not counted.
@@ -494,7 +496,9 @@ impl Roster {
 
     /// The founder's word that a node is no authority any more.
     fn deposed(&self, node: NodeId) -> Option<&Arc<Entry>> {
-        self.entries.get(&(node, self.founder, false)).filter(|e| e.member().retired && e.member().standing == Standing::Active)
+        self.entries
+            .get(&(node, self.founder, Kind::Office))
+            .filter(|e| e.member().retired && e.member().standing == Standing::Active)
     }
 
     /// What decides about the office of somebody who ever was an authority and is not the founder.
@@ -502,7 +506,7 @@ impl Roster {
         if let Some(deposed) = self.deposed(node) {
             return Some(deposed);
         }
-        let own = self.entries.get(&(node, node, false));
+        let own = self.entries.get(&(node, node, Kind::Office));
         let own = own.filter(|e| self.trusted.contains(&node) && e.grants() && e.member().standing == Standing::Active);
         let appointed = |e: &Entry| e.appoints() && e.member().by != node;
         let granted = match own {
@@ -518,7 +522,7 @@ impl Roster {
     fn farewell(&self, node: NodeId, admission: &Entry) -> Option<&Arc<Entry>> {
         let roots = |e: &Entry| self.granted.contains(&node) || e.member().roots == admission.member().roots;
         let same = |e: &Entry| e.member().name == admission.member().name && roots(e);
-        self.entries.get(&(node, node, true)).filter(|e| same(e) && e.order() > admission.order())
+        self.entries.get(&(node, node, Kind::Farewell)).filter(|e| same(e) && e.order() > admission.order())
     }
 
     /// Whether an entry is part of the roster, rather than waiting for its signer (or whom it is about) to be known.

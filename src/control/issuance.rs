@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use meshd_ca::identity::{NodeId, SpiffeId, Workload};
-use meshd_ca::issue::Leaf;
+use meshd_ca::issue::{IssueError, Leaf};
 use meshd_ca::keys::{PrivateKey, sha256};
 use meshd_ca::roster::Member;
 use meshd_ca::verify::verify_svid;
@@ -102,8 +102,12 @@ impl Issuance for Authorities {
     async fn issue(&self, wanted: &[(Workload, &PrivateKey)]) -> Result<Vec<Option<Leaf>>, IssuanceError> {
         let me = self.membership.me();
         if self.membership.signs().borrow().is_some() {
-            let wanted: Vec<_> = wanted.iter().map(|(w, k)| (w.clone(), *k.public())).collect();
-            return Ok(self.membership.issue(me, &wanted, self.lifetime).await?);
+            let own: Vec<_> = wanted.iter().map(|(w, k)| (w.clone(), *k.public())).collect();
+            match self.membership.issue(me, &own, self.lifetime).await {
+                // Its root has ended before another one could take its place: others may help.
+                Err(MembershipError::Issue(IssueError::RootNotInDate)) if !self.others().is_empty() => {}
+                issued => return Ok(issued?),
+            }
         }
         let mut leaves = Vec::with_capacity(wanted.len());
         for some in wanted.chunks(MAX_SVIDS) {
@@ -114,6 +118,12 @@ impl Issuance for Authorities {
 }
 
 impl Authorities {
+    /// The other authorities.
+    fn others(&self) -> Vec<NodeId> {
+        let me = self.membership.me();
+        self.membership.roster().authorities().map(Member::node).filter(|n| *n != me).collect()
+    }
+
     async fn ask(&self, wanted: &[(Workload, &PrivateKey)]) -> Result<Vec<Option<Leaf>>, IssuanceError> {
         let me = self.membership.me();
         let wanted = wanted
@@ -124,20 +134,24 @@ impl Authorities {
             .collect::<Result<Vec<_>, IssuanceError>>()?;
         let request = SvidRequest { wanted };
         let body = serde_json::to_vec(&request).map_err(|e| IssuanceError::Answer(e.to_string()))?;
-        let authorities: Vec<_> = self.membership.roster().authorities().map(Member::node).filter(|n| *n != me).collect();
-        let order = self.failures.order(authorities, me, &self.hears, Instant::now());
+        let order = self.failures.order(self.others(), me, &self.hears, Instant::now());
         let (mut failure, mut left) = (IssuanceError::NoAuthority, order.len());
         for authority in order {
             left -= 1;
             let asked = self.ask_one(authority, body.clone());
             // The last one has all the time there is.
             let answer = if left == 0 { Ok(asked.await) } else { timeout(ONE, asked).await };
-            self.failures.note(authority, !matches!(answer, Ok(Ok(_))), Instant::now());
-            failure = match answer {
-                Ok(Ok(answer)) => return self.read(&request, &answer),
-                Ok(Err(error @ LinkError::Refused(..))) => IssuanceError::Refused(error),
-                Ok(Err(error)) => IssuanceError::Unreachable(error),
-                Err(_) => IssuanceError::Silent(authority),
+            // An answer that is of no use is a failure like any other: its clock may be the one that is wrong.
+            let leaves = match answer {
+                Ok(Ok(answer)) => self.read(&request, &answer),
+                Ok(Err(error @ LinkError::Refused(..))) => Err(IssuanceError::Refused(error)),
+                Ok(Err(error)) => Err(IssuanceError::Unreachable(error)),
+                Err(_) => Err(IssuanceError::Silent(authority)),
+            };
+            self.failures.note(authority, leaves.is_err(), Instant::now());
+            failure = match leaves {
+                Ok(leaves) => return Ok(leaves),
+                Err(error) => error,
             };
             tracing::debug!(%authority, error = %failure, others = left, "an authority did not issue");
         }

@@ -433,6 +433,8 @@ fn settle(
     clock: &Clock,
     joined: meshd_ca::join::Joined,
 ) -> anyhow::Result<(Membership, Joined)> {
+    // Its roots first: the floor stays below their end, here as on the authority.
+    clock.within(&joined.roster.bundle());
     clock.raise(joined.time);
     store.save(clock::FILE, &clock.to_bytes())?;
     let answer = Joined { mesh: joined.roster.mesh(), name: joined.name, already: false };

@@ -46,7 +46,7 @@ pub(crate) fn for_seeds(count: u64, test: impl Fn(u64)) {
 /// What was verified once in this process is not verified again: a thousand nodes check the same thousand signatures. Only
 /// what passed is remembered.
 #[derive(Clone, Default)]
-struct Memory(Arc<Mutex<Known>>);
+pub(crate) struct Memory(Arc<Mutex<Known>>);
 
 #[derive(Default)]
 struct Known {

@@ -68,9 +68,19 @@ impl Member {
 #[derive(Serialize, Deserialize)]
 struct Der(#[serde(with = "base64url")] Vec<u8>);
 
-/// Whom an entry is about, who says it, and whether it is a farewell: only the strongest entry of each such triple is kept. The
-/// farewell is apart so that a node cannot take it back by signing something else about itself.
-pub(super) type Slot = (NodeId, NodeId, bool);
+/// Whom an entry is about, who says it, and what kind of word it is: only the strongest entry of each such triple is kept.
+pub(super) type Slot = (NodeId, NodeId, Kind);
+
+/// What an entry competes with: words of the same kind. So nobody takes a word of one kind back by signing one of another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Kind {
+    /// Any other word.
+    Plain,
+    /// That the node is, or was, an authority. Whom an authority was made by must not be able to unmake it.
+    Office,
+    /// A node's own word that it left.
+    Farewell,
+}
 
 /// The JSON that is signed.
 #[derive(Serialize, Deserialize)]
@@ -176,7 +186,12 @@ impl Entry {
 
     /// The slot it competes for.
     pub(super) fn slot(&self) -> Slot {
-        (self.node, self.member.by, self.is_farewell())
+        let kind = match (self.is_farewell(), self.grants()) {
+            (true, _) => Kind::Farewell,
+            (false, true) => Kind::Office,
+            (false, false) => Kind::Plain,
+        };
+        (self.node, self.member.by, kind)
     }
 
     /// The strength of an entry, a total order: no two different entries are equal in it.

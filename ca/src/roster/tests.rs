@@ -243,6 +243,46 @@ fn a_stolen_authority_takes_nothing_from_another() {
 }
 
 #[test]
+fn a_stolen_authority_does_not_unmake_the_authorities_it_made() {
+    let (mut r, [f, a, b, c]) = three();
+    r.grant(&a, id(&c), vec![root()]).unwrap();
+    r.stand(&c, r.member(id(&c)).unwrap().roots.clone()).unwrap();
+    let (d, e) = (key(), key());
+    r.admit(&c, d.public(), &name("d"), NOW).unwrap();
+    r.admit(&b, e.public(), &name("e"), NOW).unwrap();
+    r.banish(&c, id(&e)).unwrap();
+    let before = view(&r).members;
+    for attack in attacks(&r, &a, &c) {
+        let mut alone = r.clone();
+        let _ = alone.merge(attack.clone());
+        assert!(view(&alone).members == before, "{:?} by who made it one", attack.member().standing);
+        let plain = Member { roots: vec![], ..attack.member().clone() };
+        let _ = r.merge(Entry::sign(&a, mesh_id(), plain).unwrap());
+        let _ = r.merge(attack);
+        assert!(view(&r).members == before, "one after the other");
+    }
+    assert!(r.is_active(id(&d)), "whom it let in");
+    assert_eq!(r.member(id(&e)).unwrap().standing, Standing::Banished, "whom it put out");
+    assert_eq!(view(&Roster::from_bytes(&r.to_bytes()).unwrap()), view(&r));
+    assert!(r.banish(&f, id(&c)).is_ok(), "the founder may");
+}
+
+#[test]
+fn a_stolen_authority_cannot_banish_another_that_leaves() {
+    let (r, [_, a, b, _]) = three();
+    for attack in attacks(&r, &a, &b) {
+        let mut r = r.clone();
+        let _ = r.merge(attack.clone());
+        r.leave(&b).unwrap();
+        // It may let it in again, as it may let in anybody.
+        let let_in = attack.member().standing == Standing::Active;
+        let standing = if let_in { Standing::Active } else { Standing::Left };
+        assert_eq!(r.member(id(&b)).unwrap().standing, standing, "{:?}", attack.member().standing);
+        assert!(view(&Roster::from_bytes(&r.to_bytes()).unwrap()) == view(&r));
+    }
+}
+
+#[test]
 fn an_authority_retires_by_its_own_word_or_the_founders() {
     let (r, [f, a, b, c]) = three();
     for (by, others_may_appoint) in [(&a, true), (&f, false)] {
@@ -502,6 +542,10 @@ proptest! {
         for m in r.members() {
             prop_assert!(m.node() == m.by || r.granted.contains(&m.by), "signed by a nobody");
             prop_assert!(m.standing != Standing::Active || r.trusted.contains(&m.by), "admitted by a banished authority");
+        }
+        for m in r.members().filter(|m| m.standing == Standing::Banished) {
+            let office = r.granted.contains(&m.node());
+            prop_assert!(m.by == r.founder() || r.granted.contains(&m.by) && !office, "banished by one who may not");
         }
         for e in entries.iter().filter(|e| e.member().standing == Standing::Banished && r.granted.contains(&e.member().by)) {
             let node = e.member().node();

@@ -1,0 +1,476 @@
+//! What must hold, whatever happens: looked at after every round, and in full when a mesh has had time to heal.
+//!
+//! [`Truth`] is what really happened, which no host knows: who was let in by whom, who was put out, whose office was ended by somebody who may.
+//! A law compares what hosts believe with that.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use meshd_ca::bundle::RootId;
+use meshd_ca::clock::{AGREEMENT, LONE_STEP, STALE, Said};
+use meshd_ca::identity::NodeId;
+use meshd_ca::roster::{Member, Standing};
+use meshd_ca::time::UnixTime;
+use rand::RngExt;
+
+use super::disk::{Halt, Res};
+use super::life::published;
+use super::world::World;
+
+/// Within this time after the last disturbance any two members that reach each other, and an authority, can connect, and all rosters say
+/// the same.
+pub(crate) const BOUND: Duration = Duration::from_secs(720);
+/// So many looks of each daemon are in it. (A real daemon looks every second.)
+const LOOKS: u32 = 24;
+/// Pairs and certificates that are tried after each round.
+const TRIED: usize = 3;
+
+/// What really happened.
+pub(crate) struct Truth {
+    /// Whose key founded the mesh.
+    pub(crate) founder: NodeId,
+    /// Let in by an authority that was shown a secret.
+    pub(crate) invited: BTreeSet<NodeId>,
+    pub(crate) admitted_by: BTreeMap<NodeId, NodeId>,
+    /// Let in by a thief.
+    pub(crate) smuggled: BTreeMap<NodeId, NodeId>,
+    /// Smuggled, but known to the founder when it put the thief out: these stay.
+    pub(crate) endorsed: BTreeSet<NodeId>,
+    /// Who ever was made an authority, and by whom.
+    pub(crate) granted: BTreeSet<NodeId>,
+    pub(crate) granted_by: BTreeMap<NodeId, BTreeSet<NodeId>>,
+    /// Whose office was ended by itself, by the founder, or because it hung from somebody who was put out.
+    pub(crate) ended: BTreeSet<NodeId>,
+    /// Put out by somebody who may, and by whom.
+    pub(crate) put_out: BTreeMap<NodeId, NodeId>,
+    /// Commands to put somebody out that returned: on which host, with which key, and whom.
+    pub(crate) orders: Vec<(usize, NodeId, NodeId)>,
+    pub(crate) left: BTreeSet<NodeId>,
+    /// Whose place hung from somebody who was put out.
+    pub(crate) void: BTreeSet<NodeId>,
+    /// Authorities whose word is void: put out by the founder, or made by such a one only.
+    pub(crate) fallen: BTreeSet<NodeId>,
+    /// Plain members that signed what they may not: it begins to count when somebody makes them an authority.
+    pub(crate) tainted: BTreeSet<NodeId>,
+    /// Whether there ever was a thief who could say what time it is.
+    pub(crate) robbed: bool,
+    /// Certificates of hosts that were put out, and those that strangers made.
+    pub(crate) bad_leaves: Vec<(Option<NodeId>, Vec<u8>)>,
+    /// For each pair of hosts: since when nothing disturbed it, and for how many rounds.
+    good: Vec<(Duration, u32)>,
+    pub(crate) seen: Seen,
+}
+
+/// What was looked at, so that a test can say that it was not nothing.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Seen {
+    /// Connections that had to work and did.
+    pub(crate) connections: u64,
+    /// Certificates that had to be refused and were.
+    pub(crate) refusals: u64,
+    /// Times that a mesh healed, those at which it did so with whatever clocks it had, and those at which no authority was left.
+    pub(crate) healed: u64,
+    pub(crate) by_itself: u64,
+    pub(crate) hopeless: u64,
+    /// Times that two could not introduce themselves to each other any more (see `strangers_to_each_other`).
+    pub(crate) apart: u64,
+    /// Times that a floor was led beyond the true time: then the mesh lives in the future, or an operator sets it right.
+    pub(crate) future: u64,
+    pub(crate) rotations: u64,
+    pub(crate) joins: u64,
+    pub(crate) banished: u64,
+    pub(crate) attacks: u64,
+}
+
+impl Truth {
+    pub(crate) fn new(n: usize) -> Self {
+        Self {
+            founder: NodeId::from_bytes([0; 16]),
+            invited: BTreeSet::new(),
+            admitted_by: BTreeMap::new(),
+            smuggled: BTreeMap::new(),
+            endorsed: BTreeSet::new(),
+            granted: BTreeSet::new(),
+            granted_by: BTreeMap::new(),
+            ended: BTreeSet::new(),
+            put_out: BTreeMap::new(),
+            orders: Vec::new(),
+            left: BTreeSet::new(),
+            void: BTreeSet::new(),
+            fallen: BTreeSet::new(),
+            tainted: BTreeSet::new(),
+            robbed: false,
+            bad_leaves: Vec::new(),
+            good: vec![(Duration::ZERO, 0); n * n],
+            seen: Seen::default(),
+        }
+    }
+}
+
+fn broken<T>(why: String) -> Res<T> {
+    Err(Halt::Broken(why))
+}
+
+impl World {
+    /// What is looked at after every round.
+    pub(crate) fn observe(&mut self) -> Res {
+        for i in self.honest() {
+            self.law_of_members(i)?;
+            self.law_of_floor(i)?;
+        }
+        self.note_peace();
+        self.law_of_connections()?;
+        self.law_of_refusals()
+    }
+
+    /// Whether all can be of one mind about the time within [`BOUND`]: no thief ever spoke, those authorities that have a clock agree, and no
+    /// floor is so far beyond it that a certificate would have ended. Else it takes what `meshd_ca::clock` says: a day, or a right clock.
+    fn of_one_mind(&self) -> bool {
+        let signing = self.members().into_iter().filter(|i| self.signs(*i));
+        let said = signing.filter_map(|i| Some(self.hosts[i].life.as_ref()?.clock.say(self.system(i), self.boot(i))));
+        let clocks: Vec<UnixTime> = said.filter(|s| s.clock).map(|s| s.time).collect();
+        let (Some(first), Some(last)) = (clocks.iter().min(), clocks.iter().max()) else { return false };
+        let limit = *first + self.ways.svid_lifetime / 2;
+        let below = |i: usize| self.hosts[i].life.as_ref().is_some_and(|l| l.clock.floor() <= limit);
+        !self.truth.robbed && last.since(*first) <= AGREEMENT && self.members().into_iter().all(below)
+    }
+
+    /// The honest ones that have a place.
+    fn members(&self) -> Vec<usize> {
+        self.honest().into_iter().filter(|i| !self.may_be_gone(self.hosts[*i].id)).collect()
+    }
+
+    /// The members that run and are in the right hands.
+    pub(crate) fn honest(&self) -> Vec<usize> {
+        self.alive().into_iter().filter(|i| !self.hosts[*i].thief).collect()
+    }
+
+    fn name(&self, node: NodeId) -> String {
+        self.index.get(&node).map_or_else(|| format!("stranger {node}"), |i| format!("host {i}"))
+    }
+
+    /// A place that was given up, lost with its office, or taken by somebody who may.
+    fn may_be_gone(&self, node: NodeId) -> bool {
+        let t = &self.truth;
+        t.put_out.contains_key(&node) || t.left.contains(&node) || t.void.contains(&node)
+    }
+
+    /// Somebody made an authority and somebody else banished it before they heard of each other. Then it is one (only the founder puts
+    /// out authorities), and whoever heard of the ban first sees it come back.
+    pub(crate) fn crossed(&self, node: NodeId) -> bool {
+        self.truth.granted.contains(&node) && self.truth.put_out.get(&node).is_some_and(|by| *by != self.truth.founder)
+    }
+
+    /// Nobody outside is a member; nobody who was banished is one again; nobody loses a place or an office but by the hand of somebody who may.
+    fn law_of_members(&mut self, i: usize) -> Res {
+        let roster = self.roster(i).clone();
+        if self.hosts[i].seen_roster.as_ref().is_some_and(|seen| std::sync::Arc::ptr_eq(seen, &roster)) {
+            return Ok(());
+        }
+        for m in roster.members() {
+            let (node, t) = (m.node(), &self.truth);
+            if m.standing == Standing::Active {
+                if !t.invited.contains(&node) && !t.smuggled.contains_key(&node) {
+                    return broken(format!("host {i}: {} is a member and nobody let it in", self.name(node)));
+                }
+                let thief = t.smuggled.get(&node).filter(|_| !t.endorsed.contains(&node));
+                if thief.and_then(|t| roster.member(*t)).is_some_and(|t| t.standing == Standing::Banished) {
+                    return broken(format!("host {i}: {} stays although the thief who let it in is out", self.name(node)));
+                }
+            }
+            if m.standing == Standing::Banished {
+                let forged = t.granted.contains(&m.by) && !t.granted.contains(&node);
+                if forged && self.index.get(&m.by).is_some_and(|b| self.hosts[*b].thief) {
+                    self.truth.put_out.entry(node).or_insert(m.by);
+                }
+                if !self.truth.put_out.contains_key(&node) {
+                    return broken(format!("host {i}: {} is banished by somebody who may not", self.name(node)));
+                }
+                self.hosts[i].seen_banished.insert(node);
+            } else if self.hosts[i].seen_banished.contains(&node) && !self.crossed(node) {
+                return broken(format!("host {i}: {} was banished and is back as {:?}", self.name(node), m.standing));
+            }
+            if m.is_authority() && m.by == node {
+                self.hosts[i].seen_standing.insert(node);
+            }
+        }
+        for a in self.hosts[i].seen_standing.iter().filter(|a| !self.truth.ended.contains(a)) {
+            let thief = self.index.get(a).is_none_or(|a| self.hosts[*a].thief);
+            if !thief && !roster.member(*a).is_some_and(Member::is_authority) {
+                return broken(format!("host {i}: {} lost its office by the word of somebody who may not", self.name(*a)));
+            }
+        }
+        self.hosts[i].seen_roster = Some(roster);
+        Ok(())
+    }
+
+    /// The floor only rises, and what one authority says alone raises it by a month at most.
+    fn law_of_floor(&mut self, i: usize) -> Res {
+        let (now, host) = (self.now, &mut self.hosts[i]);
+        let Some(life) = &host.life else { return Ok(()) };
+        let (floor, (backed, at)) = (life.clock.floor(), life.backed);
+        if host.disk.floor > floor || host.disk.floor < host.seen_floor {
+            return broken(format!("host {i}: the floor fell from {} to {floor}", host.disk.floor.max(host.seen_floor)));
+        }
+        host.seen_floor = host.disk.floor;
+        let highest = backed + (now - at) + LONE_STEP;
+        if floor > highest {
+            return broken(format!("host {i}: the floor is {floor}; by what one says alone it may be {highest}"));
+        }
+        Ok(())
+    }
+
+    /// Notes a time that two clocks of authorities agree about.
+    pub(crate) fn note_backed(&mut self, i: usize, said: &[Said], own: Option<UnixTime>) {
+        let mut clocks: Vec<UnixTime> = said.iter().filter(|s| s.clock).map(|s| s.time).chain(own).collect();
+        clocks.sort_unstable();
+        let two = clocks.windows(2).filter(|w| w[0].distance(w[1]) <= AGREEMENT * 2).map(|w| w[1]).max();
+        if let Some(time) = two {
+            self.back(i, time);
+        }
+    }
+
+    /// More than one stands behind this time.
+    pub(crate) fn back(&mut self, i: usize, time: UnixTime) {
+        let now = self.now;
+        if let Some(life) = self.hosts[i].life.as_mut().filter(|l| time > l.backed.0 + (now - l.backed.1)) {
+            life.backed = (time, now);
+        }
+    }
+
+    // Connections.
+
+    /// Everything is as new: nothing is asked of any pair before it has had time.
+    pub(crate) fn disturb(&mut self) {
+        let now = self.now;
+        self.truth.good.iter_mut().for_each(|g| *g = (now, 0));
+    }
+
+    fn note_peace(&mut self) {
+        let (n, now, mind) = (self.hosts.len(), self.now, self.of_one_mind() && self.side.iter().all(|s| *s == self.side[0]));
+        let honest = self.honest();
+        let thieves: Vec<usize> = self.alive().into_iter().filter(|i| self.hosts[*i].thief).collect();
+        let signing: Vec<usize> = honest.iter().copied().filter(|i| self.signs(*i)).collect();
+        for i in 0..n {
+            for j in i + 1..n {
+                let members = |k: usize| honest.contains(&k) && !self.may_be_gone(self.hosts[k].id);
+                let helps = |a: &usize| (*a == i || self.path(*a, i)) && (*a == j || self.path(*a, j));
+                let quiet = !thieves.iter().any(|t| self.side[*t] == self.side[i]);
+                let good = self.path(i, j) && members(i) && members(j) && quiet && mind && signing.iter().any(helps);
+                let since = &mut self.truth.good[i * n + j];
+                *since = if good { (since.0, since.1 + 1) } else { (now, 0) };
+            }
+        }
+    }
+
+    /// Whether a host signs certificates that somebody believes.
+    pub(crate) fn signs(&self, i: usize) -> bool {
+        self.office(i).is_some_and(|o| o.signs) && self.roster(i).member(self.hosts[i].id).is_some_and(Member::is_authority)
+    }
+
+    /// Who was not disturbed for long enough can connect, whoever rotates, joins, leaves or dies meanwhile.
+    fn law_of_connections(&mut self) -> Res {
+        let n = self.hosts.len();
+        let due = |(since, rounds): (Duration, u32)| rounds >= LOOKS && self.now - since >= BOUND;
+        let pairs: Vec<usize> = (0..n * n).filter(|p| due(self.truth.good[*p])).collect();
+        for _ in 0..TRIED {
+            let Some(pair) = self.pick(&pairs) else { break };
+            self.must_connect(pair / n, pair % n)?;
+        }
+        Ok(())
+    }
+
+    fn must_connect(&mut self, i: usize, j: usize) -> Res {
+        self.truth.seen.connections += 1;
+        self.connect(i, j).map_err(|why| Halt::Broken(format!("hosts {i} and {j} cannot connect: {why}")))
+    }
+
+    /// Nobody who was put out, and no stranger, is believed by whoever can know it.
+    fn law_of_refusals(&mut self) -> Res {
+        let honest = self.honest();
+        for _ in 0..TRIED.min(self.truth.bad_leaves.len()) {
+            let Some(i) = self.pick(&honest) else { break };
+            let at = self.rng.random_range(0..self.truth.bad_leaves.len());
+            let (of, leaf) = self.truth.bad_leaves[at].clone();
+            let known = |n: NodeId| self.roster(i).member(n).is_none_or(|m| m.standing != Standing::Active);
+            if of.is_some_and(|n| !known(n)) {
+                continue;
+            }
+            self.truth.seen.refusals += 1;
+            if let Ok(peer) = self.identify(i, &leaf) {
+                return broken(format!("host {i} believes a certificate of {}", self.name(peer.holder)));
+            }
+        }
+        Ok(())
+    }
+
+    /// When a root is first used, everybody believes it who can be heard.
+    pub(crate) fn law_of_known_root(&mut self, by: usize, root: RootId) -> Res {
+        self.truth.seen.rotations += 1;
+        let Some(life) = self.hosts[by].life.as_ref().filter(|_| !self.hosts[by].thief) else { return Ok(()) };
+        for j in self.honest() {
+            let heard = life.heard.get(&self.hosts[j].id).is_some_and(|(up, _)| *up) && self.hears(by, j);
+            let believes = self.roster(j).bundle().roots.iter().any(|r| r.id() == root);
+            if heard && life.roster.is_active(self.hosts[j].id) && !believes {
+                return broken(format!("host {by} signs with {root}, which host {j} does not believe yet"));
+            }
+        }
+        Ok(())
+    }
+
+    /// When a root is dropped, nobody who can be heard shows a certificate under it.
+    pub(crate) fn law_of_unused_root(&self, by: usize, roots: &[RootId]) -> Res {
+        if self.hosts[by].thief {
+            return Ok(());
+        }
+        for j in self.honest().into_iter().filter(|j| self.hears(by, *j)) {
+            let shown = self.hosts[j].life.as_ref().and_then(|l| l.svid.as_ref()?.root);
+            if self.shown(j).is_some() && shown.is_some_and(|root| roots.contains(&root)) {
+                return broken(format!("host {by} drops a root under which host {j} shows its certificate"));
+            }
+        }
+        Ok(())
+    }
+
+    // When a mesh has healed.
+
+    /// Everything is repaired, everybody who is not dead is switched on, and after [`BOUND`] all is well.
+    pub(crate) fn heal(&mut self) -> Res {
+        self.say(|_| "all links are up, nothing breaks any more".into());
+        self.side.iter_mut().for_each(|s| *s = 0);
+        self.broken.clear();
+        for i in 0..self.hosts.len() {
+            self.hosts[i].disk.fuse = None;
+            self.hosts[i].lie = 0;
+            if self.hosts[i].wake.take().is_some() {
+                self.set_clock_at_boot(i);
+                self.start(i)?;
+            }
+        }
+        self.disturb();
+        let rounds = |w: &mut Self| {
+            for half in 0..2 {
+                for look in 0..LOOKS / 2 {
+                    w.now += BOUND / LOOKS;
+                    w.round()?;
+                    // Applications try again and again, and that is how some hosts learn what time it is.
+                    if look + 3 * half == LOOKS / 2 - 1 {
+                        for (i, j) in w.pairs() {
+                            let _ = w.connect(i, j);
+                        }
+                    }
+                }
+            }
+            Ok(())
+        };
+        rounds(self)?;
+        if !self.members().into_iter().any(|i| self.signs(i)) && !self.officials().is_empty() {
+            // A new authority waits for an hour whether an old one comes back.
+            self.say(|_| "no authority signs: waiting whether one begins to".into());
+            self.now += meshd_agent::authorities::URGENT;
+            rounds(self)?;
+        }
+        self.truth.seen.healed += 1;
+        if self.strangers_to_each_other() {
+            self.truth.seen.apart += 1;
+            return Ok(());
+        }
+        self.law_of_agreement()?;
+        if !self.members().into_iter().any(|i| self.signs(i)) {
+            self.say(|_| "no authority is left".into());
+            self.truth.seen.hopeless += 1;
+            return Ok(());
+        }
+        if self.of_one_mind() {
+            self.truth.seen.by_itself += 1;
+            self.pairs().into_iter().try_for_each(|(i, j)| self.must_connect(i, j))?;
+        }
+        self.say(|_| "network time is back".into());
+        self.hosts.iter_mut().for_each(|h| h.offset = 0);
+        self.disturb();
+        // So long what others read off their clocks outweighs the own one.
+        self.now += STALE;
+        rounds(self)?;
+        let limit = self.true_time() + AGREEMENT;
+        if self.members().into_iter().any(|i| self.mesh_time(i) > limit) {
+            self.truth.seen.future += 1;
+            return Ok(());
+        }
+        self.pairs().into_iter().try_for_each(|(i, j)| self.must_connect(i, j))
+    }
+
+    /// A host shows who it is by one entry. That of an authority is its own word, which says nothing to somebody who was away when it was let in
+    /// and made one; if whoever did that is gone by then, nobody is left to tell. A limit of `/v1/hello`, not of the rules that are looked at
+    /// here.
+    fn strangers_to_each_other(&self) -> bool {
+        let knows = |i: usize, node: NodeId| self.roster(i).member(node).is_some();
+        let by = |j: usize| self.roster(j).entry(self.hosts[j].id).map(|e| e.member().by);
+        self.pairs()
+            .into_iter()
+            .flat_map(|(i, j)| [(i, j), (j, i)])
+            .any(|(i, j)| !knows(i, self.hosts[j].id) && by(j).is_some_and(|by| !knows(i, by)))
+    }
+
+    fn pairs(&self) -> Vec<(usize, usize)> {
+        let all = self.members();
+        all.iter().flat_map(|i| all.iter().map(move |j| (*i, *j))).filter(|(i, j)| i < j).collect()
+    }
+
+    /// All rosters say the same, and nothing that somebody was told is forgotten.
+    fn law_of_agreement(&self) -> Res {
+        let honest = self.members();
+        let digests: BTreeSet<[u8; 32]> = honest.iter().map(|i| self.roster(*i).digest()).collect();
+        if digests.len() > 1 {
+            return broken(format!("{} different rosters: {}", digests.len(), self.differences(&honest)));
+        }
+        for i in &honest {
+            for j in &honest {
+                if !self.roster(*i).is_active(self.hosts[*j].id) {
+                    return broken(format!("host {i} does not know that host {j} was let in"));
+                }
+            }
+            for (at, key, node) in &self.truth.orders {
+                let kept = self.runs(*at) && self.hosts[*at].id == *key;
+                let out = self.roster(*i).member(*node).is_some_and(|m| m.standing == Standing::Banished);
+                if kept && !out && !self.crossed(*node) {
+                    return broken(format!("host {i} does not know that {} was banished on host {at}", self.name(*node)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn differences(&self, of: &[usize]) -> String {
+        let line = |i: &usize| {
+            let roster = self.roster(*i);
+            let members = roster.members().map(|m| {
+                let office = if m.is_authority() { "*" } else { "" };
+                format!("{}{office}:{:?}:{}:v{}", self.name(m.node()), m.standing, published(roster, m.node()).len(), m.version)
+            });
+            format!("\n  host {i}: {} entries; {}", roster.entries().count(), members.collect::<Vec<_>>().join(", "))
+        };
+        of.iter().map(line).collect()
+    }
+
+    /// What every host thinks, for whoever reads about a failure.
+    pub(crate) fn describe(&self) -> String {
+        let line = |i: usize| {
+            let host = &self.hosts[i];
+            let Some(life) = &host.life else { return format!("host {i}: {}", if host.on { "no member" } else { "off" }) };
+            let told = life.clock.tell(self.system(i), self.boot(i));
+            let roots: Vec<String> =
+                life.roster.bundle().roots.iter().map(|r| format!("{} to {}", r.id(), r.not_after)).collect();
+            let office = life.office.as_ref().map(|o| format!("{} signs {} next {:?}", o.root(), o.signs, o.next.is_some()));
+            let svid = life.svid.as_ref().map(|s| format!("{} to {} under {:?}", s.leaf.not_before, s.leaf.not_after, s.root));
+            let thief = if host.thief { "a thief; " } else { "" };
+            let source = told.why.as_str();
+            let (time, floor) = (told.time, life.clock.floor());
+            format!(
+                "host {i}: {thief}{time} by {source}, floor {floor}, system {}; roots {roots:?}; office {office:?}; svid {svid:?}",
+                self.system(i)
+            )
+        };
+        let all: Vec<String> = (0..self.hosts.len()).map(line).collect();
+        format!("{}\n{:?}", all.join("\n"), self.ways)
+    }
+}
