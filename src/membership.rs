@@ -202,12 +202,13 @@ impl Membership {
         Ok(Self::with(key, store, clock, roster, Some(office), fleet.map(Keeping::new)))
     }
 
-    /// The membership saved in `store`, if there is one and this node is active in it.
+    /// The membership saved in `store`, if there is one and nobody has ended it. It may be that nobody vouches for it at the moment, see
+    /// [`Roster::has_heard_of`].
     pub(crate) fn load(key: Arc<PrivateKey>, store: Arc<Store>, clock: Clock) -> Result<Option<Self>, MembershipError> {
         let Some(saved) = store.load(ROSTER)? else { return Ok(None) };
         let roster = Roster::from_bytes(&saved.bytes)?;
         let me = key.public().node_id();
-        if !roster.is_active(me) {
+        if !roster.is_active(me) && (roster.member(me).is_some() || !roster.has_heard_of(me)) {
             return Ok(None);
         }
         if roster.member(me).is_some_and(|m| m.retired && m.roots.is_empty()) {
@@ -568,8 +569,9 @@ impl Membership {
         let old: HashSet<Vec<u8>> = state.roster.entries().map(Entry::to_bytes).collect();
         let first = self.change_roster(&mut state, |roster| roster.banish(&self.key, node)).await?;
         self.close_window(&mut state).await;
+        // Those it had let in are vouched for before they hear that it is out.
         let again = state.roster.entries().filter(|e| !old.contains(&e.to_bytes()) && **e != first).cloned();
-        Ok(std::iter::once(first.clone()).chain(again).collect())
+        Ok(again.chain(std::iter::once(first.clone())).collect())
     }
 
     async fn change(

@@ -400,6 +400,12 @@ impl Roster {
         self.seats.get(&node).map(|s| &*s.entry)
     }
 
+    /// Whether there is an entry about the node, be it one that counts for nothing yet, or any more: its signer may turn out to be an
+    /// authority, or another authority may stand in.
+    pub fn has_heard_of(&self, node: NodeId) -> bool {
+        self.entries.keys().any(|slot| slot.0 == node)
+    }
+
     /// Every entry that counts, also those another one overrules: what a new member must be given. Grants of authority come
     /// first, so that whoever merges one after the other knows the signers of the rest.
     pub fn entries(&self) -> impl Iterator<Item = &Entry> {

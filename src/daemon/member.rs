@@ -55,6 +55,8 @@ use crate::intercept::socket::Mark;
 use crate::membership::Membership;
 use crate::proxy::{self, Proxy};
 
+/// For how long a host waits for another authority's word when the one that let it in was put out.
+const ORPHANED: Duration = Duration::from_secs(600);
 /// How often rules, links and edges are looked after.
 const TICK: Duration = Duration::from_secs(2);
 /// How long the news of this node's stop may take to leave.
@@ -415,6 +417,8 @@ pub(super) async fn run(
     let mut asking = std::pin::pin!(acquire::ask(daemon, Some(&member), None));
     let mut upgrading: Option<Upgrading> = None;
     daemon.before.cut(&membership.roster());
+    // Also after a start in the middle of that.
+    let mut orphaned = (!membership.roster().is_active(membership.me())).then(Instant::now);
     let mut end = loop {
         tokio::select! {
             halt = stop.asked() => break End::Stop(halt),
@@ -427,9 +431,11 @@ pub(super) async fn run(
                 cut_inactive(&now, &proxy, &links);
                 daemon.before.cut(&now);
                 match now.member(membership.me()).map(|m| m.standing) {
-                    Some(Standing::Active) => {}
+                    Some(Standing::Active) => orphaned = None,
                     Some(Standing::Left) => break End::Left,
-                    _ => break End::Banished,
+                    Some(Standing::Banished) => break End::Banished,
+                    // The authority that let this host in was put out, and who stands in for it was not heard yet.
+                    None => _ = orphaned.get_or_insert_with(Instant::now),
                 }
             }
             request = inbox.recv() => match request {
@@ -480,6 +486,10 @@ pub(super) async fn run(
             _ = tick.tick() => {
                 member.look_after();
                 daemon.pulse.beat();
+                if orphaned.is_some_and(|since| since.elapsed() >= ORPHANED) {
+                    tracing::error!("who let this host in was put out of the mesh, and no authority stands in: it has to join again");
+                    break End::Left;
+                }
             }
             Some(ended) = tasks.join_next() => if let Err(error) = ended && error.is_panic() {
                 // A part of the daemon that is gone leaves a member that lies about itself: better to be started again.

@@ -327,8 +327,8 @@ impl World {
         let Some(life) = host.life.as_mut() else { return Ok(()) };
         life.clock.within(&roster.bundle());
         (life.roster, life.stale) = (roster.clone(), true);
-        if !roster.is_active(host.id) {
-            let standing = roster.member(host.id).map(|m| m.standing);
+        // Whom nobody vouches for at the moment waits for somebody who does; the ten minutes after which it gives up are not told.
+        if let Some(standing) = roster.member(host.id).map(|m| m.standing).filter(|s| *s != Standing::Active) {
             host.life = None;
             host.disk.forget()?;
             self.say(|_| format!("host {i}: no member any more: {standing:?}"));

@@ -113,6 +113,26 @@ fn names_are_unique_and_kept() {
 }
 
 #[test]
+fn whom_a_banished_authority_let_in_is_heard_of_until_another_vouches() {
+    let (f, b, c) = (key(), key(), key());
+    let mut founder = found(&f);
+    founder.admit(&f, b.public(), &name("b"), NOW).unwrap();
+    founder.grant(&f, id(&b), vec![root()]).unwrap();
+    founder.admit(&b, c.public(), &name("c"), NOW).unwrap();
+    let mut replica = founder.clone();
+    let ban = founder.banish(&f, id(&b)).unwrap();
+    let vouched = founder.entry(id(&c)).unwrap().clone();
+    // The ban arrives first: nobody has put `c` out, and nobody who counts has let it in.
+    replica.merge(ban).unwrap();
+    assert!(replica.member(id(&c)).is_none() && replica.has_heard_of(id(&c)));
+    let again = Roster::from_bytes(&replica.to_bytes()).unwrap();
+    assert!(again.member(id(&c)).is_none() && again.has_heard_of(id(&c)), "over a restart too");
+    assert!(!again.has_heard_of(NodeId::from_bytes([0; 16])));
+    replica.merge(vouched).unwrap();
+    assert_eq!(replica.member(id(&c)).unwrap().standing, Standing::Active);
+}
+
+#[test]
 fn banished_is_for_ever() {
     let (f, a) = (key(), key());
     let mut r = found(&f);
