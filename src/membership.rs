@@ -203,12 +203,12 @@ impl Membership {
     }
 
     /// The membership saved in `store`, if there is one and nobody has ended it. It may be that nobody vouches for it at the moment, see
-    /// [`Roster::has_heard_of`].
+    /// [`Roster::introduction`].
     pub(crate) fn load(key: Arc<PrivateKey>, store: Arc<Store>, clock: Clock) -> Result<Option<Self>, MembershipError> {
         let Some(saved) = store.load(ROSTER)? else { return Ok(None) };
         let roster = Roster::from_bytes(&saved.bytes)?;
         let me = key.public().node_id();
-        if !roster.is_active(me) && (roster.member(me).is_some() || !roster.has_heard_of(me)) {
+        if !roster.is_active(me) && (roster.member(me).is_some() || roster.introduction(me).is_none()) {
             return Ok(None);
         }
         if roster.member(me).is_some_and(|m| m.retired && m.roots.is_empty()) {

@@ -28,7 +28,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use meshd_ca::identity::NodeId;
-use meshd_ca::roster::{Entry, Roster, RosterError};
+use meshd_ca::roster::{Entry, Roster, RosterError, Standing};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use thiserror::Error;
@@ -450,7 +450,9 @@ impl Gossip {
 
     /// The only way out: from a member to a member.
     fn send_packet(&mut self, to: NodeId, packet: Bytes) {
-        if to != self.me && self.roster.is_active(to) && self.roster.is_active(self.me) {
+        // Also whom nobody vouches for at the moment speaks: only so does it hear of somebody who does.
+        let ended = self.roster.member(self.me).is_some_and(|m| m.standing != Standing::Active);
+        if to != self.me && self.roster.is_active(to) && !ended {
             self.outputs.push(Output::Send { to, packet });
         }
     }

@@ -400,10 +400,11 @@ impl Roster {
         self.seats.get(&node).map(|s| &*s.entry)
     }
 
-    /// Whether there is an entry about the node, be it one that counts for nothing yet, or any more: its signer may turn out to be an
-    /// authority, or another authority may stand in.
-    pub fn has_heard_of(&self, node: NodeId) -> bool {
-        self.entries.keys().any(|slot| slot.0 == node)
+    /// What the node shows to others about itself: the entry that decides about it or, where none does, one that counts for nothing yet,
+    /// or any more. Its signer may turn out to be an authority, or another authority may stand in.
+    pub fn introduction(&self, node: NodeId) -> Option<&Entry> {
+        let any = || self.entries.iter().filter(|(slot, _)| slot.0 == node).map(|(_, e)| &**e).max_by_key(|e| e.order());
+        self.entry(node).or_else(any)
     }
 
     /// Every entry that counts, also those another one overrules: what a new member must be given. Grants of authority come

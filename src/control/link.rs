@@ -309,7 +309,7 @@ impl Links {
         let mine = self
             .membership
             .roster()
-            .entry(self.membership.me())
+            .introduction(self.membership.me())
             .cloned()
             .ok_or_else(|| broken("this host is not in its roster".into()))?;
         let body = serde_json::to_vec(&Hello { entry: mine, port: self.port }).map_err(|e| broken(e.to_string()))?;

@@ -304,7 +304,7 @@ impl Api {
         }
         from.set_port(hello.port);
         self.links.called(node, from);
-        let mine = roster.entry(self.membership.me()).cloned().ok_or_else(busy)?;
+        let mine = roster.introduction(self.membership.me()).cloned().ok_or_else(busy)?;
         to_json(&Hello { entry: mine, port: self.port })
     }
 

@@ -351,7 +351,7 @@ impl World {
         if !self.path(i, j) || !self.roster(i).is_active(self.hosts[j].id) {
             return Ok(());
         }
-        let Some(mine) = self.roster(i).entry(self.hosts[i].id).cloned() else { return Ok(()) };
+        let Some(mine) = self.roster(i).introduction(self.hosts[i].id).cloned() else { return Ok(()) };
         let theirs = self.roster(j);
         if !theirs.is_active(self.hosts[i].id) && theirs.member(mine.member().by).is_none() {
             return self.turn_away(j, i);
@@ -364,7 +364,7 @@ impl World {
         if !self.runs(j) || !self.roster(j).is_active(self.hosts[i].id) {
             return self.turn_away(j, i);
         }
-        if let Some(theirs) = self.roster(j).entry(self.hosts[j].id).cloned() {
+        if let Some(theirs) = self.roster(j).introduction(self.hosts[j].id).cloned() {
             let merged = self.merge(i, theirs).map(drop);
             self.survive(i, merged)?;
         }

@@ -124,10 +124,10 @@ fn whom_a_banished_authority_let_in_is_heard_of_until_another_vouches() {
     let vouched = founder.entry(id(&c)).unwrap().clone();
     // The ban arrives first: nobody has put `c` out, and nobody who counts has let it in.
     replica.merge(ban).unwrap();
-    assert!(replica.member(id(&c)).is_none() && replica.has_heard_of(id(&c)));
+    assert!(replica.member(id(&c)).is_none() && replica.introduction(id(&c)).is_some());
     let again = Roster::from_bytes(&replica.to_bytes()).unwrap();
-    assert!(again.member(id(&c)).is_none() && again.has_heard_of(id(&c)), "over a restart too");
-    assert!(!again.has_heard_of(NodeId::from_bytes([0; 16])));
+    assert!(again.member(id(&c)).is_none() && again.introduction(id(&c)).is_some(), "over a restart too");
+    assert!(again.introduction(NodeId::from_bytes([0; 16])).is_none());
     replica.merge(vouched).unwrap();
     assert_eq!(replica.member(id(&c)).unwrap().standing, Standing::Active);
 }
