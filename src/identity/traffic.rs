@@ -61,8 +61,11 @@ const MAX_KEY: usize = 32;
 /// Keys that a thread keeps ready.
 const READY: usize = 64;
 
+/// A key that is ready, and whose it is.
+type Ready = Option<(u64, Box<LessSafeKey>)>;
+
 thread_local! {
-    static KEYS: RefCell<[Option<(u64, Box<LessSafeKey>)>; READY]> = const { RefCell::new([const { None }; READY]) };
+    static KEYS: RefCell<[Ready; READY]> = const { RefCell::new([const { None }; READY]) };
 }
 
 /// The keys of one direction.

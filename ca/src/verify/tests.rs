@@ -209,7 +209,7 @@ fn another_implementation_reads_our_svids_and_roots() {
         let leaf = m.issuer.issue(&id, m.pi.public(), m.holder(), HOUR, NOW).unwrap();
         assert_eq!(read_elsewhere(&leaf.der).unwrap(), id.to_string());
     }
-    let domain = spiffe::TrustDomain::new(&domain().to_string()).unwrap();
+    let domain = spiffe::TrustDomain::new(domain().to_string()).unwrap();
     let mut bundle = spiffe::X509Bundle::new(domain.clone());
     let ours = m.roster.bundle();
     for root in &ours.roots {
