@@ -17,6 +17,7 @@ pub(crate) const STATUS_JSON: &str = r#"{
   "state": "member",
   "reason": null,
   "code": null,
+  "fleet_token": null,
   "mesh": "aaaaaaaaaaaaaaaa",
   "trust_domain": "maaaaaaaaaaaaaaaa.meshd.internal",
   "node": "aaaaaaaaaaaaaaaaaaaaaaaaaa",
