@@ -159,7 +159,8 @@ fn fleet_tokens_that_are_torn_or_left_and_a_window_that_is_open() -> Result<()> 
     crate::fleet::put(mesh.at("a"), word.as_bytes())?;
     mesh.at_mut("a").start()?;
     mesh.at("a").until(State::Member)?;
-    only(mesh.at("a"), &[], &[])?;
+    let found = only(mesh.at("a"), &[], &[])?;
+    ensure!(detail_of(&found, code::ENROLLMENT).contains("let in for"), "{found:#?}");
     crate::fleet::put(mesh.at("a"), word.as_bytes())?;
     let found = only(mesh.at("a"), &[], &[code::FLEET_TOKEN])?;
     ensure!(detail_of(&found, code::FLEET_TOKEN).contains("is still there"), "{found:#?}");
