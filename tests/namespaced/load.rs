@@ -29,7 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Workers that open one short connection after another.
 const AT_ONCE: usize = 16;
 /// The most that an idle connection may cost one daemon. In a build for tests, whose futures are not as tight as a release's.
-const IDLE_KIB: u64 = 16;
+const IDLE_KIB: u64 = 8;
 /// TIME_WAIT between two daemons that is no exhaustion: a handshake now and then.
 const FEW: usize = 500;
 
