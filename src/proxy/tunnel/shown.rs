@@ -2,7 +2,7 @@
 //! thousands of connections.
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use rustls_pki_types::CertificateDer;
 
@@ -10,10 +10,9 @@ use rustls_pki_types::CertificateDer;
 const FEW: usize = 64;
 
 /// One certificate.
-#[derive(Clone)]
 pub(super) struct Shown(Arc<[u8]>);
 
-static ALL: Mutex<Option<Kept>> = Mutex::new(None);
+static ALL: LazyLock<Mutex<Kept>> = LazyLock::new(Mutex::default);
 
 #[derive(Default)]
 struct Kept {
@@ -40,8 +39,7 @@ impl Kept {
 
 impl Shown {
     pub(super) fn new(certificate: &CertificateDer<'_>) -> Self {
-        let mut all = ALL.lock().unwrap_or_else(PoisonError::into_inner);
-        Self(all.get_or_insert_default().keep(certificate))
+        Self(ALL.lock().unwrap_or_else(PoisonError::into_inner).keep(certificate))
     }
 
     pub(super) fn der(&self) -> CertificateDer<'_> {
