@@ -208,7 +208,11 @@ impl Membership {
         let Some(saved) = store.load(ROSTER)? else { return Ok(None) };
         let roster = Roster::from_bytes(&saved.bytes)?;
         let me = key.public().node_id();
-        if !roster.is_active(me) && (roster.member(me).is_some() || roster.introduction(me).is_none()) {
+        let ended = match roster.member(me) {
+            Some(member) => member.standing != Standing::Active,
+            None => roster.introduction(me).is_none(),
+        };
+        if ended {
             return Ok(None);
         }
         if roster.member(me).is_some_and(|m| m.retired && m.roots.is_empty()) {
@@ -355,11 +359,10 @@ impl Membership {
         let State { roster, office, fleet, unsaved } = &mut *state;
         // Hosts without a token ask every member they see.
         let Some(office) = office else { return Ok(Err(JoinError::Refused(Reason::NotAuthority))) };
-        let busy = self.leaving.load(Ordering::Relaxed);
-        if busy {
+        if self.leaving.load(Ordering::Relaxed) {
             return Ok(Err(JoinError::Refused(Reason::Busy)));
         }
-        let fleet = fleet.as_mut().map(|f| f.reception(roster, self.me(), busy));
+        let fleet = fleet.as_mut().map(|f| f.reception(roster, self.me()));
         let (roster_before, tokens_before) = (roster.digest(), office.tokens.to_bytes());
         let mut desk = Desk { key: &self.key, roster, tokens: &mut office.tokens, approvals: &mut office.approvals, fleet };
         let now = self.clock.now();

@@ -460,15 +460,12 @@ pub struct Reception {
     pub terms: Terms,
     /// Whether the authority founded that mesh. Only then it decides about hosts that leave another one for it.
     pub founder: bool,
-    /// Whether it is about to leave that mesh itself.
-    pub busy: bool,
 }
 
 impl Reception {
     /// Why a host that leaves this mesh of the fleet, or none, is not let in.
     fn refuses(&self, leaves: Option<Side>) -> Option<Reason> {
         match leaves {
-            _ if self.busy => Some(Reason::Busy),
             _ if !self.terms.window.is_open() => Some(Reason::Closed),
             Some(_) if !self.founder => Some(Reason::NotAuthority),
             _ => None,

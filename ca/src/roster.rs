@@ -403,8 +403,7 @@ impl Roster {
     /// What the node shows to others about itself: the entry that decides about it or, where none does, one that counts for nothing yet,
     /// or any more. Its signer may turn out to be an authority, or another authority may stand in.
     pub fn introduction(&self, node: NodeId) -> Option<&Entry> {
-        let any = || self.entries.iter().filter(|(slot, _)| slot.0 == node).map(|(_, e)| &**e).max_by_key(|e| e.order());
-        self.entry(node).or_else(any)
+        self.entry(node).or_else(|| self.of(node).max_by_key(|e| e.order()).map(|e| &**e))
     }
 
     /// Every entry that counts, also those another one overrules: what a new member must be given. Grants of authority come

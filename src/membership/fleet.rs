@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use meshd_ca::fleet::{Fleet, FleetKey, Side, Window};
+use meshd_ca::identity::NodeId;
 use meshd_ca::join::Reception;
-use meshd_ca::roster::{Roster, Standing};
+use meshd_ca::roster::{Member, Roster, Standing};
 use meshd_ca::store::Store;
 use tokio::time::Instant;
 
@@ -42,13 +43,13 @@ impl Keeping {
         &mut self.fleet
     }
 
-    /// The same, once it is known whether this mesh may still give way. `busy`: whether it is about to.
-    pub(super) fn reception(&mut self, roster: &Roster, me: meshd_ca::identity::NodeId, busy: bool) -> Reception {
+    /// The same, once it is known whether this mesh may still give way.
+    pub(super) fn reception(&mut self, roster: &Roster, me: NodeId) -> Reception {
         let (founder, alone) = (roster.founder(), roster.active().count() == 1);
         let fleet = self.now();
         fleet.settle(alone, founder == me);
         let side = Side { founder, settled: fleet.is_settled() };
-        Reception { key: fleet.key().clone(), side, terms: fleet.terms(), founder: founder == me, busy }
+        Reception { key: fleet.key().clone(), side, terms: fleet.terms(), founder: founder == me }
     }
 }
 
@@ -86,7 +87,7 @@ impl Membership {
     pub(crate) async fn unsettled(&self) -> Option<(FleetKey, Side)> {
         let mut state = self.state.lock().await;
         let State { roster, fleet, .. } = &mut *state;
-        let here = fleet.as_mut()?.reception(roster, self.me(), false);
+        let here = fleet.as_mut()?.reception(roster, self.me());
         (!here.side.settled).then_some((here.key, here.side))
     }
 
@@ -95,7 +96,7 @@ impl Membership {
     pub(crate) async fn begin_to_leave(&self, side: Side) -> Option<Leaving<'_>> {
         let mut state = self.state.lock().await;
         let State { roster, fleet, .. } = &mut *state;
-        let now = fleet.as_mut()?.reception(roster, self.me(), false).side;
+        let now = fleet.as_mut()?.reception(roster, self.me()).side;
         if now != side || self.leaving.swap(true, Ordering::Relaxed) {
             return None;
         }
@@ -181,12 +182,12 @@ impl Membership {
         let State { roster, fleet, .. } = &mut *state;
         let Some(keeping) = fleet else { return Ok(()) };
         let (was, before) = (keeping.now().is_settled(), keeping.now().window().is_open());
-        let side = keeping.reception(roster, me, false).side;
+        let side = keeping.reception(roster, me).side;
         let banished = roster.members().any(|m| m.standing == Standing::Banished);
         if banished && !side.settled {
             keeping.now().stay();
         }
-        let authority = roster.member(me).is_some_and(meshd_ca::roster::Member::is_authority);
+        let authority = roster.member(me).is_some_and(Member::is_authority);
         if keeping.now().is_settled() && !authority {
             *fleet = None;
             self.store.remove(FLEET)?;

@@ -1,5 +1,6 @@
 use std::path::Path;
 
+use meshd_ca::join::{Channel, Joiner};
 use meshd_ca::verify::verify_svid;
 use rustls_pki_types::CertificateDer;
 
@@ -99,4 +100,71 @@ async fn a_rotation_survives_a_pulled_plug_at_every_file() {
     m.publish_next().await.unwrap();
     m.activate_next().await.unwrap();
     assert_ne!(signs(&m).await, next);
+}
+
+#[tokio::test]
+async fn nobody_is_let_in_by_a_host_that_is_about_to_leave() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Arc::new(Store::open(dir.path()).unwrap());
+    let key = Arc::new(node_key(&store).unwrap());
+    let clock = Clock::new(meshd_ca::time::UnixTime(0));
+    let token = FleetToken::generate().unwrap();
+    let m = Membership::found_fleet(key.clone(), store, clock, HostName::nearest("a"), &token).unwrap();
+    let guest = PrivateKey::generate().unwrap();
+    let wire =
+        |mine: &PrivateKey, theirs: &PrivateKey| Channel { exporter: [7; 32], mine: *mine.public(), theirs: *theirs.public() };
+    let hello = |by_fleet| {
+        let (channel, name) = (wire(&guest, &key), HostName::nearest("pi"));
+        match by_fleet {
+            true => Joiner::of_fleet(token.mesh(), token.key(), None, channel, name),
+            false => Joiner::ask(ApprovalCode::generate().unwrap(), channel, name),
+        }
+    };
+    let answer = async |by_fleet| {
+        let mut admission = Admission::start(wire(&key, &guest));
+        m.admit(&mut admission, &hello(by_fleet).unwrap().1).await.unwrap().map(drop)
+    };
+    let (_, side) = m.unsettled().await.unwrap();
+    let leaving = m.begin_to_leave(side).await.unwrap();
+    assert!(m.begin_to_leave(side).await.is_none(), "twice at once");
+    for by_fleet in [true, false] {
+        assert_eq!(answer(by_fleet).await, Err(JoinError::Refused(Reason::Busy)));
+    }
+    drop(leaving);
+    assert_eq!(answer(true).await, Ok(()));
+    assert_eq!(answer(false).await, Err(JoinError::Refused(Reason::NotApproved)));
+}
+
+#[tokio::test]
+async fn who_stays_is_vouched_for_first_and_who_is_not_yet_is_no_stranger() {
+    let (founder, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let store = Arc::new(Store::open(founder.path()).unwrap());
+    let key = Arc::new(node_key(&store).unwrap());
+    let clock = || Clock::new(meshd_ca::time::UnixTime(0));
+    let m = Membership::found(key.clone(), store, clock(), HostName::nearest("a"), None).unwrap();
+    let store = Arc::new(Store::open(dir.path()).unwrap());
+    let guest = Arc::new(node_key(&store).unwrap());
+    // Another authority lets it in.
+    let other = PrivateKey::generate().unwrap();
+    let mut roster = Roster::clone(&m.roster());
+    let (now, node) = (m.clock.now(), other.public().node_id());
+    let issuer = Issuer::create(roster.trust_domain(), node, now, Duration::from_secs(3600)).unwrap();
+    roster.admit(&key, other.public(), &HostName::nearest("b"), now).unwrap();
+    roster.grant(&key, node, vec![issuer.root_der().to_vec()]).unwrap();
+    roster.admit(&other, guest.public(), &HostName::nearest("c"), now).unwrap();
+    for entry in roster.entries().cloned().collect::<Vec<_>>() {
+        m.merge(entry).await.unwrap();
+    }
+    let here = Membership::adopt(guest.clone(), store.clone(), clock(), roster, None).unwrap();
+    let mut words = m.banish(node).await.unwrap();
+    let ban = words.pop().unwrap();
+    assert_eq!((ban.member().node(), ban.member().standing), (node, Standing::Banished), "the last word");
+    assert_eq!(words.iter().map(|e| e.member().node()).collect::<Vec<_>>(), [here.me()]);
+    // It hears them the other way round, and the plug is pulled in between.
+    here.merge(ban).await.unwrap();
+    assert!(here.roster().member(here.me()).is_none());
+    drop(here);
+    let here = Membership::load(guest, store, clock()).unwrap().expect("a host without a word about it is still of its mesh");
+    here.merge(words.remove(0)).await.unwrap();
+    assert!(here.roster().is_active(here.me()));
 }

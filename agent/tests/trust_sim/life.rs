@@ -13,7 +13,7 @@ use meshd_ca::bundle::RootId;
 use meshd_ca::clock::MeshClock;
 use meshd_ca::identity::NodeId;
 use meshd_ca::issue::{Issuer, Leaf};
-use meshd_ca::roster::{Member, Roster};
+use meshd_ca::roster::{Member, Roster, Standing};
 use meshd_ca::time::UnixTime;
 use meshd_ca::token::TokenTable;
 
@@ -119,12 +119,15 @@ pub(crate) fn published(roster: &Roster, node: NodeId) -> Vec<RootId> {
 pub(crate) fn resume(disk: &mut Disk, me: NodeId) -> Res<Option<(Arc<Roster>, Option<Office>)>> {
     let Some(saved) = disk.roster.clone() else { return Ok(None) };
     let roster = Arc::new(Roster::from_bytes(&saved.to_bytes()).unwrap());
-    if !roster.is_active(me) {
+    let ended = match roster.member(me) {
+        Some(member) => member.standing != Standing::Active,
+        None => roster.introduction(me).is_none(),
+    };
+    if ended {
         disk.forget()?;
         return Ok(None);
     }
-    let member = roster.member(me).unwrap();
-    if member.retired && member.roots.is_empty() {
+    if roster.member(me).is_some_and(|m| m.retired && m.roots.is_empty()) {
         disk.clear_office()?;
     }
     let mut office = roster.member(me).is_some_and(Member::is_authority).then(|| Office::load(disk)).flatten();

@@ -605,7 +605,7 @@ fn founder(fleet: &FleetToken) -> Desk {
     let roster = Roster::found(mesh, domain, &key, name("one"), root, NOW).unwrap();
     let side = Side { founder: me, settled: false };
     let terms = Fleet::found(fleet.key()).terms();
-    let fleet = Some(Reception { key: fleet.key(), side, terms, founder: true, busy: false });
+    let fleet = Some(Reception { key: fleet.key(), side, terms, founder: true });
     Desk { key, tokens: TokenTable::default(), approvals: Approvals::default(), roster, fleet }
 }
 
@@ -668,13 +668,11 @@ fn a_mesh_without_the_fleets_key_is_not_believed() {
 }
 
 #[test]
-fn a_closed_window_takes_nobody_and_a_busy_authority_nobody_now() {
+fn a_closed_window_takes_nobody() {
     let (ours, key) = (fleet(), PrivateKey::generate().unwrap());
     let mut desk = founder(&ours);
     desk.reception().terms.window.left = Duration::ZERO;
     assert_eq!(ask(&mut desk, &ours, &key, None).0, refused(Reason::Closed));
-    desk.reception().busy = true;
-    assert_eq!(ask(&mut desk, &ours, &key, None).0, refused(Reason::Busy));
     // Closed between the hello and the proof.
     let mut desk = founder(&ours);
     let (mine, theirs) = wire(key.public(), desk.key.public());
