@@ -5,8 +5,6 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::OwnedFd;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -266,7 +264,7 @@ pub(super) async fn run(
         svids.clone(),
         verifier.clone(),
         settings(daemon),
-        proxy::live::Limits::within(daemon.files, memory()),
+        proxy::live::Limits::within(daemon.files, crate::intercept::process::memory()),
     );
 
     let waiting = Arc::new(Waiting::default());
@@ -415,7 +413,7 @@ pub(super) async fn run(
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut asking = std::pin::pin!(acquire::ask(daemon, Some(&member), None));
-    let mut upgrading: Option<Upgrading> = None;
+    let mut upgrading: Option<successor::Upgrading> = None;
     daemon.before.cut(&membership.roster());
     // Also after a start in the middle of that.
     let mut orphaned = (!membership.roster().is_active(membership.me())).then(Instant::now);
@@ -465,7 +463,7 @@ pub(super) async fn run(
                 },
                 None => break End::Stop(Halt::Stop),
             },
-            (started, reply) = started(&mut upgrading) => match with_doors(daemon, started) {
+            (started, reply) = successor::started(&mut upgrading) => match successor::with_doors(daemon, started) {
                 Ok((successor, descriptors)) => {
                     break End::Upgrade(Box::new(Handover { successor, reply, descriptors, kept: None }));
                 }
@@ -598,26 +596,6 @@ impl Arrivals {
     }
 }
 
-/// An upgrade whose next process is not ready yet, and who asked for it.
-type Upgrading = (Pin<Box<dyn Future<Output = anyhow::Result<Successor>> + Send>>, successor::Reply);
-
-/// What came of it, once there is one; it is over then.
-async fn started(upgrading: &mut Option<Upgrading>) -> (anyhow::Result<Successor>, successor::Reply) {
-    let started = match upgrading {
-        Some((starting, _)) => starting.await,
-        None => std::future::pending().await,
-    };
-    match upgrading.take() {
-        Some((_, reply)) => (started, reply),
-        None => std::future::pending().await,
-    }
-}
-
-/// With the doors, once more, as long as somebody holds them.
-fn with_doors(daemon: &Daemon, started: anyhow::Result<Successor>) -> anyhow::Result<(Successor, Vec<(String, OwnedFd)>)> {
-    Ok((started?, daemon.doors.duplicate()?.into_iter().collect()))
-}
-
 /// A listening socket of ours; none where the address family does not exist on this host.
 fn door(daemon: &Daemon, address: SocketAddr, what: &str) -> anyhow::Result<Option<Arc<TcpListener>>> {
     match daemon.doors.open(address, Mark::Mesh) {
@@ -673,12 +651,6 @@ async fn leave(member: &Member) -> Result<(), No> {
     }
     let _ = tokio::time::timeout(FAREWELL, async { while told.join_next().await.is_some() {} }).await;
     Ok(())
-}
-
-/// Bytes of memory of this machine.
-fn memory() -> u64 {
-    let machine = rustix::system::sysinfo();
-    (machine.totalram as u64).saturating_mul(u64::from(machine.mem_unit))
 }
 
 fn settings(daemon: &Daemon) -> proxy::Settings {

@@ -9,6 +9,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -91,6 +92,29 @@ pub(super) fn serve(daemon: Arc<Daemon>) -> std::io::Result<impl Future<Output =
 /// That nothing came of an upgrade.
 pub(super) fn no(why: impl ToString) -> No {
     No::new(StatusCode::CONFLICT, "not upgraded: meshd goes on as before", why, "the log of meshd says more")
+}
+
+/// An upgrade whose next process is not ready yet, and who asked for it.
+pub(super) type Upgrading = (Pin<Box<dyn Future<Output = anyhow::Result<Successor>> + Send>>, Reply);
+
+/// What came of it, once there is one; it is over then.
+pub(super) async fn started(upgrading: &mut Option<Upgrading>) -> (anyhow::Result<Successor>, Reply) {
+    let started = match upgrading {
+        Some((starting, _)) => starting.await,
+        None => std::future::pending().await,
+    };
+    match upgrading.take() {
+        Some((_, reply)) => (started, reply),
+        None => std::future::pending().await,
+    }
+}
+
+/// With the doors, once more, as long as somebody holds them.
+pub(super) fn with_doors(
+    daemon: &Daemon,
+    started: anyhow::Result<Successor>,
+) -> anyhow::Result<(Successor, Vec<(String, OwnedFd)>)> {
+    Ok((started?, daemon.doors.duplicate()?.into_iter().collect()))
 }
 
 impl Successor {

@@ -122,6 +122,12 @@ pub fn raise_file_limit() -> io::Result<u64> {
     Ok(u64::from(limit.rlim_cur))
 }
 
+/// Bytes of memory of this machine.
+pub fn memory() -> u64 {
+    let machine = rustix::system::sysinfo();
+    (machine.totalram as u64).saturating_mul(u64::from(machine.mem_unit))
+}
+
 /// Keeps this process, which holds keys, out of core dumps: no core file, and none for a handler that the system pipes them to, which
 /// does not look at the limit. Nobody but root can read its memory or descriptors then, not even its own user.
 ///
