@@ -12,8 +12,8 @@ mod buffers;
 mod receiving;
 mod shake;
 mod shown;
+mod stream;
 
-use std::future::poll_fn;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,8 +21,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rustls::{ClientConfig, CommonState, ServerConfig};
 use rustls_pki_types::{CertificateDer, ServerName};
-use socket2::SockRef;
-use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::task::yield_now;
 
@@ -35,6 +33,8 @@ use buffers::{Buffer, SLOT, SLOTS};
 use receiving::Receiving;
 pub use shake::Input;
 use shown::Shown;
+pub use stream::Stream;
+use stream::{readable, stirs, writable, write_all};
 
 /// Records under one key before it is renewed: a quarter of what AES-GCM may do (RFC 8446 section 5.5).
 const RENEW: u64 = 1 << 22;
@@ -89,8 +89,8 @@ impl Said {
 }
 
 /// A tunnel whose handshake is done.
-pub struct Tunnel {
-    wire: TcpStream,
+pub struct Tunnel<W = TcpStream> {
+    wire: W,
     version: Version,
     peer: Shown,
     sending: Sending,
@@ -115,12 +115,12 @@ struct Sending {
     unsent: Vec<u8>,
 }
 
-impl Tunnel {
+impl<W: Stream> Tunnel<W> {
     /// Shakes hands as the side that dialled. Whether the right member answered is the caller's to check.
     ///
     /// # Errors
     /// The connection's own; `InvalidData` with the TLS error, also when the peer speaks none of our versions.
-    pub async fn dial(wire: TcpStream, config: Arc<ClientConfig>, name: ServerName<'static>) -> io::Result<Box<Self>> {
+    pub async fn dial(wire: W, config: Arc<ClientConfig>, name: ServerName<'static>) -> io::Result<Box<Self>> {
         let shaken = shake::dial(&wire, config, name, look).await?;
         Self::new(wire, shaken)
     }
@@ -129,12 +129,12 @@ impl Tunnel {
     ///
     /// # Errors
     /// As [`Tunnel::dial`].
-    pub async fn answer(wire: TcpStream, config: Arc<ServerConfig>, input: Input) -> io::Result<Box<Self>> {
+    pub async fn answer(wire: W, config: Arc<ServerConfig>, input: Input) -> io::Result<Box<Self>> {
         let shaken = shake::answer(&wire, config, input, look).await?;
         Self::new(wire, shaken)
     }
 
-    fn new(wire: TcpStream, shaken: shake::Shaken<(Version, Shown)>) -> io::Result<Box<Self>> {
+    fn new(wire: W, shaken: shake::Shaken<(Version, Shown)>) -> io::Result<Box<Self>> {
         let traffic = |secrets| Traffic::new(secrets).map_err(io::Error::other);
         let (version, peer) = shaken.seen;
         Ok(Box::new(Self {
@@ -147,8 +147,8 @@ impl Tunnel {
         }))
     }
 
-    /// The TCP connection below.
-    pub fn wire(&self) -> &TcpStream {
+    /// The connection below.
+    pub fn wire(&self) -> &W {
         &self.wire
     }
 
@@ -191,7 +191,7 @@ impl Tunnel {
                     return Ok(header);
                 }
             }
-            let batch = self.receiving.next(&self.wire, None, &self.keys, self.version, false).await?;
+            let batch = self.receiving.next(&self.wire, None::<&W>, &self.keys, self.version, false).await?;
             if batch.is_empty() {
                 return Err(Fault::Tunnel(io::ErrorKind::UnexpectedEof.into()));
             }
@@ -204,8 +204,7 @@ impl Tunnel {
 
     /// Whether nothing has come since the last stream: not even the end. A system call, because the runtime may not have heard yet.
     pub fn is_quiet(&self) -> bool {
-        let peeked = SockRef::from(&self.wire).peek(&mut [std::mem::MaybeUninit::uninit()]);
-        self.receiving.held.is_none() && peeked.is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock)
+        self.receiving.held.is_none() && self.wire.peek().is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock)
     }
 
     /// Relays between `app` and the tunnel until both directions have ended. The bytes are counted in `meter` as they pass. What
@@ -216,7 +215,7 @@ impl Tunnel {
     /// tunnel is of no use then.
     pub fn carry(
         &mut self,
-        app: &TcpStream,
+        app: &impl Stream,
         role: Role,
         said: &mut Said,
         meter: Meter<'_>,
@@ -230,7 +229,7 @@ impl Tunnel {
     }
 
     /// With `now` the lead does not wait for the application, and the peer's verdict is awaited.
-    async fn relay(&mut self, app: &TcpStream, lead: Vec<u8>, now: bool, said: &mut Said, meter: Meter<'_>) -> Result<(), Fault> {
+    async fn relay(&mut self, app: &impl Stream, lead: Vec<u8>, now: bool, said: &mut Said, meter: Meter<'_>) -> Result<(), Fault> {
         let Self { wire, version, sending, receiving, keys, .. } = self;
         keys.accepted.store(false, Ordering::Relaxed);
         let mut send = pin!(sending.send(wire, app, keys, *version, lead, now, said, meter.sent));
@@ -242,7 +241,7 @@ impl Tunnel {
         // A side that is done is not read from any more: that it is gone would be noticed with the next byte for it only. Boxed, for most
         // connections never come to wait for that.
         if all_sent {
-            let gone = Box::pin(broken_off(app));
+            let gone = Box::pin(app.broken_off());
             tokio::select! { biased; received = receive => received, e = gone => Err(Fault::App(e)) }
         } else {
             let gone = Box::pin(silent(wire, *version));
@@ -278,7 +277,7 @@ impl Tunnel {
         self.finish()?;
         let mut ignored = 0;
         while ignored < MAX_IGNORED {
-            let batch = self.receiving.next(&self.wire, None, &self.keys, self.version, false).await?;
+            let batch = self.receiving.next(&self.wire, None::<&W>, &self.keys, self.version, false).await?;
             if batch.ended {
                 self.receiving.over = false;
                 break;
@@ -290,7 +289,7 @@ impl Tunnel {
     }
 
     fn finish(&self) -> Result<(), Fault> {
-        SockRef::from(&self.wire).shutdown(std::net::Shutdown::Write).map_err(Fault::Tunnel)
+        self.wire.end().map_err(Fault::Tunnel)
     }
 }
 
@@ -308,32 +307,11 @@ fn look(connection: &CommonState) -> io::Result<(Version, Shown)> {
     }
 }
 
-/// Waits until there is something to read. One waits at a time, and needs no more than the place for one in the socket: what
-/// [`TcpStream::readable`] needs for any number is kept by every connection at rest.
-async fn readable(stream: &TcpStream) -> io::Result<()> {
-    poll_fn(|context| stream.poll_read_ready(context)).await
-}
-
-/// Waits until there is room to write, as [`readable`].
-async fn writable(stream: &TcpStream) -> io::Result<()> {
-    poll_fn(|context| stream.poll_write_ready(context)).await
-}
-
-/// Waits until a connection is reset.
-async fn broken_off(stream: &TcpStream) -> io::Error {
-    loop {
-        match stream.ready(Interest::ERROR).await.and_then(|_| stream.take_error()) {
-            Ok(None) => _ = stream.try_io(Interest::ERROR, || Err::<(), _>(io::ErrorKind::WouldBlock.into())),
-            Ok(Some(e)) | Err(e) => return e,
-        }
-    }
-}
-
 /// Waits until the peer is gone that has nothing to say any more in the stream of the moment.
-async fn silent(wire: &TcpStream, version: Version) -> io::Error {
+async fn silent(wire: &impl Stream, version: Version) -> io::Error {
     if version == Version::One {
         // Its FIN is there already, or will be.
-        return broken_off(wire).await;
+        return wire.broken_off().await;
     }
     match stirs(wire).await {
         Ok(true) => std::future::pending().await,
@@ -342,25 +320,13 @@ async fn silent(wire: &TcpStream, version: Version) -> io::Error {
     }
 }
 
-/// Waits until something comes. Returns whether it is more than the end.
-async fn stirs(wire: &TcpStream) -> io::Result<bool> {
-    loop {
-        readable(wire).await?;
-        let peek = || SockRef::from(wire).peek(&mut [std::mem::MaybeUninit::uninit()]);
-        match wire.try_io(Interest::READABLE, peek) {
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-            done => return done.map(|n| n > 0),
-        }
-    }
-}
-
 impl Sending {
     /// From the application into the tunnel. With `now` the lead does not wait for the application to say something.
     #[allow(clippy::too_many_arguments)] // the halves of one tunnel, lent apart so that both directions run at once
     async fn send(
         &mut self,
-        wire: &TcpStream,
-        app: &TcpStream,
+        wire: &impl Stream,
+        app: &impl Stream,
         keys: &Keys,
         version: Version,
         mut lead: Vec<u8>,
@@ -374,7 +340,7 @@ impl Sending {
         loop {
             if now {
                 // What the application has said by now goes along; the runtime may not have heard of it yet.
-                match SockRef::from(app).peek(&mut [std::mem::MaybeUninit::uninit()]) {
+                match app.peek() {
                     Ok(_) => readable(app).await.map_err(Fault::App)?,
                     Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
                     // The kernel tells a reset once only: ignored here, it would read as a clean end below.
@@ -418,7 +384,7 @@ impl Sending {
             count.add(said);
             if ended {
                 return match version {
-                    Version::One => SockRef::from(wire).shutdown(std::net::Shutdown::Write).map_err(Fault::Tunnel),
+                    Version::One => wire.end().map_err(Fault::Tunnel),
                     Version::Two => Ok(()),
                 };
             }
@@ -472,26 +438,11 @@ fn broken(error: RecordError) -> Fault {
 }
 
 /// Reads into the slots of a buffer, `skip` bytes into the first: each slot leaves room for what sealing adds.
-fn read(app: &TcpStream, buffer: &mut Buffer, mut skip: usize) -> io::Result<usize> {
+fn read(app: &impl Stream, buffer: &mut Buffer, mut skip: usize) -> io::Result<usize> {
     let mut slots = buffer.chunks_exact_mut(SLOT);
     let mut into: [IoSliceMut<'_>; SLOTS] = std::array::from_fn(|_| {
         let room = slots.next().map_or(&mut [][..], |slot| &mut slot[HEADER..HEADER + MAX_DATA]);
         IoSliceMut::new(room.get_mut(std::mem::take(&mut skip)..).unwrap_or_default())
     });
     app.try_read_vectored(&mut into)
-}
-
-/// Writes all of it.
-async fn write_all(to: &TcpStream, mut pieces: &mut [IoSlice<'_>]) -> io::Result<()> {
-    // Takes empty pieces off the front.
-    IoSlice::advance_slices(&mut pieces, 0);
-    while !pieces.is_empty() {
-        match to.try_write_vectored(pieces) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(n) => IoSlice::advance_slices(&mut pieces, n),
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => writable(to).await?,
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(())
 }

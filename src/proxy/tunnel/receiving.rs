@@ -9,12 +9,11 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use rustls::AlertDescription;
-use socket2::SockRef;
-use tokio::net::TcpStream;
 use tokio::task::yield_now;
 
 use super::buffers::{Buffer, SLOT, SLOTS};
-use super::{Keys, TURN, Version, broken, readable, writable, write_all};
+use super::stream::{Stream, readable, writable, write_all};
+use super::{Keys, TURN, Version, broken};
 use crate::identity::traffic::{Kind, RecordError, Traffic, record_length};
 use crate::proxy::Fault;
 use crate::proxy::edges::Count;
@@ -66,8 +65,8 @@ impl Receiving {
     /// Out of the tunnel to the application.
     pub(super) async fn receive(
         &mut self,
-        wire: &TcpStream,
-        app: &TcpStream,
+        wire: &impl Stream,
+        app: &impl Stream,
         keys: &Keys,
         version: Version,
         mut verdict: bool,
@@ -104,16 +103,16 @@ impl Receiving {
                 if verdict {
                     return Err(Fault::NoVerdict);
                 }
-                return SockRef::from(app).shutdown(std::net::Shutdown::Write).map_err(Fault::App);
+                return app.end().map_err(Fault::App);
             }
         }
     }
 
     /// The next whole records, some data or an end. `app` is who will get them: nothing is read while it takes nothing.
-    pub(super) async fn next(
+    pub(super) async fn next<W: Stream, A: Stream>(
         &mut self,
-        wire: &TcpStream,
-        app: Option<&TcpStream>,
+        wire: &W,
+        app: Option<&A>,
         keys: &Keys,
         version: Version,
         unanswered: bool,
@@ -143,7 +142,7 @@ impl Receiving {
     }
 
     /// Reads once.
-    async fn fill(&mut self, wire: &TcpStream, app: Option<&TcpStream>) -> Result<(), Fault> {
+    async fn fill(&mut self, wire: &impl Stream, app: Option<&impl Stream>) -> Result<(), Fault> {
         self.release();
         if let Some(held) = &mut self.held {
             // The rest of a record is to come: it and what is behind it go to the front, of a large buffer if much is coming.
@@ -266,7 +265,7 @@ impl Batch {
     }
 
     /// Writes all of it, and counts what is written.
-    async fn write(&mut self, buffer: &[u8], to: &TcpStream, count: Count<'_>) -> io::Result<()> {
+    async fn write(&mut self, buffer: &[u8], to: &impl Stream, count: Count<'_>) -> io::Result<()> {
         self.advance(0);
         while self.done < self.count {
             match self.write_once(buffer, to) {
@@ -280,7 +279,7 @@ impl Batch {
     }
 
     /// Apart from [`Batch::write`], so that what the kernel is handed is not kept while it takes nothing.
-    fn write_once(&mut self, buffer: &[u8], to: &TcpStream) -> io::Result<usize> {
+    fn write_once(&mut self, buffer: &[u8], to: &impl Stream) -> io::Result<usize> {
         let mut out = [IoSlice::new(&[]); PIECES];
         out.iter_mut().zip(self.pieces()).for_each(|(out, piece)| *out = IoSlice::new(&buffer[piece]));
         let written = to.try_write_vectored(&out[..(self.count - self.done) as usize])?;

@@ -10,9 +10,9 @@ use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, InsufficientSizeError, UnbufferedStatus};
 use rustls::{ClientConfig, CommonState, ExtractedSecrets, ServerConfig};
 use rustls_pki_types::ServerName;
-use tokio::net::TcpStream;
 
 use super::buffers::Buffer;
+use super::stream::{Stream, readable, write_all};
 use crate::identity::traffic::{HEADER, MAX_RECORD, Schedule};
 
 /// Bytes that were received and not used yet.
@@ -36,12 +36,12 @@ impl Input {
     ///
     /// # Errors
     /// The connection's own, `UnexpectedEof` at its end, `InvalidData` when there is no room: more than any handshake needs.
-    pub async fn more(&mut self, wire: &TcpStream) -> io::Result<()> {
+    pub async fn more(&mut self, wire: &impl Stream) -> io::Result<()> {
         if self.have == self.buffer.len() {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "a handshake that does not end"));
         }
         loop {
-            wire.readable().await?;
+            readable(wire).await?;
             match wire.try_read(&mut self.buffer[self.have..]) {
                 Ok(0) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the connection ended in the handshake")),
                 Ok(n) => {
@@ -55,7 +55,7 @@ impl Input {
     }
 
     /// Waits until the record at `from` is whole; where it ends.
-    async fn record(&mut self, from: usize, wire: &TcpStream) -> io::Result<usize> {
+    async fn record(&mut self, from: usize, wire: &impl Stream) -> io::Result<usize> {
         loop {
             if let Some((header, _)) = self.bytes().get(from..).and_then(|b| b.split_first_chunk::<HEADER>()) {
                 let len = HEADER + usize::from(u16::from_be_bytes([header[3], header[4]]));
@@ -133,7 +133,7 @@ pub(super) struct Shaken<T> {
 
 /// Dials: `look` sees the finished connection while rustls still knows the peer's certificate.
 pub(super) async fn dial<T>(
-    wire: &TcpStream,
+    wire: &impl Stream,
     config: Arc<ClientConfig>,
     name: ServerName<'static>,
     look: impl FnOnce(&CommonState) -> io::Result<T>,
@@ -144,7 +144,7 @@ pub(super) async fn dial<T>(
 
 /// Answers a dialler whose first bytes are in `input`.
 pub(super) async fn answer<T>(
-    wire: &TcpStream,
+    wire: &impl Stream,
     config: Arc<ServerConfig>,
     input: Input,
     look: impl FnOnce(&CommonState) -> io::Result<T>,
@@ -162,7 +162,7 @@ enum Next {
 }
 
 async fn shake<S: Side, T>(
-    wire: &TcpStream,
+    wire: &impl Stream,
     mut side: S,
     mut input: Input,
     look: impl FnOnce(&CommonState) -> io::Result<T>,
@@ -190,12 +190,12 @@ async fn shake<S: Side, T>(
         offered -= discard;
         match next {
             Next::Again => {}
-            Next::Flush => super::write_all(wire, &mut [io::IoSlice::new(&std::mem::take(&mut out))]).await?,
+            Next::Flush => write_all(wire, &mut [io::IoSlice::new(&std::mem::take(&mut out))]).await?,
             Next::More => offered = input.record(offered, wire).await?,
             Next::Done => break,
             Next::Failed(error) => {
                 alert(&mut side, &mut input.buffer[..offered], &mut out);
-                let _ = super::write_all(wire, &mut [io::IoSlice::new(&out)]).await;
+                let _ = write_all(wire, &mut [io::IoSlice::new(&out)]).await;
                 return Err(invalid(error));
             }
         }
