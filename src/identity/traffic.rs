@@ -198,6 +198,45 @@ pub enum Schedule {
     Client(KernelConnection<ClientConnectionData>),
     /// Of the side that was dialled.
     Server(KernelConnection<ServerConnectionData>),
+    /// Made without a handshake, for a test.
+    #[cfg(test)]
+    #[allow(private_interfaces)]
+    Made(Made),
+}
+
+/// Keys for a test that has no time for a handshake: what is sent, and what is received, under which suite.
+#[cfg(test)]
+#[derive(Clone, Copy)]
+pub(crate) struct Made {
+    pub(crate) sending: [u8; 32],
+    pub(crate) receiving: [u8; 32],
+    pub(crate) aes: bool,
+}
+
+#[cfg(test)]
+impl Made {
+    /// The other end's.
+    pub(crate) fn other(self) -> Self {
+        Self { sending: self.receiving, receiving: self.sending, ..self }
+    }
+
+    pub(crate) fn traffic(self, sending: bool) -> Result<Traffic, Error> {
+        use rustls::crypto::cipher::{AeadKey, Iv};
+        let (key, iv) = (AeadKey::from(if sending { self.sending } else { self.receiving }), Iv::from([9; 12]));
+        Traffic::new((
+            0,
+            match self.aes {
+                true => ConnectionTrafficSecrets::Aes256Gcm { key, iv },
+                false => ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv },
+            },
+        ))
+    }
+
+    fn next(&mut self, sending: bool) -> Result<Traffic, Error> {
+        let secret = if sending { &mut self.sending } else { &mut self.receiving };
+        *secret = meshd_ca::keys::sha256(&[&*secret]);
+        self.traffic(sending)
+    }
 }
 
 impl Schedule {
@@ -209,6 +248,8 @@ impl Schedule {
         Traffic::new(match self {
             Self::Client(c) => c.update_tx_secret()?,
             Self::Server(c) => c.update_tx_secret()?,
+            #[cfg(test)]
+            Self::Made(made) => return made.next(true),
         })
     }
 
@@ -220,6 +261,8 @@ impl Schedule {
         Traffic::new(match self {
             Self::Client(c) => c.update_rx_secret()?,
             Self::Server(c) => c.update_rx_secret()?,
+            #[cfg(test)]
+            Self::Made(made) => return made.next(false),
         })
     }
 }

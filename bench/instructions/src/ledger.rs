@@ -8,8 +8,10 @@ use anyhow::{Context, Result, ensure};
 
 /// Instructions beyond which a path has grown, in thousandths of what it took before.
 const LIMIT: u64 = 5;
-/// The same where sockets of the kernel are in the path: how often it says "not yet" is not the same each time.
-const LIMIT_SOCKETS: u64 = 30;
+/// The same where it is not the same each time: how often the kernel says "not yet", which ids the keys of a run have.
+const LIMIT_VARYING: u64 = 30;
+/// So many more are none in a short path: what is around it was compiled in another way.
+const SLACK: u64 = 20;
 /// Allocations of one turn: what a table does now and then when it grows is none.
 const ALLOCATION: f64 = 0.5;
 
@@ -60,8 +62,9 @@ impl Ledger {
 }
 
 fn grew(name: &str, before: Counts, now: Counts) -> bool {
-    let limit = if name.starts_with("sockets:") { LIMIT_SOCKETS } else { LIMIT };
-    now.instructions > before.instructions + before.instructions * limit / 1000
+    let varies = ["sockets:", "catalog:"].iter().any(|start| name.starts_with(start));
+    let limit = if varies { LIMIT_VARYING } else { LIMIT };
+    now.instructions > before.instructions + before.instructions * limit / 1000 + SLACK
         || now.allocations >= before.allocations + ALLOCATION
 }
 
@@ -118,9 +121,10 @@ mod tests {
     #[test]
     fn what_grew_is_told() {
         let before = ledger(&[("seal", 1000, 0.0), ("open", 1000, 2.0), ("sockets:x", 1000, 1.0)]);
+        // A lock that nobody holds takes 29.
         let grown = |now: &[(&str, u64, f64)]| ledger(now).beside(&before).1;
-        assert_eq!(grown(&[("seal", 1005, 0.0), ("open", 900, 2.1), ("sockets:x", 1030, 1.0)]), 0);
-        assert_eq!(grown(&[("seal", 1006, 0.0), ("open", 900, 2.5), ("sockets:x", 1031, 1.0)]), 3);
+        assert_eq!(grown(&[("seal", 1025, 0.0), ("open", 900, 2.1), ("sockets:x", 1050, 1.0)]), 0);
+        assert_eq!(grown(&[("seal", 1026, 0.0), ("open", 900, 2.5), ("sockets:x", 1051, 1.0)]), 3);
         // What nobody compared is no less a change.
         assert_eq!(grown(&[("seal", 1000, 0.0), ("other", 1, 0.0), ("sockets:x", 1, 0.0)]), 2);
     }

@@ -4,6 +4,8 @@
 //! `MESHD_SCHEDULES` says how many for each pair of ends, `MESHD_SEED` with which to begin: a schedule that fails names its seed, so that
 //! `MESHD_SCHEDULES=1 MESHD_SEED=n` is that one again.
 
+mod simulated;
+
 use std::num::NonZeroU16;
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,7 +14,7 @@ use std::{fmt, io};
 
 use meshd_ca::identity::NodeId;
 use meshd_ca::time::UnixTime;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -26,7 +28,7 @@ use crate::proxy::Fault;
 use crate::proxy::edges::{Direction, Edges, Key};
 use crate::proxy::header::{Header, PREFIX};
 use crate::proxy::socket;
-use crate::proxy::tunnel::{Input, Role, Said, Tunnel, Version};
+use crate::proxy::tunnel::{Input, Role, Said, Stream, Tunnel, Version};
 
 /// What carries one end.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -39,9 +41,21 @@ enum Kind {
     Two,
 }
 
-enum End {
-    Reference(Box<TlsStream<TcpStream>>),
-    Ours(Box<Tunnel>),
+enum End<W = TcpStream> {
+    Reference(Box<TlsStream<W>>),
+    Ours(Box<Tunnel<W>>),
+}
+
+/// A connection as both the tunnel and rustls as it is know one.
+pub(super) trait Wire: Stream + AsyncRead + AsyncWrite + Unpin {
+    /// Dropping it is not a reset any more.
+    fn ended(&self) -> io::Result<()>;
+}
+
+impl Wire for TcpStream {
+    fn ended(&self) -> io::Result<()> {
+        socket::ended(self)
+    }
 }
 
 /// Who dials whom.
@@ -209,7 +223,7 @@ impl Kind {
         known.iter().map(|k| k.to_vec()).collect()
     }
 
-    async fn dial(self, lab: &Lab, wire: TcpStream) -> io::Result<End> {
+    async fn dial<W: Wire>(self, lab: &Lab, wire: W) -> io::Result<End<W>> {
         let mut config = (**lab.a.svids.own().unwrap().client()).clone();
         config.alpn_protocols = self.alpn();
         let (config, name) = (Arc::new(config), server_name(PORT.try_into().unwrap()));
@@ -219,7 +233,7 @@ impl Kind {
         })
     }
 
-    async fn answer(self, lab: &Lab, wire: TcpStream) -> io::Result<End> {
+    async fn answer<W: Wire>(self, lab: &Lab, wire: W) -> io::Result<End<W>> {
         let mut config = (**lab.b.svids.own().unwrap().server()).clone();
         config.alpn_protocols = self.alpn();
         let config = Arc::new(config);
@@ -230,7 +244,7 @@ impl Kind {
     }
 }
 
-impl End {
+impl<W: Wire> End<W> {
     /// New keys after so many records; the reference at once, and it asks the other end for the same.
     fn renew(&mut self, after: u64) {
         match self {
@@ -248,7 +262,7 @@ impl End {
     }
 
     /// One stream; the application's socket ends as the proxy would end it.
-    async fn carry(&mut self, app: TcpStream, role: Role) -> Result<(), Fault> {
+    async fn carry<A: Wire>(&mut self, app: A, role: Role) -> Result<(), Fault> {
         let edges = Edges::default();
         let key = Key { direction: Direction::Inbound, source: None, destination: None, address: [10, 0, 0, 1].into(), port: 1 };
         let edge = edges.open(key, NodeId::from_bytes([1; 16]), UnixTime(0));
@@ -270,7 +284,7 @@ impl End {
                 tunnel.carry(&app, role, &mut Said::default(), edge.meter()).await?;
             }
         }
-        socket::ended(&app).map_err(Fault::App)
+        app.ended().map_err(Fault::App)
     }
 }
 
@@ -278,7 +292,7 @@ fn header() -> Header {
     Header { port: NonZeroU16::new(PORT).unwrap(), address: None, client: None, low_port: false }
 }
 
-impl fmt::Debug for Seen {
+impl<W> fmt::Debug for Seen<W> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { client: (a, clean_a), service: (b, clean_b), dialler, dialled } = self;
         write!(f, "client heard {}, cleanly: {clean_a}; service heard {}, cleanly: {clean_b}; ", a.len(), b.len())?;
@@ -287,11 +301,11 @@ impl fmt::Debug for Seen {
 }
 
 /// What the two applications saw of one stream, and what is left of the tunnel: an end that fails drops its own, as the proxy does.
-struct Seen {
+struct Seen<W = TcpStream> {
     client: (Vec<u8>, bool),
     service: (Vec<u8>, bool),
-    dialler: Result<End, Fault>,
-    dialled: Result<End, Fault>,
+    dialler: Result<End<W>, Fault>,
+    dialled: Result<End<W>, Fault>,
 }
 
 /// One stream. The ends come as promises: in a new tunnel the last flight of the handshake leaves with the header.
@@ -314,7 +328,7 @@ async fn stream(
     Seen { client, service, dialler, dialled }
 }
 
-fn judge(what: &str, client: &Script, service: &Script, seen: &Seen) {
+fn judge<W>(what: &str, client: &Script, service: &Script, seen: &Seen<W>) {
     let whole = client.resets.is_none() && service.resets.is_none();
     for (heard, other, me) in [(&seen.client, service, client), (&seen.service, client, service)] {
         assert!(other.bytes.starts_with(&heard.0), "{what}: other bytes than were sent");
@@ -328,10 +342,10 @@ fn judge(what: &str, client: &Script, service: &Script, seen: &Seen) {
     assert_eq!((seen.dialler.is_ok(), seen.dialled.is_ok()), (whole, whole), "{what}: {seen:?}");
 }
 
-fn seeds() -> Range<u64> {
+fn seeds(usual: u64) -> Range<u64> {
     let variable = |name: &str| std::env::var(name).ok().and_then(|n| n.parse().ok());
     let first = variable("MESHD_SEED").unwrap_or(0);
-    first..first + variable("MESHD_SCHEDULES").unwrap_or(40)
+    first..first + variable("MESHD_SCHEDULES").unwrap_or(usual)
 }
 
 /// Streams over one tunnel, one after another for as long as it lasts.
@@ -379,7 +393,7 @@ async fn for_all<F: Future<Output = ()> + Send>(one: impl Fn(Arc<Lab>, (Kind, Ki
     let run = |pair| {
         let lab = lab.clone();
         async move {
-            for seed in seeds() {
+            for seed in seeds(40) {
                 one(lab.clone(), pair, seed).await;
             }
         }

@@ -1,14 +1,16 @@
 //! The reference relay: rustls as it is, `meshd/1`. What [`crate::proxy::tunnel`] does must be the same, byte by byte and end by end.
 
+use std::future::poll_fn;
 use std::io;
+use std::pin::Pin;
+use std::task::Poll;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::timeout;
 use tokio_rustls::TlsStream;
 
+use super::differential::Wire;
 use crate::proxy::Fault;
 use crate::proxy::edges::{Count, Meter};
 use crate::proxy::header::Verdict;
@@ -27,14 +29,14 @@ pub(super) struct Plain;
 
 impl Plain {
     /// As [`Tunnel::carry`](crate::proxy::tunnel::Tunnel::carry).
-    pub(super) async fn relay(
+    pub(super) async fn relay<W: Wire>(
         &self,
-        app: &mut TcpStream,
-        tunnel: &mut TlsStream<TcpStream>,
+        app: &mut impl Wire,
+        tunnel: &mut TlsStream<W>,
         role: Role,
         meter: Meter<'_>,
     ) -> Result<(), Fault> {
-        let (from_app, to_app) = app.split();
+        let (from_app, to_app) = tokio::io::split(app);
         let (from_peer, to_peer) = tokio::io::split(tunnel);
         match role {
             Role::Dialler(header) => tokio::try_join!(
@@ -97,7 +99,12 @@ impl Buffer {
 }
 
 /// From the application into the tunnel.
-async fn send(mut app: ReadHalf<'_>, mut tunnel: impl AsyncWrite + Unpin, lead: Lead, count: Count<'_>) -> Result<(), Fault> {
+async fn send(
+    mut app: impl AsyncRead + Unpin,
+    mut tunnel: impl AsyncWrite + Unpin,
+    lead: Lead,
+    count: Count<'_>,
+) -> Result<(), Fault> {
     let (lead, now) = match lead {
         Lead::Now(lead) => (lead, true),
         Lead::WithData(lead) => (lead, false),
@@ -107,11 +114,12 @@ async fn send(mut app: ReadHalf<'_>, mut tunnel: impl AsyncWrite + Unpin, lead: 
     buffer.bytes[..before].copy_from_slice(&lead);
     if now {
         // The kernel tells a reset once only: ignored here, it would read as a clean end below.
-        let n = match app.try_read(&mut buffer.bytes[before..]) {
-            Ok(n) => n,
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => 0,
-            Err(e) => return Err(Fault::App(e)),
-        };
+        let mut said = ReadBuf::new(&mut buffer.bytes[before..]);
+        match poll_fn(|context| Poll::Ready(Pin::new(&mut app).poll_read(context, &mut said))).await {
+            Poll::Ready(done) => done.map_err(Fault::App)?,
+            Poll::Pending => {}
+        }
+        let n = said.filled().len();
         count.add(n);
         tunnel.write_all(&buffer.bytes[..before + n]).await.map_err(Fault::Tunnel)?;
         tunnel.flush().await.map_err(Fault::Tunnel)?;
@@ -137,7 +145,7 @@ async fn send(mut app: ReadHalf<'_>, mut tunnel: impl AsyncWrite + Unpin, lead: 
 /// Out of the tunnel to the application. Only close_notify reads as an end; a bare end of the TCP connection is an error.
 async fn receive(
     mut tunnel: impl AsyncRead + Unpin,
-    mut app: WriteHalf<'_>,
+    mut app: impl AsyncWrite + Unpin,
     mut verdict: bool,
     count: Count<'_>,
 ) -> Result<(), Fault> {

@@ -147,6 +147,23 @@ impl<W: Stream> Tunnel<W> {
         }))
     }
 
+    /// As after a handshake that left these keys.
+    #[cfg(test)]
+    pub(crate) fn made(wire: W, version: Version, keys: crate::identity::traffic::Made) -> Box<Self> {
+        Box::new(Self {
+            wire,
+            version,
+            peer: Shown::new(&CertificateDer::from(&b"somebody"[..])),
+            sending: Sending { traffic: keys.traffic(true).unwrap(), renew: RENEW, unsent: Vec::new() },
+            receiving: Receiving::new(keys.traffic(false).unwrap(), None),
+            keys: Keys {
+                schedule: Mutex::new(Schedule::Made(keys)),
+                owed: AtomicBool::new(false),
+                accepted: AtomicBool::new(false),
+            },
+        })
+    }
+
     /// The connection below.
     pub fn wire(&self) -> &W {
         &self.wire
@@ -229,7 +246,14 @@ impl<W: Stream> Tunnel<W> {
     }
 
     /// With `now` the lead does not wait for the application, and the peer's verdict is awaited.
-    async fn relay(&mut self, app: &impl Stream, lead: Vec<u8>, now: bool, said: &mut Said, meter: Meter<'_>) -> Result<(), Fault> {
+    async fn relay(
+        &mut self,
+        app: &impl Stream,
+        lead: Vec<u8>,
+        now: bool,
+        said: &mut Said,
+        meter: Meter<'_>,
+    ) -> Result<(), Fault> {
         let Self { wire, version, sending, receiving, keys, .. } = self;
         keys.accepted.store(false, Ordering::Relaxed);
         let mut send = pin!(sending.send(wire, app, keys, *version, lead, now, said, meter.sent));
