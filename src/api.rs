@@ -17,6 +17,9 @@
 //! | `DELETE /v1/authorities/NODE` | [`Done`] |
 //! | `POST /v1/rotation` | [`Rotation`] |
 //! | `POST /v1/banish` [`Banishment`] | [`Done`] |
+//! | `GET /v1/roster` | the roster, as members give it to each other |
+//! | `POST /v1/roster` [`RecoveryWords`] | [`Done`] |
+//! | `POST /v1/recover` | [`NewRoot`] |
 //! | `GET /v1/tokens` | array of [`TokenInfo`] |
 //! | `POST /v1/tokens` [`NewToken`] | [`CreatedToken`] |
 //! | `DELETE /v1/tokens/ID` | [`Done`] |
@@ -28,7 +31,7 @@
 //! | `GET /v1/log-level` | [`LogLevel`] |
 //! | `PUT /v1/log-level` [`LogLevel`] | [`LogLevel`] |
 //!
-//! Whatever is not `GET`, and `/v1/tokens` as a whole, is for root and the daemon's own user only: the daemon asks the kernel who
+//! Whatever is not `GET`, and `/v1/tokens` and `/v1/roster` as a whole, is for root and the daemon's own user only: the daemon asks the kernel who
 //! is calling (`SO_PEERCRED`, unix(7)). A refusal is a status of 4xx or 5xx with an [`ErrorBody`].
 //!
 //! Times are whole seconds: absolute ones since 1970 on the mesh's clock, relative ones are named `..._seconds`.
@@ -40,6 +43,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use meshd_ca::bundle::RootId;
 use meshd_ca::identity::{HostName, MeshId, NodeId, SpiffeId, TrustDomain, Workload};
+use meshd_ca::keys::base64url;
+use meshd_ca::roster::Entry;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -81,6 +86,10 @@ pub mod path {
     pub const ROTATION: &str = "/v1/rotation";
     /// A [`super::Banishment`] posted.
     pub const BANISH: &str = "/v1/banish";
+    /// The roster as a document; [`super::RecoveryWords`] posted.
+    pub const ROSTER: &str = "/v1/roster";
+    /// An empty body posted; [`super::NewRoot`].
+    pub const RECOVER: &str = "/v1/recover";
     /// [`super::JoinRequest`] posted.
     pub const JOIN: &str = "/v1/join";
     /// [`super::Pending`] hosts.
@@ -581,6 +590,23 @@ pub struct Appointment {
 pub struct Banishment {
     /// Its name or id.
     pub node: String,
+}
+
+/// What the recovery key of the mesh signed, for everybody. The key itself stays with the command.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecoveryWords {
+    /// The entries, in the order in which the others are to hear them.
+    pub entries: Vec<Entry>,
+}
+
+/// The root that a host would have as an authority.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewRoot {
+    /// The host.
+    pub node: NodeId,
+    /// The root certificate (DER).
+    #[serde(with = "base64url")]
+    pub root: Vec<u8>,
 }
 
 /// A wish to join the mesh a token is for.

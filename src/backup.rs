@@ -8,9 +8,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
-use meshd_ca::backup::{Backup, Content, RecoveryKey, SealingKey};
+use meshd_ca::backup::{Backup, Content, SealingKey};
 use meshd_ca::identity::NodeId;
 use meshd_ca::keys::PrivateKey;
+use meshd_ca::recovery::RecoveryKey;
 use meshd_ca::roster::Roster;
 use meshd_ca::store::{Health, Store, survey};
 use meshd_ca::time::UnixTime;
@@ -151,7 +152,7 @@ mod tests {
         let store = Arc::new(Store::open(dir).unwrap());
         let key = Arc::new(node_key(&store).unwrap());
         let (name, clock) = (HostName::nearest("kitchen"), Clock::new(NOW));
-        let membership = Membership::found(key.clone(), store.clone(), clock, name, None).unwrap();
+        let membership = Membership::found(key.clone(), store.clone(), clock, name, None, None).unwrap();
         (store, key, membership)
     }
 

@@ -23,5 +23,6 @@ pub mod local;
 pub mod logging;
 pub(crate) mod membership;
 pub mod proxy;
+pub(crate) mod recovery;
 pub(crate) mod succession;
 pub(crate) mod systemd;

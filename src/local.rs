@@ -13,6 +13,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::header::{CONTENT_TYPE, HOST, HeaderMap};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
+use meshd_ca::roster::Roster;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
@@ -21,8 +22,8 @@ use tokio::time::timeout;
 
 use crate::api::{
     Appointment, ApproveRequest, Approved, Authority, Banishment, CreatedToken, Done, Edge, Enrolment, EnrolmentWish, ErrorBody,
-    Finding, Identity, JoinRequest, Joined, LogLevel, MAX_ANSWER, NewToken, Node, Pending, Resolve, Rotation, Service, Status,
-    TokenInfo, Upgraded, VERSION_HEADER, path,
+    Finding, Identity, JoinRequest, Joined, LogLevel, MAX_ANSWER, NewRoot, NewToken, Node, Pending, RecoveryWords, Resolve,
+    Rotation, Service, Status, TokenInfo, Upgraded, VERSION_HEADER, path,
 };
 
 /// How long the daemon may take to accept a connection.
@@ -203,6 +204,28 @@ impl Local {
     /// [`LocalError`].
     pub async fn banish(&self, wish: &Banishment) -> Result<Done, LocalError> {
         self.ask(Method::POST, path::BANISH, self.json(wish)?, LOOK).await
+    }
+    /// The roster of the mesh.
+    ///
+    /// # Errors
+    /// [`LocalError`].
+    pub async fn roster(&self) -> Result<Roster, LocalError> {
+        let document: serde_json::Value = self.look(path::ROSTER).await?;
+        Roster::from_bytes(document.to_string().as_bytes()).map_err(|e| self.garbled(e))
+    }
+    /// Hands in what the recovery key signed.
+    ///
+    /// # Errors
+    /// [`LocalError`].
+    pub async fn recovered(&self, words: &RecoveryWords) -> Result<Done, LocalError> {
+        self.ask(Method::POST, path::ROSTER, self.json(words)?, WORK).await
+    }
+    /// The root that this host has, or would have, as an authority.
+    ///
+    /// # Errors
+    /// [`LocalError`].
+    pub async fn new_root(&self) -> Result<NewRoot, LocalError> {
+        self.ask(Method::POST, path::RECOVER, Bytes::new(), LOOK).await
     }
     /// Joins the mesh that a token is for.
     ///

@@ -23,12 +23,14 @@ use meshd_ca::identity::{HostName, MeshId, NodeId, SpiffeId, TrustDomain, Worklo
 use meshd_ca::issue::{Issuer, Leaf, may_hold};
 use meshd_ca::join::{Admission, Admitted, Authority, JoinError, Reason, Reception, Step};
 use meshd_ca::keys::{self, PrivateKey, PublicKey};
+use meshd_ca::recovery::Recovery;
 use meshd_ca::roster::{Entry, Member, Roster, RosterError, Standing};
 use meshd_ca::signed::Signed;
 use meshd_ca::store::{Store, StoreError};
 use meshd_ca::token::{JoinToken, TokenInfo, TokenTable};
 use thiserror::Error;
 use tokio::sync::{Mutex, watch};
+use tokio::time::Instant;
 
 use crate::clock::{self, Clock};
 use fleet::{FLEET, Keeping};
@@ -50,6 +52,9 @@ pub(crate) const ROOT_KEY: &str = "root.key";
 pub(crate) const ROOT2_KEY: &str = "root2.key";
 const ROOT_CERTIFICATE: &str = "root.crt";
 pub(crate) const TOKENS: &str = "tokens";
+/// How long the keys of an office that was lost are kept, unused. When the authority that made it is banished, somebody else's word that it stands
+/// may come a moment later.
+const REGRET: Duration = Duration::from_secs(30);
 /// What an office consists of on disk.
 const OFFICE: [&str; 6] = [ROOT_KEY, ROOT_CERTIFICATE, ROOTS[1].0, ROOTS[1].1, TOKENS, SIGNS];
 
@@ -109,6 +114,8 @@ struct State {
     roster: Roster,
     office: Option<Office>,
     fleet: Option<Keeping>,
+    /// Since when this node has had no office, while the keys of its last one are on the disk still.
+    lost: Option<Instant>,
     /// Files that are behind what is above, because writing them failed: nobody may be told what is in memory only.
     unsaved: HashSet<&'static str>,
 }
@@ -161,9 +168,11 @@ impl Membership {
         clock: Clock,
         name: HostName,
         trust_domain: Option<TrustDomain>,
+        recovery: Option<Recovery>,
     ) -> Result<Self, MembershipError> {
         let mesh = MeshId::from_bytes(keys::random()?);
-        Self::begin(key, store, clock, name, (mesh, trust_domain.unwrap_or_else(|| TrustDomain::of(mesh))), None)
+        let domain = trust_domain.unwrap_or_else(|| TrustDomain::of(mesh));
+        Self::begin(key, store, clock, name, (mesh, domain, recovery), None)
     }
 
     /// Founds the mesh of a fleet. Others of it may do the same at this moment.
@@ -173,9 +182,11 @@ impl Membership {
         clock: Clock,
         name: HostName,
         token: &FleetToken,
+        recovery: Option<Recovery>,
     ) -> Result<Self, MembershipError> {
         let mesh = token.mesh();
-        Self::begin(key, store, clock, name, (mesh, TrustDomain::of(mesh)), Some(Fleet::found(token.key())))
+        let charter = (mesh, TrustDomain::of(mesh), recovery);
+        Self::begin(key, store, clock, name, charter, Some(Fleet::found(token.key())))
     }
 
     fn begin(
@@ -183,11 +194,12 @@ impl Membership {
         store: Arc<Store>,
         clock: Clock,
         name: HostName,
-        (mesh, trust_domain): (MeshId, TrustDomain),
+        (mesh, trust_domain, recovery): (MeshId, TrustDomain, Option<Recovery>),
         fleet: Option<Fleet>,
     ) -> Result<Self, MembershipError> {
         let issuer = Issuer::create(&trust_domain, key.public().node_id(), clock.now(), ROOT_LIFETIME)?;
-        let roster = Roster::found(mesh, trust_domain, &key, name, issuer.root_der().to_vec(), clock.now())?;
+        let root = issuer.root_der().to_vec();
+        let roster = Roster::found_with(recovery, (mesh, trust_domain), &key, name, root, clock.now())?;
         let (root_key, root_der) = issuer.to_parts();
         // The roster comes last: without it the other files mean nothing and the next start founds anew.
         store.save(ROOT_KEY, root_key)?;
@@ -233,7 +245,7 @@ impl Membership {
             false => None,
         };
         if let Some(office) = &mut office {
-            office.signs |= roster.founder() == me;
+            office.signs |= roster.founded_by(me);
             if let Err(error) = office.forget_old(&store, &published(&roster, me)) {
                 tracing::warn!(%error, "what is left of an old root could not be removed");
             }
@@ -290,7 +302,7 @@ impl Membership {
         let (sender, _) = watch::channel(Arc::new(roster.clone()));
         let signs = office.as_ref().filter(|o| o.signs).map(|o| RootId::of(o.issuer.root_der()));
         let (signs, _) = watch::channel(signs);
-        let state = Mutex::new(State { roster, office, fleet, unsaved: HashSet::new() });
+        let state = Mutex::new(State { roster, office, fleet, lost: None, unsaved: HashSet::new() });
         Self { key, store, clock, state, roster: sender, signs, leaving: AtomicBool::new(false) }
     }
 
@@ -356,7 +368,7 @@ impl Membership {
         message: &[u8],
     ) -> Result<Result<Step<Admitted>, JoinError>, MembershipError> {
         let mut state = self.state.lock().await;
-        let State { roster, office, fleet, unsaved } = &mut *state;
+        let State { roster, office, fleet, unsaved, .. } = &mut *state;
         // Hosts without a token ask every member they see.
         let Some(office) = office else { return Ok(Err(JoinError::Refused(Reason::NotAuthority))) };
         if self.leaving.load(Ordering::Relaxed) {
@@ -480,10 +492,11 @@ impl Membership {
 
     /// Makes a root for this node, which is to become an authority, and saves it; the same one at each call. Returns its certificate.
     pub(crate) async fn prepare(&self) -> Result<Vec<u8>, MembershipError> {
-        let state = self.state.lock().await;
+        let mut state = self.state.lock().await;
         if let Some(office) = &state.office {
             return Ok(office.issuer.root_der().to_vec());
         }
+        state.lost = None;
         let (now, domain) = (self.clock.now(), state.roster.trust_domain().clone());
         // What is left of a root that was never made known, or is not of this mesh, is replaced.
         let saved = Office::load(&self.store).ok().flatten().map(|o| o.issuer);
@@ -505,18 +518,23 @@ impl Membership {
     /// more. Returns the entry by which it says which root it has, to be passed on.
     pub(crate) async fn assume(&self) -> Result<Option<Entry>, MembershipError> {
         let mut state = self.state.lock().await;
-        let State { roster, office, unsaved, .. } = &mut *state;
+        let State { roster, office, lost, unsaved, .. } = &mut *state;
         let me = self.me();
         let Some(member) = roster.member(me).filter(|m| m.is_authority()).cloned() else {
             if office.take().is_some() {
                 self.signs.send_replace(None);
+                *lost = Some(Instant::now());
+                tracing::warn!("this host is no authority any more");
+            }
+            if lost.is_some_and(|since| since.elapsed() >= REGRET) {
                 for name in OFFICE {
                     self.store.remove(name)?;
                 }
-                tracing::warn!("this host is no authority any more");
+                *lost = None;
             }
             return Ok(None);
         };
+        *lost = None;
         let known = |o: &Office| member.roots.iter().any(|root| root == o.issuer.root_der());
         if office.is_none() {
             *office = Office::load(&self.store)?.filter(known);
@@ -526,7 +544,7 @@ impl Membership {
                 self.signs.send_replace(Some(RootId::of(office.issuer.root_der())));
             }
         }
-        if me == roster.founder() || member.by == me && !unsaved.contains(ROSTER) {
+        if roster.founded_by(me) || member.by == me && !unsaved.contains(ROSTER) {
             return Ok(None);
         }
         let entry = match roster.entry(me).filter(|_| member.by == me) {
@@ -565,16 +583,25 @@ impl Membership {
         self.change(|roster, key| roster.retire(key, node, roots)).await
     }
 
-    /// Puts a member out for ever. Returns the entries to be passed on: that one first, then what the member had signed and is signed
-    /// again by this node.
+    /// Puts a member out for ever. Returns the entries to be passed on: what the member had signed and is signed again by this node, and that one last.
     pub(crate) async fn banish(&self, node: NodeId) -> Result<Vec<Entry>, MembershipError> {
         let mut state = self.state.lock().await;
-        let old: HashSet<Vec<u8>> = state.roster.entries().map(Entry::to_bytes).collect();
-        let first = self.change_roster(&mut state, |roster| roster.banish(&self.key, node)).await?;
+        let words = self.change_roster(&mut state, |roster| roster.banish(&self.key, node)).await?;
         self.close_window(&mut state).await;
-        // Those it had let in are vouched for before they hear that it is out.
-        let again = state.roster.entries().filter(|e| !old.contains(&e.to_bytes()) && **e != first).cloned();
-        Ok(again.chain(std::iter::once(first.clone())).collect())
+        Ok(words)
+    }
+
+    /// Takes in what the recovery key signed, all of it or nothing.
+    pub(crate) async fn recovered(&self, words: &[Entry]) -> Result<(), MembershipError> {
+        let mut state = self.state.lock().await;
+        if words.iter().any(|w| !state.roster.is_recovery(w.member().by)) {
+            return Err(RosterError::NeedsRecovery.into());
+        }
+        self.change_roster(&mut state, |roster| words.iter().try_for_each(|w| roster.merge(w.clone()).map(drop))).await?;
+        if words.iter().any(|w| w.member().standing == Standing::Banished) {
+            self.close_window(&mut state).await;
+        }
+        Ok(())
     }
 
     async fn change(
@@ -586,19 +613,19 @@ impl Membership {
     }
 
     /// Changes the roster, or leaves it as it was if that cannot be saved.
-    async fn change_roster(
+    async fn change_roster<T>(
         &self,
         state: &mut State,
-        change: impl FnOnce(&mut Roster) -> Result<Entry, RosterError>,
-    ) -> Result<Entry, MembershipError> {
+        change: impl FnOnce(&mut Roster) -> Result<T, RosterError>,
+    ) -> Result<T, MembershipError> {
         let mut roster = state.roster.clone();
-        let entry = change(&mut roster)?;
+        let done = change(&mut roster)?;
         let before = std::mem::replace(&mut state.roster, roster);
         let saved = self.save_roster(state).await;
         if saved.is_err() {
             state.roster = before;
         }
-        saved.map(|()| entry)
+        saved.map(|()| done)
     }
 
     /// Declares that this node leaves, and returns the signed entry for the others.

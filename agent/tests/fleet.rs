@@ -188,7 +188,7 @@ fn a_banishment_spreads_in_a_partition_and_wins_after_it() {
         f.part(|i| u8::from(i >= 10));
         f.run(s(60));
         let mut roster = Roster::clone(&f.nodes[0].roster);
-        let entry = roster.banish(&f.nodes[0].key, f.nodes[victim].id).unwrap();
+        let entry = roster.banish(&f.nodes[0].key, f.nodes[victim].id).unwrap().remove(0);
         f.nodes[0].roster = roster.into();
         f.with(0, |g| g.offer(&entry));
         let id = f.nodes[victim].id;

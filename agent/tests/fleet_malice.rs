@@ -278,7 +278,7 @@ fn strangers_and_who_was_banished_are_no_members_whatever_is_said() {
         let stranger = PrivateKey::generate().unwrap().public().node_id();
         let v = f.nodes[V].id;
         let mut roster = meshd_ca::roster::Roster::clone(&f.nodes[0].roster);
-        let entry = roster.banish(&f.nodes[0].key, v).unwrap();
+        let entry = roster.banish(&f.nodes[0].key, v).unwrap().remove(0);
         f.nodes[0].roster = Arc::new(roster);
         f.with(0, |g| g.offer(&entry));
         f.run(s(5));

@@ -1,38 +1,30 @@
-//! Backups: the state of one host in one sealed file, and the recovery key that opens it.
+//! Backups: the state of one host in one sealed file that the recovery key opens ([`RecoveryKey`]).
 //!
-//! The recovery key is 160 random bits that a person keeps on paper. The host keeps only what seals its own backups ([`SealingKey`], derived from the recovery
+//! The host keeps only what seals its own backups ([`SealingKey`], derived from the recovery
 //! key and the node id one way), so backups need nobody; whoever reads the host's disk learns what the disk holds anyway, and nothing of other hosts
 //! with the same recovery key. Each backup is sealed with a key of its own (AES-256-GCM, RFC 5116) that is derived from the sealing key and what
 //! stands in front of it: version, node id and 32 random bytes. What the files mean is not known here.
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-use crate::identity::{HostName, MeshId, NodeId, base32};
-use crate::keys::{self, KeyError, base64url, derive, random, sha256};
+use crate::identity::{HostName, MeshId, NodeId};
+use crate::keys::{self, KeyError, base64url, derive, random};
+use crate::recovery::RecoveryKey;
 use crate::store::MAX_FILE;
 use crate::time::UnixTime;
 
 /// Longest backup in bytes.
 pub const MAX_BACKUP: usize = 2 * MAX_FILE;
 const SALT: usize = 32;
-/// Bytes of a recovery key, and of the checksum behind them: 40 characters in all.
-const SECRET: usize = 20;
-const CHECK: usize = 5;
-/// Longest text that is looked at.
-const MAX_TEXT: usize = 128;
 
 /// What can be wrong with a backup or its key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum BackupError {
-    /// The text is no recovery key.
-    #[error("not a recovery key: it has 40 characters of a-z and 2-7, in groups of four; is it a typing error?")]
-    NotKey,
     /// The bytes do not begin as a backup does.
     #[error("not a backup of meshd, or one of a newer version")]
     NotBackup,
@@ -50,63 +42,10 @@ pub enum BackupError {
     Key(#[from] KeyError),
 }
 
-/// What opens backups. `Debug` hides it, and it is wiped when dropped.
-#[derive(Clone, PartialEq, Eq)]
-pub struct RecoveryKey(Zeroizing<[u8; SECRET]>);
-
 impl RecoveryKey {
-    /// A new one.
-    ///
-    /// # Errors
-    /// [`KeyError::Random`] when the system has no randomness.
-    pub fn generate() -> Result<Self, KeyError> {
-        Ok(Self(Zeroizing::new(random()?)))
-    }
-
-    /// As a person writes it down: ten groups of four.
-    pub fn to_text(&self) -> Zeroizing<String> {
-        let bytes = Zeroizing::new([&self.0[..], &check(&self.0)].concat());
-        let plain = Zeroizing::new(base32().encode(&bytes));
-        let mut text = Zeroizing::new(String::with_capacity(plain.len() * 5 / 4));
-        for (at, character) in plain.chars().enumerate() {
-            if at > 0 && at % 4 == 0 {
-                text.push('-');
-            }
-            text.push(character);
-        }
-        text
-    }
-
     /// What seals backups of a node that this key opens.
     pub fn sealing(&self, node: NodeId) -> SealingKey {
-        SealingKey(derive(&self.0[..], node.as_bytes(), b"meshd backup 1 sealing"))
-    }
-}
-
-fn check(secret: &[u8; SECRET]) -> [u8; CHECK] {
-    let sum = sha256(&[b"meshd recovery key 1", secret]);
-    [sum[0], sum[1], sum[2], sum[3], sum[4]]
-}
-
-/// Takes the text as a person types it: capitals, spaces and hyphens do not matter.
-impl FromStr for RecoveryKey {
-    type Err = BackupError;
-    fn from_str(s: &str) -> Result<Self, BackupError> {
-        if s.len() > MAX_TEXT {
-            return Err(BackupError::NotKey);
-        }
-        let mut text = Zeroizing::new(String::with_capacity(MAX_TEXT));
-        text.extend(s.chars().filter(|c| !c.is_whitespace() && *c != '-').map(|c| c.to_ascii_lowercase()));
-        let bytes = Zeroizing::new(base32().decode(text.as_bytes()).map_err(|_| BackupError::NotKey)?);
-        let (secret, sum) = bytes.split_first_chunk::<SECRET>().ok_or(BackupError::NotKey)?;
-        let key = Self(Zeroizing::new(*secret));
-        if *sum == check(secret) { Ok(key) } else { Err(BackupError::NotKey) }
-    }
-}
-
-impl fmt::Debug for RecoveryKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("RecoveryKey(..)")
+        SealingKey(derive(self.secret(), node.as_bytes(), b"meshd backup 1 sealing"))
     }
 }
 
@@ -261,23 +200,13 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_read_as_people_type_it_and_errors_are_noticed() {
+    fn nothing_prints_itself() {
         let key = RecoveryKey::generate().unwrap();
-        let text = key.to_text();
-        assert_eq!((text.len(), text.split('-').count()), (49, 10));
-        for typed in [text.as_str(), &text.replace('-', ""), &format!(" {}\n", text.to_uppercase().replace('-', "  "))] {
-            assert_eq!(typed.parse(), Ok(key.clone()));
-        }
-        for at in (0..text.len()).filter(|at| at % 5 != 4) {
-            let mut wrong = text.to_string();
-            wrong.replace_range(at..=at, if &text[at..=at] == "a" { "b" } else { "a" });
-            assert_eq!(wrong.parse::<RecoveryKey>(), Err(BackupError::NotKey), "{at}");
-        }
-        for bad in ["", "a", &text[..48], &format!("{}aaaa", *text), &"a".repeat(4096)] {
-            assert_eq!(bad.parse::<RecoveryKey>(), Err(BackupError::NotKey));
-        }
         let hidden = format!("{key:?} {:?} {:?}", key.sealing(backup().node), backup());
-        assert!(!hidden.contains("secret") && !hidden.contains(&text[..4]) && hidden.contains("RecoveryKey(..)"), "{hidden}");
+        assert!(
+            !hidden.contains("secret") && !hidden.contains(&key.to_text()[..4]) && hidden.contains("RecoveryKey(..)"),
+            "{hidden}"
+        );
     }
 
     #[test]
@@ -286,16 +215,15 @@ mod tests {
         let kept = key.sealing(backup().node);
         assert_eq!(SealingKey::from_bytes(kept.as_bytes()), Ok(kept.clone()));
         assert!(SealingKey::from_bytes(&kept.as_bytes()[1..]).is_err());
-        assert!(!kept.as_bytes().windows(4).any(|w| key.0.windows(4).any(|k| k == w)));
+        assert!(!kept.as_bytes().windows(4).any(|w| key.secret().windows(4).any(|k| k == w)));
     }
 
     proptest! {
         #[test]
-        fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..200), text in ".{0,140}") {
-            let key = RecoveryKey(Zeroizing::new([3; SECRET]));
+        fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let key = RecoveryKey::generate().unwrap();
             prop_assert!(Backup::open(&bytes, &key).is_err());
             prop_assert!(Backup::open(&[&Backup::MAGIC[..], &bytes].concat(), &key).is_err());
-            let _ = text.parse::<RecoveryKey>();
         }
     }
 }

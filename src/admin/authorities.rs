@@ -8,7 +8,9 @@ use meshd_ca::bundle::{Root, RootId};
 use meshd_ca::roster;
 
 use super::local::No;
-use crate::api::{Appointment, Authority, AuthorityState, Banishment, Done, RootCertificate, RootPhase, Rotation};
+use crate::api::{
+    Appointment, Authority, AuthorityState, Banishment, Done, NewRoot, RecoveryWords, RootCertificate, RootPhase, Rotation,
+};
 use crate::daemon::Member;
 
 /// `GET /v1/authorities`.
@@ -69,7 +71,7 @@ pub(crate) fn list(member: &Member) -> Vec<Authority> {
 pub(crate) async fn add(member: &Member, wish: Appointment) -> Result<Done, No> {
     const WHAT: &str = "it was not made an authority";
     let roster = member.membership.roster();
-    let other = named(&roster, &wish.node).ok_or_else(|| unknown(WHAT))?;
+    let other = roster.named(&wish.node).ok_or_else(|| unknown(WHAT))?;
     if other.is_authority() {
         return Ok(Done {});
     }
@@ -96,7 +98,7 @@ pub(crate) async fn add(member: &Member, wish: Appointment) -> Result<Done, No> 
 pub(crate) async fn remove(member: &Member, node: &str) -> Result<Done, No> {
     const WHAT: &str = "it is an authority still";
     let roster = member.membership.roster();
-    let other = named(&roster, node).ok_or_else(|| unknown("no authority was removed"))?;
+    let other = roster.named(node).ok_or_else(|| unknown("no authority was removed"))?;
     let rest = roster.authorities().filter(|m| m.node() != other.node());
     let signing = rest.filter(|m| member.catalog().record(m.node()).is_some_and(|r| r.roots.signs.is_some())).count();
     if other.is_authority() && signing == 0 {
@@ -121,7 +123,7 @@ pub(crate) async fn rotate(member: &Member) -> Result<Rotation, No> {
 pub(crate) async fn banish(member: &Member, wish: Banishment) -> Result<Done, No> {
     const WHAT: &str = "it is not banished";
     let roster = member.membership.roster();
-    let other = named(&roster, &wish.node).ok_or_else(|| unknown(WHAT))?;
+    let other = roster.named(&wish.node).ok_or_else(|| unknown(WHAT))?;
     if other.node() == member.me() {
         return Err(No::new(StatusCode::CONFLICT, WHAT, "that is this host", "`meshd leave` takes it out of the mesh"));
     }
@@ -131,10 +133,20 @@ pub(crate) async fn banish(member: &Member, wish: Banishment) -> Result<Done, No
     }
 }
 
-/// The member that somebody means, by name or id.
-fn named<'a>(roster: &'a roster::Roster, node: &str) -> Option<&'a roster::Member> {
-    let by_name = node.parse().ok().and_then(|name| roster.by_name(&name));
-    by_name.or_else(|| node.parse().ok().and_then(|id| roster.member(id)))
+/// `POST /v1/roster`.
+pub(crate) async fn recovered(member: &Member, words: RecoveryWords) -> Result<Done, No> {
+    match member.authorities.recovered(words.entries).await {
+        Ok(()) => Ok(Done {}),
+        Err(error) => Err(No::new(StatusCode::CONFLICT, "the recovery key was not obeyed", error, "")),
+    }
+}
+
+/// `POST /v1/recover`: the root of this host, with which the recovery key may make it an authority.
+pub(crate) async fn prepare(member: &Member) -> Result<NewRoot, No> {
+    match member.membership.prepare().await {
+        Ok(root) => Ok(NewRoot { node: member.me(), root }),
+        Err(error) => Err(No::new(StatusCode::INTERNAL_SERVER_ERROR, "this host has no root", error, "")),
+    }
 }
 
 fn unknown(what: &str) -> No {

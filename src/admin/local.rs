@@ -1,6 +1,6 @@
 //! The local API: answers the command line on a Unix socket.
 //!
-//! Owns the socket, the routes and who may use them: anybody on the host may look, except at tokens; only root and the daemon's own user
+//! Owns the socket, the routes and who may use them: anybody on the host may look, except at tokens and the roster; only root and the daemon's own user
 //! may change anything. The kernel says who is calling (`SO_PEERCRED`). The answers themselves are put together in [`super::view`].
 
 use std::net::SocketAddr;
@@ -158,7 +158,8 @@ async fn route(daemon: &Arc<Daemon>, trusted: bool, request: Request<Incoming>) 
     let asked = parts.uri.path();
     let authority = asked.strip_prefix(path::AUTHORITIES).and_then(|p| p.strip_prefix('/'));
     let token_id = asked.strip_prefix(path::TOKENS).and_then(|p| p.strip_prefix('/'));
-    if !trusted && (parts.method != Method::GET || asked.starts_with(path::TOKENS)) {
+    let secret = asked.starts_with(path::TOKENS) || asked == path::ROSTER;
+    if !trusted && (parts.method != Method::GET || secret) {
         return Err(No::new(
             StatusCode::FORBIDDEN,
             "not allowed",
@@ -201,6 +202,9 @@ async fn route(daemon: &Arc<Daemon>, trusted: bool, request: Request<Incoming>) 
         }
         (&Method::POST, path::ROTATION) => json(&authorities::rotate(&*daemon.member()?).await?),
         (&Method::POST, path::BANISH) => json(&authorities::banish(&*daemon.member()?, read(body).await?).await?),
+        (&Method::GET, path::ROSTER) => Ok(daemon.member()?.membership.roster().to_bytes().into()),
+        (&Method::POST, path::ROSTER) => json(&authorities::recovered(&*daemon.member()?, read(body).await?).await?),
+        (&Method::POST, path::RECOVER) => json(&authorities::prepare(&*daemon.member()?).await?),
         (&Method::POST, path::JOIN) => json(&daemon.join(read(body).await?).await?),
         (&Method::GET, path::PENDING) => json(&approve::pending(&*daemon.member()?).await?),
         (&Method::POST, path::APPROVE) => json(&approve::approve(&*daemon.member()?, read(body).await?).await?),

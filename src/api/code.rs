@@ -130,6 +130,8 @@ codes! {
     GOSSIP = "check-gossip";
     /// No other mesh is on the LAN.
     OTHER_MESH = "check-other-mesh";
+    /// A person has the recovery key of the mesh.
+    RECOVERY_KEY = "check-recovery-key";
 
     /// A fleet token can be used, and is gone when it was.
     FLEET_TOKEN = "check-fleet-token";

@@ -24,6 +24,7 @@ mod ports;
 mod proc;
 mod process;
 mod processor;
+mod recovery;
 mod rules;
 mod state;
 mod udp;
@@ -75,7 +76,7 @@ pub(crate) async fn of_daemon(daemon: &Arc<Daemon>) -> Vec<Finding> {
         Some(member) if member.membership.is_authority().await => member.membership.window().await,
         _ => None,
     };
-    let (process, permissions, kernel, ports, rules, firewall, clock, state, fleet, met, addresses, network, coverage) = tokio::join!(
+    let (process, permissions, kernel, ports, rules, firewall, clock, state, fleet, paper, met, addresses, network, coverage) = tokio::join!(
         reading("daemon", {
             let (uptime, counters) = (daemon.uptime().as_secs(), some.as_deref().map(counters));
             move || [process::findings(&process::Facts::read(uptime, counters)), process::others(By::Daemon)].concat()
@@ -114,6 +115,10 @@ pub(crate) async fn of_daemon(daemon: &Arc<Daemon>) -> Vec<Finding> {
             let (config, member) = (config.clone(), some.is_some());
             move || fleet::findings(&fleet::Facts::read(&config, member, window))
         }),
+        reading("mesh", {
+            let (path, member) = (config.state_dir.clone(), some.clone());
+            move || recovery::findings(member.and_then(|m| recovery::Facts::read(&path, &m)).as_ref())
+        }),
         met,
         reading("addresses", {
             let (member, port) = (some.clone(), config.port);
@@ -138,6 +143,7 @@ pub(crate) async fn of_daemon(daemon: &Arc<Daemon>) -> Vec<Finding> {
     match (member, met) {
         (Ok(member), Ok(met)) => {
             found.extend(mesh::findings(&in_mesh(daemon, &member, &met), &met));
+            found.extend(paper);
             found.extend(identity::findings(&identity::Facts::read(&member)));
             found.extend(peers::findings(&met, config.mode, config.port));
         }

@@ -21,7 +21,9 @@ mod join;
 mod leave;
 mod log_level;
 mod nodes;
+mod recover;
 mod recovery;
+mod recovery_key;
 mod remember;
 mod resolve;
 mod run;
@@ -127,6 +129,9 @@ enum Verb {
     #[command(visible_alias = "ca")]
     Authority(authority::Authority),
     Banish(banish::Banish),
+    Unbanish(recover::Unbanish),
+    RecoveryKey(recovery_key::RecoveryKey),
+    Recover(recover::Recover),
     State(state::State),
     Backup(recovery::Backup),
     Restore(recovery::Restore),
@@ -197,7 +202,8 @@ impl Cli {
             | Verb::Fleet(_)
             | Verb::State(_)
             | Verb::Backup(_)
-            | Verb::Restore(_) => Needs::Nothing,
+            | Verb::Restore(_)
+            | Verb::RecoveryKey(_) => Needs::Nothing,
             _ => Needs::OneThread,
         }
     }
@@ -226,6 +232,8 @@ impl Cli {
             Verb::Check(verb) => verb.run(&around).await,
             Verb::Authority(verb) => verb.run(&around).await,
             Verb::Banish(verb) => verb.run(&around).await,
+            Verb::Unbanish(verb) => verb.run(&around).await,
+            Verb::Recover(verb) => verb.run(&around).await,
             Verb::LogLevel(verb) => verb.run(&around).await,
             Verb::Upgrade(verb) => verb.run(&around).await,
             Verb::Cleanup(verb) => verb.run(&around).await,
@@ -244,6 +252,7 @@ impl Cli {
             Verb::State(verb) => verb.run(&around),
             Verb::Backup(verb) => verb.run(&around),
             Verb::Restore(verb) => verb.run(&around),
+            Verb::RecoveryKey(verb) => verb.run(&around),
             Verb::Demo(verb) => verb.run(),
             Verb::Fleet(verb) => verb.run(&around),
             Verb::Version(verb) => verb.run(&around),

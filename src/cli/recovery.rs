@@ -1,4 +1,4 @@
-//! `meshd backup` and `meshd restore`: a host's state in one sealed file, and the recovery key on paper.
+//! `meshd backup` and `meshd restore`: a host's state in one sealed file, which the recovery key opens.
 
 use std::fs::{File, OpenOptions};
 use std::io::{IsTerminal, Read, Write};
@@ -6,20 +6,19 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use meshd_ca::backup::{Backup as Sealed, MAX_BACKUP, RecoveryKey, SealingKey};
+use meshd_ca::backup::{Backup as Sealed, MAX_BACKUP, SealingKey};
 use meshd_ca::identity::NodeId;
+use meshd_ca::recovery::RecoveryKey;
 use serde::Serialize;
-use zeroize::Zeroizing;
 
 use super::failure::AS_ROOT;
-use super::screen::remark;
-use super::{Around, Exit, Failure, Output, secret, terminal};
-use crate::backup;
+use super::{Around, Exit, Failure, Output, recovery_key, terminal};
 use crate::clock::Clock;
+use crate::{backup, recovery};
 
 const BACKUP: &str = "\
-The daemon may run meanwhile. The first backup of a host makes a recovery key and shows it on the terminal, once: write it down, \
-it is nowhere else, and nothing opens the backup without it. Later backups need nobody. One recovery key may serve all hosts. \
+The daemon may run meanwhile. The first backup of a host asks for a recovery key: that of the mesh, on the host that founded it shown now if it \
+was not taken yet (`meshd recovery-key`), or a new one for backups only. Nothing opens the backup without it. Later backups need nobody. One recovery key may serve all hosts. \
 An older backup of that name is replaced.
 
 Examples:
@@ -92,9 +91,9 @@ impl Backup {
         let backup = backup::collect(&state, Clock::system_time()).map_err(refused("cannot make a backup"))?;
         let known = backup::sealing_key(&state, backup.node).map_err(refused("cannot read what seals backups"))?;
         let key = match (known, &self.recovery_key_file) {
-            (_, Some(path)) => keep(&state, backup.node, &read_key(path)?)?,
+            (_, Some(path)) => keep(&state, backup.node, &recovery_key::asked(Some(path))?)?,
             (Some(known), None) => known,
-            (None, None) => keep(&state, backup.node, &first_key()?)?,
+            (None, None) => keep(&state, backup.node, &first_key(&state)?)?,
         };
         let sealed = backup.seal(&key).map_err(|e| refused("cannot make a backup")(e.into()))?;
         write(&self.file, &sealed)?;
@@ -110,11 +109,7 @@ impl Restore {
         let mut bytes = Vec::new();
         let read = File::open(&self.file).and_then(|file| file.take(MAX_BACKUP as u64 + 1).read_to_end(&mut bytes));
         read.map_err(|e| Failure::unreadable(&self.file.display().to_string(), &e))?;
-        let key = match &self.recovery_key_file {
-            Some(path) => read_key(path)?,
-            None if terminal::somebody_is_there() => parse(&terminal::secret("Recovery key: ")?)?,
-            None => return Err(no_key("give it in --recovery-key-file FILE")),
-        };
+        let key = recovery_key::asked(self.recovery_key_file.as_deref())?;
         let backup = Sealed::open(&bytes, &key).map_err(|e| Failure::new(Exit::Failed, e.to_string()))?;
         let shown = Shown::from(&backup);
         if !self.yes {
@@ -130,7 +125,7 @@ impl Restore {
     }
 }
 
-fn refused(what: &'static str) -> impl Fn(anyhow::Error) -> Failure {
+pub(super) fn refused(what: &'static str) -> impl Fn(anyhow::Error) -> Failure {
     move |error| {
         let denied = error.chain().any(|cause| {
             cause.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::PermissionDenied)
@@ -140,37 +135,27 @@ fn refused(what: &'static str) -> impl Fn(anyhow::Error) -> Failure {
     }
 }
 
-fn keep(state: &Path, node: NodeId, key: &RecoveryKey) -> Result<SealingKey, Failure> {
+pub(super) fn keep(state: &Path, node: NodeId, key: &RecoveryKey) -> Result<SealingKey, Failure> {
     backup::keep(state, node, key).map_err(refused("cannot keep what seals backups"))
 }
 
-fn no_key(remedy: &str) -> Failure {
-    Failure::new(Exit::Usage, "no recovery key").why("none was given, and there is no terminal to ask on").remedy(remedy)
-}
-
-/// The recovery key of a host that has none: one that the person has from another host, or a new one.
-fn first_key() -> Result<RecoveryKey, Failure> {
+/// The recovery key of a host that has none: that of the mesh, if it lies here; one that the person has already; or a new one.
+fn first_key(state: &Path) -> Result<RecoveryKey, Failure> {
     // Shown to a person, never to a log.
     if !terminal::somebody_is_there() || !std::io::stderr().is_terminal() {
-        return Err(no_key("make the first backup on a terminal, or give a key in --recovery-key-file FILE"));
+        return Err(recovery_key::missing("make the first backup on a terminal, or give a key in --recovery-key-file FILE"));
+    }
+    if let (_, Some(key)) = recovery::untaken_on_disk(state).map_err(refused("cannot read the recovery key"))? {
+        recovery_key::take(state, &key, false)?;
+        return Ok(key);
     }
     let typed = terminal::secret("Recovery key, if you have one from another host; else Enter makes a new one: ")?;
     if !typed.trim().is_empty() {
-        return parse(&typed);
+        return recovery_key::parse(&typed);
     }
     let key = RecoveryKey::generate().map_err(|e| Failure::new(Exit::Failed, e.to_string()))?;
-    let text =
-        Zeroizing::new(format!("\n    {}\n\nThis is the recovery key. Write it down: it is shown only now.", *key.to_text()));
-    remark(&text);
+    recovery_key::show(&key, "This is a recovery key for backups, of no use for anything else.");
     Ok(key)
-}
-
-fn parse(text: &str) -> Result<RecoveryKey, Failure> {
-    text.trim().parse().map_err(|e: meshd_ca::backup::BackupError| Failure::new(Exit::Usage, e.to_string()))
-}
-
-fn read_key(path: &Path) -> Result<RecoveryKey, Failure> {
-    parse(&secret::in_file(path, "the recovery key")?)
 }
 
 /// Writes a backup so that the one of before is there until this one is on the disk.

@@ -57,15 +57,23 @@ pub(super) fn secret(prompt: &str) -> Result<Zeroizing<String>, Failure> {
     }
 }
 
+/// Asks for a line that everybody may see.
+///
+/// # Errors
+/// When standard input cannot be read.
+pub(super) fn line_of(prompt: &str) -> Result<Zeroizing<String>, Failure> {
+    let failed = |e: io::Error| Failure::new(Exit::Failed, "cannot read from the terminal").why(e.to_string());
+    let mut err = io::stderr();
+    write!(err, "{prompt}").and_then(|()| err.flush()).map_err(failed)?;
+    line().map_err(failed)
+}
+
 /// Asks a question; only a word that begins with `y` is yes.
 ///
 /// # Errors
 /// When standard input cannot be read.
 pub(super) fn yes(question: &str) -> Result<bool, Failure> {
-    let failed = |e: io::Error| Failure::new(Exit::Failed, "cannot read from the terminal").why(e.to_string());
-    let mut err = io::stderr();
-    write!(err, "{question} [y/N] ").and_then(|()| err.flush()).map_err(failed)?;
-    Ok(line().map_err(failed)?.trim().to_ascii_lowercase().starts_with('y'))
+    Ok(line_of(&format!("{question} [y/N] "))?.trim().to_ascii_lowercase().starts_with('y'))
 }
 
 /// # Errors

@@ -31,6 +31,7 @@ use crate::fleet;
 use crate::identity::provider;
 use crate::identity::tls::NodeTls;
 use crate::membership::Membership;
+use crate::recovery;
 
 /// How long a join looks for the mesh of its token on the LAN when the token's own addresses do not answer.
 const SEARCH: Duration = Duration::from_secs(6);
@@ -122,9 +123,10 @@ pub(super) async fn acquire(
                 None => {
                     let name = config.host_name.clone();
                     let (key, store, clock) = (daemon.key.clone(), daemon.store.clone(), daemon.clock.clone());
+                    let recovery = Some(recovery::prepare(&config.state_dir)?);
                     let membership = match &fleet {
-                        Some(token) => Membership::found_fleet(key, store, clock, name, token)?,
-                        None => Membership::found(key, store, clock, name, config.trust_domain.clone())?,
+                        Some(token) => Membership::found_fleet(key, store, clock, name, token, recovery)?,
+                        None => Membership::found(key, store, clock, name, config.trust_domain.clone(), recovery)?,
                     };
                     tracing::info!(mesh = %membership.roster().mesh(), "no mesh seen: founded one");
                     return Ok(Some((membership, Vec::new())));

@@ -14,10 +14,10 @@ use meshd_agent::catalog::Catalog;
 use meshd_agent::rotation::Step;
 use meshd_ca::bundle::RootId;
 use meshd_ca::identity::NodeId;
-use meshd_ca::roster::{Member as RosterMember, Roster};
+use meshd_ca::roster::{Entry, Member as RosterMember, Roster};
 use meshd_ca::store::Store;
 use tokio::sync::watch;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use super::member::Heard;
 use crate::clock::Clock;
@@ -34,6 +34,9 @@ const REFUSED: Duration = Duration::from_secs(3600);
 const SILENT: &str = "silent";
 /// How long news takes to reach everybody, and whoever was signing something to be done with it.
 const NEWS: Duration = Duration::from_secs(12);
+/// How long those whom a banished authority had let in are vouched for before the others hear that it is out: gossip keeps no order, and for a moment
+/// they would be nobody's members.
+pub(crate) const AHEAD: Duration = Duration::from_secs(2);
 /// How often that is written while one is silent. An SD card is worn by writes.
 const WRITE: Duration = Duration::from_secs(3600);
 
@@ -238,9 +241,28 @@ impl Authorities {
     /// # Errors
     /// When the roster does not allow it, or it could not be saved.
     pub(crate) async fn banish(&self, node: NodeId) -> Result<(), MembershipError> {
-        let entries = self.membership.banish(node).await?;
+        let mut entries = self.membership.banish(node).await?;
         tracing::warn!(%node, "banished");
-        entries.into_iter().for_each(|entry| self.mailbox.entry(entry));
+        let ban = entries.pop();
+        if !entries.is_empty() {
+            entries.into_iter().for_each(|entry| self.mailbox.entry(entry));
+            sleep(AHEAD).await;
+        }
+        ban.into_iter().for_each(|entry| self.mailbox.entry(entry));
+        Ok(())
+    }
+
+    /// Takes in what the recovery key signed, and tells the others. Everything that begins or ends with that follows from the roster.
+    ///
+    /// # Errors
+    /// When it is not the recovery key's word, or it could not be saved.
+    pub(crate) async fn recovered(&self, words: Vec<Entry>) -> Result<(), MembershipError> {
+        self.membership.recovered(&words).await?;
+        for word in words {
+            let member = word.member();
+            tracing::warn!(node = %member.node(), standing = ?member.standing, "the recovery key was used");
+            self.mailbox.entry(word);
+        }
         Ok(())
     }
 

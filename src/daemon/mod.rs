@@ -57,6 +57,7 @@ use crate::systemd::{Manager, Pulse};
 use before::Before;
 use successor::{Handover, Program};
 
+pub(crate) use authorities::AHEAD;
 pub use before::Predecessor;
 pub(crate) use keeper::SEQUENCE;
 pub(crate) use member::Member;

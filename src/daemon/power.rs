@@ -66,7 +66,7 @@ impl Host {
 
     fn found(&mut self) {
         let name = HostName::nearest("founder");
-        let membership = Membership::found(self.key.clone(), self.store.clone(), self.clock.clone(), name, None).unwrap();
+        let membership = Membership::found(self.key.clone(), self.store.clone(), self.clock.clone(), name, None, None).unwrap();
         self.told("is", format!("member {}", membership.roster().mesh()));
         self.told("root", membership.signs().borrow().unwrap());
         self.told("signs", membership.signs().borrow().unwrap());

@@ -1,6 +1,7 @@
 use std::path::Path;
 
 use meshd_ca::join::{Channel, Joiner};
+use meshd_ca::recovery::RecoveryKey;
 use meshd_ca::verify::verify_svid;
 use rustls_pki_types::CertificateDer;
 
@@ -73,7 +74,7 @@ async fn a_rotation_survives_a_pulled_plug_at_every_file() {
     let store = Arc::new(Store::open(live.path()).unwrap());
     let key = Arc::new(node_key(&store).unwrap());
     let clock = Clock::new(meshd_ca::time::UnixTime(0));
-    let m = Membership::found(key, store, clock, HostName::nearest("a"), None).unwrap();
+    let m = Membership::found(key, store, clock, HostName::nearest("a"), None, None).unwrap();
     let first = signs(&m).await;
     let snapshot = |n: usize| copy(live.path(), dirs[n].path());
     snapshot(0);
@@ -109,7 +110,7 @@ async fn nobody_is_let_in_by_a_host_that_is_about_to_leave() {
     let key = Arc::new(node_key(&store).unwrap());
     let clock = Clock::new(meshd_ca::time::UnixTime(0));
     let token = FleetToken::generate().unwrap();
-    let m = Membership::found_fleet(key.clone(), store, clock, HostName::nearest("a"), &token).unwrap();
+    let m = Membership::found_fleet(key.clone(), store, clock, HostName::nearest("a"), &token, None).unwrap();
     let guest = PrivateKey::generate().unwrap();
     let wire =
         |mine: &PrivateKey, theirs: &PrivateKey| Channel { exporter: [7; 32], mine: *mine.public(), theirs: *theirs.public() };
@@ -141,7 +142,7 @@ async fn who_stays_is_vouched_for_first_and_who_is_not_yet_is_no_stranger() {
     let store = Arc::new(Store::open(founder.path()).unwrap());
     let key = Arc::new(node_key(&store).unwrap());
     let clock = || Clock::new(meshd_ca::time::UnixTime(0));
-    let m = Membership::found(key.clone(), store, clock(), HostName::nearest("a"), None).unwrap();
+    let m = Membership::found(key.clone(), store, clock(), HostName::nearest("a"), None, None).unwrap();
     let store = Arc::new(Store::open(dir.path()).unwrap());
     let guest = Arc::new(node_key(&store).unwrap());
     // Another authority lets it in.
@@ -167,4 +168,50 @@ async fn who_stays_is_vouched_for_first_and_who_is_not_yet_is_no_stranger() {
     let here = Membership::load(guest, store, clock()).unwrap().expect("a host without a word about it is still of its mesh");
     here.merge(words.remove(0)).await.unwrap();
     assert!(here.roster().is_active(here.me()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_authority_outlives_the_founder_that_made_it_in_whatever_order_it_hears_of_that() {
+    let (founder, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let clock = || Clock::new(meshd_ca::time::UnixTime(0));
+    let paper = RecoveryKey::generate().unwrap();
+    let store = Arc::new(Store::open(founder.path()).unwrap());
+    let key = Arc::new(node_key(&store).unwrap());
+    let recovery = Some(Recovery::new(&paper).unwrap());
+    let m = Membership::found(key.clone(), store, clock(), HostName::nearest("a"), None, recovery).unwrap();
+    let mut roster = Roster::clone(&m.roster());
+    let store = Arc::new(Store::open(dir.path()).unwrap());
+    let other = Arc::new(node_key(&store).unwrap());
+    roster.admit(&key, other.public(), &HostName::nearest("b"), m.clock.now()).unwrap();
+    let here = Membership::adopt(other.clone(), store.clone(), clock(), roster.clone(), None).unwrap();
+    let root = here.prepare().await.unwrap();
+    here.merge(roster.grant(&key, here.me(), vec![root]).unwrap()).await.unwrap();
+    here.assume().await.unwrap().expect("it stands");
+    here.begin_to_sign().await.unwrap();
+    let signs = *here.signs().borrow();
+    assert!(signs.is_some());
+
+    let mut roster = Roster::clone(&here.roster());
+    assert!(here.recovered(&[here.roster().entry(here.me()).unwrap().clone()]).await.is_err(), "not the recovery key's word");
+    let signing = roster.recovery().unwrap().open(&paper).unwrap();
+    let mut words = roster.banish(&signing, key.public().node_id()).unwrap();
+    let ban = words.pop().unwrap();
+    here.recovered(&[ban]).await.unwrap();
+    here.assume().await.unwrap();
+    assert!(!here.is_authority().await && here.signs().borrow().is_none(), "nobody vouches for it");
+    here.recovered(&words).await.unwrap();
+    here.assume().await.unwrap();
+    assert!(here.is_authority().await);
+    assert_eq!(*here.signs().borrow(), signs, "the same root, and it signs");
+    assert_eq!(here.bundle().roots.len(), 1);
+
+    // Where it is meant, the keys are gone soon.
+    let mut roster = Roster::clone(&here.roster());
+    let end = roster.retire(&signing, here.me(), true).unwrap();
+    here.recovered(&[end]).await.unwrap();
+    here.assume().await.unwrap();
+    assert!(store.load(ROOT_KEY).unwrap().is_some());
+    tokio::time::advance(REGRET).await;
+    here.assume().await.unwrap();
+    assert!(store.load(ROOT_KEY).unwrap().is_none());
 }

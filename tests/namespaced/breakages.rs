@@ -45,6 +45,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario!("checks", a_member_that_is_heard_of_and_not_reached, Need::Program("nft")),
     scenario!("checks", a_member_that_answers_and_is_not_heard, Need::Program("nft")),
     scenario!("checks", one_authority_is_left),
+    scenario!("checks", a_recovery_key_that_cannot_be_read),
     scenario!("checks", workloads_without_certificates, Need::Cgroups),
     scenario!("checks", more_connections_than_there_is_room_for, Need::Program("prlimit")),
     scenario!("checks", a_roster_that_is_nearly_full),
@@ -362,6 +363,20 @@ fn one_authority_is_left() -> Result<()> {
     mesh.at("a").cli(&["authority", "remove", "b"])?;
     let found = among(mesh.at("a"), &[code::AUTHORITIES])?;
     ensure!(detail_of(&found, code::AUTHORITIES).starts_with("1 of 2 sign"), "{found:#?}");
+    Ok(())
+}
+
+fn a_recovery_key_that_cannot_be_read() -> Result<()> {
+    let mesh = Setup::of(&["a"]).start()?;
+    only(mesh.at("a"), &[], &[])?;
+    let directory = mesh.at("a").dir().join("state/backup");
+    for name in ["recovery", "recovery.other"] {
+        std::fs::write(directory.join(name), b"torn")?;
+    }
+    let found = only(mesh.at("a"), &[], &[code::RECOVERY_KEY])?;
+    ensure!(detail_of(&found, code::RECOVERY_KEY).contains("is damaged"), "{found:#?}");
+    let (taken, _, error) = mesh.at("a").try_cli(&["recovery-key", "--file", "x"])?;
+    ensure!(!taken && error.contains("is damaged"), "{error}");
     Ok(())
 }
 

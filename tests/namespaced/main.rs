@@ -22,6 +22,7 @@ mod load;
 mod modes;
 mod moves;
 mod recovery;
+mod recovery_key;
 mod renewal;
 mod rules;
 mod support;
@@ -59,6 +60,7 @@ fn main() -> ExitCode {
         renewal::SCENARIOS,
         authorities::SCENARIOS,
         recovery::SCENARIOS,
+        recovery_key::SCENARIOS,
         hostile::SCENARIOS,
         edge::network::SCENARIOS,
         edge::addresses::SCENARIOS,

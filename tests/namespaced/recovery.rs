@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use meshd::api::State;
-use meshd_ca::backup::RecoveryKey;
+use meshd_ca::recovery::RecoveryKey;
 use meshd_ca::store::decode;
 
 use crate::support::equal;

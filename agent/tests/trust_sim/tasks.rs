@@ -122,21 +122,21 @@ impl World {
     }
 
     /// `Membership::change`: signs a change of the roster, saves it, and passes it on.
-    pub(crate) fn change(
+    pub(crate) fn change<T>(
         &mut self,
         i: usize,
-        change: impl FnOnce(&mut Roster, &PrivateKey) -> Result<Entry, RosterError>,
-    ) -> Res<Result<Entry, RosterError>> {
+        change: impl FnOnce(&mut Roster, &PrivateKey) -> Result<T, RosterError>,
+    ) -> Res<Result<T, RosterError>> {
         let mut roster = Roster::clone(self.roster(i));
         let old: BTreeSet<Vec<u8>> = roster.entries().map(Entry::to_bytes).collect();
-        let entry = match change(&mut roster, self.hosts[i].key) {
-            Ok(entry) => entry,
+        let done = match change(&mut roster, self.hosts[i].key) {
+            Ok(done) => done,
             Err(refused) => return Ok(Err(refused)),
         };
         let fresh: Vec<Entry> = roster.entries().filter(|e| !old.contains(&e.to_bytes())).cloned().collect();
         self.save_roster(i, roster)?;
         fresh.iter().try_for_each(|e| self.offer(i, e))?;
-        Ok(Ok(entry))
+        Ok(Ok(done))
     }
 
     // The office.

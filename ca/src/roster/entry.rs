@@ -27,7 +27,7 @@ pub enum Standing {
     Active,
     /// Left by its own will; may join again.
     Left,
-    /// Thrown out for ever.
+    /// Thrown out for ever, unless the recovery key takes it back.
     Banished,
 }
 
@@ -49,7 +49,7 @@ pub struct Member {
     pub since: UnixTime,
     /// Grows with each statement about this key.
     pub version: u64,
-    /// Who said so: an authority, or the node itself when it left.
+    /// Who said so: an authority, the node itself when it left, or the recovery key, which is no member.
     pub by: NodeId,
 }
 
@@ -78,6 +78,10 @@ pub(super) enum Kind {
     Plain,
     /// That the node is, or was, an authority. Whom an authority was made by must not be able to unmake it.
     Office,
+    /// That the node is put out. It does not take the place of what the signer had said of the node before: it may be taken back.
+    Ban,
+    /// The recovery key's word that whatever put the node out until then is void.
+    Pardon,
     /// A node's own word that it left.
     Farewell,
 }
@@ -93,6 +97,8 @@ struct Payload {
     roots: Vec<Der>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     retired: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pardon: bool,
     #[serde(default)]
     since: UnixTime,
     version: u64,
@@ -104,6 +110,7 @@ struct Payload {
 pub struct Entry {
     signed: Signed,
     member: Member,
+    pardon: bool,
     node: NodeId,
     mesh: MeshId,
     hash: [u8; 32],
@@ -144,14 +151,26 @@ impl Entry {
         }
         signed.verify(&p.signer, CONTEXT)?;
         let by = p.signer.node_id();
-        let (retired, since) = (p.retired, p.since);
+        let (retired, pardon, since) = (p.retired, p.pardon, p.since);
+        if pardon && p.standing == Standing::Banished {
+            return Err(RosterError::Malformed);
+        }
         let member = Member { key: p.key, name: p.name, standing: p.standing, roots, retired, since, version: p.version, by };
         let hash = sha256(&[&signed.payload, signed.signature.as_bytes()]);
-        Ok(Self { signed, member, node, mesh: p.mesh, hash })
+        Ok(Self { signed, member, pardon, node, mesh: p.mesh, hash })
     }
 
     /// Signs a statement; `member.by` is ignored, the signer is who signs.
     pub(super) fn sign(signer: &PrivateKey, mesh: MeshId, member: Member) -> Result<Self, RosterError> {
+        Self::sign_as(signer, mesh, member, false)
+    }
+
+    /// Signs that whatever put this node out is void, and what it is from now on.
+    pub(super) fn pardon(signer: &PrivateKey, mesh: MeshId, member: Member) -> Result<Self, RosterError> {
+        Self::sign_as(signer, mesh, member, true)
+    }
+
+    fn sign_as(signer: &PrivateKey, mesh: MeshId, member: Member, pardon: bool) -> Result<Self, RosterError> {
         let payload = Payload {
             mesh,
             key: member.key,
@@ -159,6 +178,7 @@ impl Entry {
             standing: member.standing,
             roots: member.roots.into_iter().map(Der).collect(),
             retired: member.retired,
+            pardon,
             since: member.since,
             version: member.version,
             signer: *signer.public(),
@@ -186,10 +206,12 @@ impl Entry {
 
     /// The slot it competes for.
     pub(super) fn slot(&self) -> Slot {
-        let kind = match (self.is_farewell(), self.grants()) {
-            (true, _) => Kind::Farewell,
-            (false, true) => Kind::Office,
-            (false, false) => Kind::Plain,
+        let kind = match (self.member.standing, self.grants()) {
+            _ if self.pardon => Kind::Pardon,
+            (Standing::Banished, _) => Kind::Ban,
+            _ if self.is_farewell() => Kind::Farewell,
+            (_, true) => Kind::Office,
+            (_, false) => Kind::Plain,
         };
         (self.node, self.member.by, kind)
     }
@@ -197,6 +219,16 @@ impl Entry {
     /// The strength of an entry, a total order: no two different entries are equal in it.
     pub(super) fn order(&self) -> (bool, u64, &[u8; 32]) {
         (self.member.standing == Standing::Banished, self.member.version, &self.hash)
+    }
+
+    /// Whether it puts the node out.
+    pub(super) fn bans(&self) -> bool {
+        self.member.standing == Standing::Banished
+    }
+
+    /// Whether it says that whatever put the node out is void.
+    pub(super) fn pardons(&self) -> bool {
+        self.pardon
     }
 
     /// Whether it says that the node is, or was until now, an authority.
@@ -211,7 +243,7 @@ impl Entry {
 
     /// Whether it can change what other nodes' entries are worth.
     pub(super) fn decides_about_others(&self) -> bool {
-        self.grants() || self.member.standing == Standing::Banished
+        self.grants() || self.bans() || self.pardon
     }
 
     /// Whether it is a node's own word that it left.

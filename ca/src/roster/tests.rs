@@ -1,10 +1,12 @@
-use std::sync::OnceLock;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::issue::Issuer;
+use crate::recovery::{Recovery, RecoveryKey};
 use crate::time::UnixTime;
 
 const NOW: UnixTime = UnixTime(1_800_000_000);
@@ -120,7 +122,7 @@ fn whom_a_banished_authority_let_in_is_heard_of_until_another_vouches() {
     founder.grant(&f, id(&b), vec![root()]).unwrap();
     founder.admit(&b, c.public(), &name("c"), NOW).unwrap();
     let mut replica = founder.clone();
-    let ban = founder.banish(&f, id(&b)).unwrap();
+    let ban = founder.banish(&f, id(&b)).unwrap().pop().unwrap();
     let vouched = founder.entry(id(&c)).unwrap().clone();
     // The ban arrives first: nobody has put `c` out, and nobody who counts has let it in.
     replica.merge(ban).unwrap();
@@ -150,7 +152,7 @@ fn banished_is_for_ever() {
     for e in elsewhere.entries() {
         r.merge(e.clone()).unwrap();
     }
-    assert_eq!(elsewhere.merge(banished), Ok(true));
+    assert_eq!(elsewhere.merge(banished[0].clone()), Ok(true));
     for r in [&r, &elsewhere] {
         assert_eq!(r.member(id(&a)).unwrap().standing, Standing::Banished);
         assert_eq!(r.active().count(), 1);
@@ -453,37 +455,216 @@ fn strangers_cannot_fill_the_roster() {
     assert_eq!(r.active().count(), 2);
 }
 
+/// A founder with authorities `a` and `b`, a member `c` that `a` let in, and the key that the paper of the mesh opens.
+fn three_with_recovery() -> (Roster, [PrivateKey; 4], PrivateKey) {
+    let paper = RecoveryKey::generate().unwrap();
+    let recovery = Recovery::new(&paper).unwrap();
+    let keys = [key(), key(), key(), key()];
+    let [f, a, b, c] = &keys;
+    let mut r = with_recovery(f, &recovery);
+    for (k, n) in [(a, "a"), (b, "b")] {
+        r.admit(f, k.public(), &name(n), NOW).unwrap();
+        r.grant(f, id(k), vec![root()]).unwrap();
+        r.stand(k, r.member(id(k)).unwrap().roots.clone()).unwrap();
+    }
+    r.admit(a, c.public(), &name("c"), NOW).unwrap();
+    let signing = r.recovery().unwrap().open(&paper).unwrap();
+    (r, keys, signing)
+}
+
+#[test]
+fn a_stolen_founder_is_put_out_by_the_recovery_key_and_nothing_it_signs_counts() {
+    let (mut r, [f, a, b, c], recovery) = three_with_recovery();
+    let (x, puppet) = (key(), key());
+    r.admit(&f, x.public(), &name("x"), NOW).unwrap();
+    r.banish(&f, id(&x)).unwrap();
+    assert_eq!(r.banish(&a, id(&f)), Err(RosterError::NeedsRecovery));
+    assert_eq!(r.banish(&recovery, NodeId::from_bytes([0; 16])), Err(RosterError::NotMember));
+    let mut thief = r.clone();
+    let words = r.banish(&recovery, id(&f)).unwrap();
+    assert_eq!(words.last().unwrap().member().node(), id(&f));
+    let (mut sequence, mut elsewhere) = (thief.bundle().sequence, thief.clone());
+    for word in words {
+        elsewhere.merge(word).unwrap();
+        assert!(elsewhere.bundle().sequence > sequence, "others would take the bundle for an old one");
+        sequence = elsewhere.bundle().sequence;
+    }
+    assert_eq!(view(&elsewhere), view(&r));
+    assert!(!r.is_active(id(&f)) && r.authorities().map(Member::node).eq([id(&a), id(&b)].into_iter().collect::<BTreeSet<_>>()));
+    assert!(r.is_active(id(&c)) && r.bundle().roots.len() == 2);
+    assert_eq!(r.member(id(&x)).unwrap().standing, Standing::Banished, "whom the founder had put out stays out");
+    // What the thief does with the founder's key, then and later: puppets, bans, offices taken.
+    thief.admit(&f, puppet.public(), &name("puppet"), NOW).unwrap();
+    thief.grant(&f, id(&puppet), vec![root()]).unwrap();
+    thief.retire(&f, id(&b), false).unwrap();
+    thief.banish(&puppet, id(&c)).unwrap();
+    thief.banish(&f, id(&a)).unwrap();
+    let late = Member { standing: Standing::Banished, version: RESERVED - 1, ..r.member(id(&c)).unwrap().clone() };
+    let late = [&f, &puppet].map(|k| Entry::sign(k, mesh_id(), late.clone()).unwrap());
+    let before = view(&r).members;
+    for e in thief.entries().cloned().chain(late).chain(attacks(&thief, &f, &b)).collect::<Vec<_>>() {
+        let _ = r.merge(e);
+        assert!(view(&r).members == before);
+    }
+    assert_eq!(view(&Roster::from_bytes(&r.to_bytes()).unwrap()).members, before);
+    // Nor does it come back by its own word.
+    let own = Member { version: RESERVED - 1, ..thief.member(id(&f)).unwrap().clone() };
+    r.merge(Entry::sign(&f, mesh_id(), own).unwrap()).unwrap();
+    assert!(view(&r).members == before);
+    // The others go on without it: one of them lets hosts in, the recovery key appoints and puts out.
+    let d = key();
+    r.admit(&a, d.public(), &name("d"), NOW).unwrap();
+    assert_eq!(r.banish(&a, id(&b)), Err(RosterError::NeedsRecovery));
+    r.grant(&recovery, id(&d), vec![root()]).unwrap();
+    r.stand(&d, r.member(id(&d)).unwrap().roots.clone()).unwrap();
+    r.banish(&recovery, id(&a)).unwrap();
+    assert!(r.is_active(id(&c)) && r.is_active(id(&d)) && r.authorities().count() == 2);
+    assert_eq!(view(&Roster::from_bytes(&r.to_bytes()).unwrap()), view(&r));
+}
+
+#[test]
+fn the_recovery_key_takes_a_node_back_and_a_later_ban_counts_again() {
+    let (mut r, [f, a, _, c], recovery) = three_with_recovery();
+    for k in [&a, &f] {
+        assert_eq!(r.unbanish(k, id(&c)), Err(RosterError::NeedsRecovery));
+    }
+    assert_eq!(r.unbanish(&recovery, id(&c)), Err(RosterError::NotBanished));
+    let first = r.banish(&a, id(&c)).unwrap();
+    r.unbanish(&recovery, id(&c)).unwrap();
+    assert!(r.is_active(id(&c)));
+    assert_eq!(r.merge(first[0].clone()), Ok(false), "the old ban is known, and void");
+    assert_eq!(r.admit(&a, c.public(), &name("c"), NOW), Ok(name("c")));
+    r.banish(&a, id(&c)).unwrap();
+    assert!(!r.is_active(id(&c)), "a later one");
+    r.unbanish(&recovery, id(&c)).unwrap();
+    r.banish(&recovery, id(&c)).unwrap();
+    assert!(!r.is_active(id(&c)), "its own later one");
+    r.unbanish(&recovery, id(&c)).unwrap();
+    r.leave(&c).unwrap();
+    r.admit(&a, c.public(), &name("c"), NOW).unwrap();
+    assert!(r.is_active(id(&c)));
+    // The founder and an authority come back as plain members, whatever they say themselves.
+    for k in [&f, &a] {
+        let own = r.member(id(k)).unwrap().clone();
+        r.banish(&recovery, id(k)).unwrap();
+        assert!(r.is_active(id(&c)), "whom it let in");
+        r.unbanish(&recovery, id(k)).unwrap();
+        r.merge(Entry::sign(k, mesh_id(), Member { version: own.version + 50, ..own }).unwrap()).unwrap();
+        assert!(r.is_active(id(k)) && !r.member(id(k)).unwrap().is_authority() && !r.founded_by(id(k)));
+        assert_eq!(r.admit(k, key().public(), &name("d"), NOW), Err(RosterError::NotAuthority));
+        r.grant(&recovery, id(k), vec![root()]).unwrap();
+        r.stand(k, vec![root(), root()]).unwrap();
+        assert!(r.member(id(k)).unwrap().is_authority());
+        assert_eq!(view(&Roster::from_bytes(&r.to_bytes()).unwrap()), view(&r));
+    }
+}
+
+#[test]
+fn numbers_that_were_used_up_do_not_bind_the_recovery_key() {
+    let (mut r, [f, a, _, c], recovery) = three_with_recovery();
+    let last = Member { version: RESERVED - 1, ..r.member(id(&c)).unwrap().clone() };
+    r.merge(Entry::sign(&a, mesh_id(), last.clone()).unwrap()).unwrap();
+    r.merge(Entry::sign(&a, mesh_id(), Member { standing: Standing::Banished, ..last.clone() }).unwrap()).unwrap();
+    r.unbanish(&recovery, id(&c)).unwrap();
+    assert!(r.is_active(id(&c)));
+    let more = Member { version: RESERVED, standing: Standing::Banished, ..last };
+    assert_eq!(r.merge(Entry::sign(&a, mesh_id(), more).unwrap()), Err(RosterError::Exhausted));
+    r.banish(&recovery, id(&c)).unwrap();
+    assert!(!r.is_active(id(&c)));
+    let own = Member { version: RESERVED - 1, ..r.member(id(&f)).unwrap().clone() };
+    r.merge(Entry::sign(&f, mesh_id(), own).unwrap()).unwrap();
+    r.banish(&recovery, id(&f)).unwrap();
+    assert!(!r.is_active(id(&f)));
+}
+
+#[test]
+fn when_all_authorities_are_gone_the_recovery_key_makes_one() {
+    let (mut r, [f, a, b, c], recovery) = three_with_recovery();
+    for k in [&f, &a, &b] {
+        r.banish(&recovery, id(k)).unwrap();
+    }
+    assert!(r.authorities().count() == 0 && r.is_active(id(&c)));
+    r.grant(&recovery, id(&c), vec![root()]).unwrap();
+    r.stand(&c, r.member(id(&c)).unwrap().roots.clone()).unwrap();
+    let d = key();
+    r.admit(&c, d.public(), &name("d"), NOW).unwrap();
+    assert!(r.is_active(id(&d)) && r.bundle().roots.len() == 1);
+    assert_eq!(view(&Roster::from_bytes(&r.to_bytes()).unwrap()), view(&r));
+}
+
+#[test]
+fn a_mesh_of_before_has_no_recovery_key_and_nobody_else_is_one() {
+    let (mut r, [f, a, _, c]) = three();
+    let (stranger, signing) = (key(), Recovery::new(&RecoveryKey::generate().unwrap()).unwrap());
+    assert!(r.recovery().is_none() && !r.is_recovery(id(&stranger)));
+    assert_eq!(r.banish(&stranger, id(&f)), Err(RosterError::NotAuthority));
+    assert_eq!(r.banish(&a, id(&f)), Err(RosterError::Founder));
+    r.banish(&a, id(&c)).unwrap();
+    assert_eq!(r.unbanish(&f, id(&c)), Err(RosterError::NoRecovery));
+    let back = Member { standing: Standing::Active, version: 9, ..r.member(id(&c)).unwrap().clone() };
+    for k in [&f, &a, &stranger] {
+        let pardon = Entry::pardon(k, mesh_id(), back.clone()).unwrap();
+        assert_eq!(r.merge(pardon), Err(RosterError::NeedsRecovery));
+    }
+    let banished = Member { standing: Standing::Banished, ..back };
+    assert_eq!(Entry::pardon(&f, mesh_id(), banished), Err(RosterError::Malformed));
+    // A charter that names another key is another document: only the founder's signature makes one.
+    let mut document: Document = serde_json::from_slice(&with_recovery(&f, &signing).to_bytes()).unwrap();
+    let mut charter: Charter = serde_json::from_slice(&document.charter.payload).unwrap();
+    charter.recovery = Some(Recovery::new(&RecoveryKey::generate().unwrap()).unwrap());
+    document.charter.payload = serde_json::to_vec(&charter).unwrap();
+    let read = Roster::from_bytes(&serde_json::to_vec(&document).unwrap());
+    assert_eq!(read.err(), Some(RosterError::Key(KeyError::Signature)));
+}
+
 /// Keys, one of them the founder's, and a root, made once: signing is what costs.
 struct Cast {
+    /// The last one is the recovery key's.
     keys: Vec<PrivateKey>,
+    recovery: Recovery,
     roots: Vec<Vec<u8>>,
 }
 
 fn cast() -> &'static Cast {
     static C: OnceLock<Cast> = OnceLock::new();
-    C.get_or_init(|| Cast { keys: (0..6).map(|_| key()).collect(), roots: vec![root(), root()] })
+    C.get_or_init(|| {
+        let paper = RecoveryKey::generate().unwrap();
+        let recovery = Recovery::new(&paper).unwrap();
+        let keys = (0..6).map(|_| key()).chain([recovery.open(&paper).unwrap()]).collect();
+        Cast { keys, recovery, roots: vec![root(), root()] }
+    })
 }
 
 /// Any statement of anybody about anybody, most of them dubious, enough of them by the founder that authorities come about.
 fn statement() -> impl Strategy<Value = Entry> {
-    let signer = prop_oneof![2 => Just(0usize), 3 => 1usize..6];
+    let signer = prop_oneof![4 => Just(0usize), 6 => 1usize..6, 3 => Just(6)];
+    let subject = prop_oneof![30 => 0usize..6, 1 => Just(6)];
+    let pardon = proptest::bool::weighted(0.15);
     let standing = prop_oneof![4 => Just(Standing::Active), 2 => Just(Standing::Left), 1 => Just(Standing::Banished)];
     let office = (0usize..4, proptest::bool::weighted(0.2));
-    (signer, 0usize..6, standing, office, 1u64..5, 0usize..3).prop_map(|(signer, subject, standing, office, version, n)| {
-        let (roots, retired) = office;
-        let c = cast();
-        let roots = c.roots.get(roots).cloned().into_iter().collect();
-        let (key, by) = (*c.keys[subject].public(), id(&c.keys[signer]));
-        let name = name(["pi", "box", "pi-2"][n]);
-        let member = Member { key, name, standing, roots, retired, since: NOW, version, by };
-        Entry::sign(&c.keys[signer], mesh_id(), member).unwrap()
-    })
+    let version = prop_oneof![20 => 1u64..5, 1 => Just(RESERVED), 1 => Just(RESERVED - 1)];
+    (signer, subject, standing, office, version, 0usize..3, pardon).prop_map(
+        |(signer, subject, standing, office, version, n, pardon)| {
+            let (roots, retired) = office;
+            let c = cast();
+            let roots = c.roots.get(roots).cloned().into_iter().collect();
+            let (key, by) = (*c.keys[subject].public(), id(&c.keys[signer]));
+            let name = name(["pi", "box", "pi-2"][n]);
+            let member = Member { key, name, standing, roots, retired, since: NOW, version, by };
+            let sign = if pardon && standing != Standing::Banished { Entry::pardon } else { Entry::sign };
+            sign(&c.keys[signer], mesh_id(), member).unwrap()
+        },
+    )
 }
 
 /// The same founding entry for all replicas of a test.
 fn origin() -> Roster {
     static R: OnceLock<Roster> = OnceLock::new();
-    R.get_or_init(|| found(&cast().keys[0])).clone()
+    R.get_or_init(|| with_recovery(&cast().keys[0], &cast().recovery)).clone()
+}
+
+fn with_recovery(founder: &PrivateKey, recovery: &Recovery) -> Roster {
+    Roster::found_with(Some(recovery.clone()), (mesh_id(), domain()), founder, name("one"), root(), NOW).unwrap()
 }
 
 fn merged<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> Roster {
@@ -491,7 +672,9 @@ fn merged<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> Roster {
     for e in entries {
         let refused = r.merge(e.clone()).is_err();
         let (m, f) = (e.member(), r.founder());
-        assert_eq!(refused, m.node() == f && (m.by != f || m.standing == Standing::Banished));
+        let founder = m.node() == f && (m.by != f || m.standing == Standing::Banished);
+        let above = r.is_recovery(m.by) || !(founder || e.pardons() || m.version >= RESERVED);
+        assert_eq!(refused, r.is_recovery(m.node()) || !above);
     }
     r
 }
@@ -555,29 +738,78 @@ proptest! {
     #[test]
     fn invariants(entries in proptest::collection::vec(statement(), 0..24)) {
         let r = merged(&entries);
-        let founder = r.member(r.founder()).unwrap();
-        prop_assert!(founder.standing != Standing::Banished && founder.by == r.founder());
+        let (founder, recovery) = (r.founder(), id(&cast().keys[6]));
+        let by_recovery = |node| r.of(node).filter(move |e| e.member().by == recovery);
+        let put_out = |node| by_recovery(node).any(|e| r.puts_out(e));
+        prop_assert!(r.member(recovery).is_none() && r.trusted.contains(&recovery), "the recovery key is nobody");
+        let first = r.member(founder).unwrap();
+        prop_assert_eq!(first.standing == Standing::Banished, put_out(founder));
+        prop_assert!(first.by == founder || first.by == recovery);
         let names: BTreeSet<&HostName> = r.members().filter(|m| m.standing != Standing::Banished).map(|m| &m.name).collect();
         prop_assert_eq!(names.len(), r.members().filter(|m| m.standing != Standing::Banished).count());
         for m in r.members() {
-            prop_assert!(m.node() == m.by || r.granted.contains(&m.by), "signed by a nobody");
-            prop_assert!(m.standing != Standing::Active || r.trusted.contains(&m.by), "admitted by a banished authority");
+            prop_assert!(m.node() == m.by || r.granted.contains(&m.by), "signed by a nobody, or by one that the recovery key put out");
+            prop_assert!(m.standing != Standing::Active || r.trusted.contains(&m.by) , "admitted by a banished authority");
+            if let Some(word) = by_recovery(m.node()).max_by_key(|e| e.member().version).filter(|e| e.bans()) {
+                let pardon = by_recovery(m.node()).any(|e| e.pardons() && e.member().version == word.member().version);
+                prop_assert!(pardon || m.standing == Standing::Banished, "the recovery key's last word is not obeyed");
+            }
         }
         for m in r.members().filter(|m| m.standing == Standing::Banished) {
             let office = r.granted.contains(&m.node());
-            prop_assert!(m.by == r.founder() || r.granted.contains(&m.by) && !office, "banished by one who may not");
+            let may = m.by == recovery || r.granted.contains(&m.by) && (!office || m.by == founder);
+            prop_assert!(may, "banished by one who may not");
+            let pardon = by_recovery(m.node()).filter(|e| e.pardons()).map(|e| e.member().version).max();
+            prop_assert!(pardon.is_none_or(|p| p < m.version), "banished in spite of a pardon");
         }
-        for e in entries.iter().filter(|e| e.member().standing == Standing::Banished && r.granted.contains(&e.member().by)) {
-            let node = e.member().node();
-            let office = r.granted.contains(&node) && e.member().by != r.founder();
-            prop_assert!(node == r.founder() || office || r.member(node).is_some_and(|m| m.standing == Standing::Banished));
+        for e in r.entries.values().filter(|e| e.bans() && r.granted.contains(&e.member().by)) {
+            let (m, node) = (e.member(), e.member().node());
+            let office = r.granted.contains(&node) && m.by != founder && m.by != recovery;
+            let pardoned = by_recovery(node).any(|p| p.pardons() && p.member().version >= m.version);
+            prop_assert!(office || pardoned || r.member(node).is_some_and(|m| m.standing == Standing::Banished));
         }
-        for m in r.members().filter(|m| m.node() != r.founder()) {
+        for m in r.members().filter(|m| m.node() != founder) {
             let (node, mine) = (m.node(), |e: &&Arc<Entry>| e.member().by == m.node() && e.appoints());
             let own = r.of(node).filter(mine).max_by_key(|e| e.order());
             if m.is_authority() && own.is_some() && r.trusted.contains(&node) && r.of(node).all(|e| !e.is_farewell()) {
-                prop_assert!(m.by == node || m.by == r.founder(), "another authority changed its roots");
+                prop_assert!(m.by == node || m.by == founder || m.by == recovery, "another authority changed its roots");
             }
+        }
+    }
+
+    /// Whoever is put out by one who may, in whatever roster: all others stay what they were, and the words that are passed on say so, in any order.
+    #[test]
+    fn banishing_changes_nobody_else(
+        entries in proptest::collection::vec(statement(), 0..24),
+        (node, recovery) in (0usize..6, any::<bool>()),
+        order in 0usize..7,
+    ) {
+        let before = merged(&entries);
+        let (node, by) = (id(&cast().keys[node]), &cast().keys[if recovery { 6 } else { 0 }]);
+        let mut after = before.clone();
+        let Ok(mut words) = after.banish(by, node) else { return Ok(()) };
+        prop_assert_eq!(after.member(node).unwrap().standing, Standing::Banished);
+        let mut elsewhere = before.clone();
+        let first = order % words.len();
+        words.rotate_left(first);
+        for e in words {
+            elsewhere.merge(e).unwrap();
+        }
+        prop_assert!(view(&elsewhere) == view(&after));
+        // Who left under a name that only the one put out had given it may be a member again by another's older word.
+        for m in before.members().filter(|m| m.node() != node && m.standing != Standing::Left) {
+            let now = after.member(m.node());
+            let same = now.is_some_and(|n| (n.standing, &n.roots, n.retired) == (m.standing, &m.roots, m.retired));
+            prop_assert!(same, "{m:?} became {now:?}");
+        }
+        // And back, by the recovery key only.
+        prop_assert!(after.unbanish(&cast().keys[0], node).is_err());
+        if after.unbanish(&cast().keys[6], node).is_ok() {
+            let back = after.member(node).unwrap();
+            prop_assert!(back.standing != Standing::Banished && !back.is_authority() && back.roots.is_empty());
+            let mut anew = after.clone();
+            anew.settle();
+            prop_assert!(view(&anew) == view(&after));
         }
     }
 

@@ -1,0 +1,258 @@
+//! What its key lets somebody say about the members of a mesh: admitting, leaving, banishing, appointing, and taking any of that back.
+//!
+//! Each of these signs entries that win by the rules of the parent module, puts them into this roster, and gives them back to be passed on.
+
+use super::entry::{Entry, Member, Standing};
+use super::settle::free_name;
+use super::{RESERVED, Roster, RosterError, Seat};
+use crate::identity::{HostName, NodeId};
+use crate::keys::{PrivateKey, PublicKey};
+use crate::time::UnixTime;
+
+/// How often what a banished authority vouched for is gone through: its authorities, and theirs, come back before those whom they let in.
+const PASSES: usize = 3;
+
+impl Roster {
+    /// Makes `joiner` an active member under a name nobody else has: `wish`, or `wish` with a part of its node id behind it.
+    /// An active member keeps its name and nothing is signed; one that left comes back under its old name, and not as the
+    /// authority it may have been: its root key is gone.
+    ///
+    /// # Errors
+    /// [`RosterError::NotAuthority`], [`RosterError::Banished`], [`RosterError::Full`], [`RosterError::Exhausted`],
+    /// [`RosterError::Key`].
+    pub fn admit(
+        &mut self,
+        authority: &PrivateKey,
+        joiner: &PublicKey,
+        wish: &HostName,
+        now: UnixTime,
+    ) -> Result<HostName, RosterError> {
+        let by = self.authority(authority)?;
+        let node = joiner.node_id();
+        let member = match self.seats.get(&node) {
+            Some(seat) => match seat.member.standing {
+                Standing::Active => return Ok(seat.member.name.clone()),
+                Standing::Banished => return Err(RosterError::Banished),
+                Standing::Left => {
+                    Member { retired: self.granted.contains(&node), roots: Vec::new(), ..self.next(by, node, Standing::Active)? }
+                }
+            },
+            None => Member {
+                key: *joiner,
+                name: free_name(&self.names, wish, node),
+                standing: Standing::Active,
+                roots: Vec::new(),
+                retired: false,
+                since: now,
+                version: 1,
+                by: node,
+            },
+        };
+        self.put(Entry::sign(authority, self.mesh(), member)?)?;
+        Ok(self.seats.get(&node).ok_or(RosterError::NotMember)?.member.name.clone())
+    }
+
+    /// Takes the owner of the key `me` out of the mesh. It may come back by joining again, under its old name.
+    /// What an authority signed before it left stays valid; its roots leave the bundle.
+    ///
+    /// # Errors
+    /// [`RosterError::NotMember`], [`RosterError::NotActive`], [`RosterError::Exhausted`], [`RosterError::Key`].
+    pub fn leave(&mut self, me: &PrivateKey) -> Result<Entry, RosterError> {
+        let seat = self.seats.get(&me.public().node_id()).ok_or(RosterError::NotMember)?;
+        if seat.member.standing != Standing::Active {
+            return Err(RosterError::NotActive);
+        }
+        let entry = Entry::sign(me, self.mesh(), self.next(me.public().node_id(), me.public().node_id(), Standing::Left)?)?;
+        self.put(entry.clone())?;
+        Ok(entry)
+    }
+
+    /// Throws `node` out. Only the recovery key takes that back; banishing twice gives the first entry again.
+    ///
+    /// When the word of `node` counted, everybody else stays what they are as far as is known here: what only it vouched for is signed again by
+    /// `authority`. What it signs from now on, or signed unknown to us, is void; where the recovery key puts it out, so is whom it banished.
+    /// Returns the entries to be passed on, the one that puts it out last: so those it had let in are vouched for before they hear of it.
+    ///
+    /// # Errors
+    /// [`RosterError::NotAuthority`], [`RosterError::NotMember`], [`RosterError::Founder`], [`RosterError::NeedsRecovery`],
+    /// [`RosterError::NeedsFounder`], [`RosterError::Exhausted`], [`RosterError::Key`].
+    pub fn banish(&mut self, authority: &PrivateKey, node: NodeId) -> Result<Vec<Entry>, RosterError> {
+        let by = self.authority(authority)?;
+        let seat = self.seats.get(&node).ok_or(RosterError::NotMember)?;
+        let recovery = self.is_recovery(by);
+        if node == self.founder && !recovery {
+            return Err(if self.recovery.is_some() { RosterError::NeedsRecovery } else { RosterError::Founder });
+        }
+        let above = recovery && self.heard.contains(&node) && !self.is_recovery(seat.entry.member().by);
+        if seat.member.standing == Standing::Banished && !above {
+            return Ok(vec![Entry::clone(&seat.entry)]);
+        }
+        let office = self.granted.contains(&node);
+        if office && !recovery && by != self.founder {
+            return Err(self.needs_founder());
+        }
+        let mut after = self.clone();
+        let ban = Entry::sign(authority, self.mesh(), self.next(by, node, Standing::Banished)?)?;
+        after.put(ban.clone())?;
+        let mut words = Vec::new();
+        let passes = if self.heard.contains(&node) { PASSES } else { 0 };
+        for _ in 0..passes {
+            let lost: Vec<_> = self.seats.iter().filter(|(n, seat)| **n != node && !after.says(**n, seat)).collect();
+            // Authorities first: with them most of what they signed themselves counts again.
+            let offices: Vec<_> = lost.iter().filter(|(n, _)| self.heard.contains(n)).copied().collect();
+            let chosen = if offices.is_empty() { lost } else { offices };
+            for (subject, seat) in chosen {
+                let member = Member { version: after.next_version(by, *subject)?, ..seat.entry.member().clone() };
+                // Somebody's ban had no effect on it while it had an office by the one who is put out.
+                let banned = member.standing != Standing::Banished && after.is_banished(*subject);
+                let sign = if banned { Entry::pardon } else { Entry::sign };
+                let entry = sign(authority, self.mesh(), member)?;
+                after.insert(entry.clone());
+                words.push(entry);
+            }
+            after.settle();
+        }
+        *self = after;
+        words.push(ban);
+        Ok(words)
+    }
+
+    /// Takes back that `node` was banished, by whomever. It is a member again, under its name if that is free, and no authority; what it had signed
+    /// counts as if it had never been put out.
+    ///
+    /// # Errors
+    /// [`RosterError::NeedsRecovery`] for every other key, [`RosterError::NotMember`], [`RosterError::NotBanished`], [`RosterError::Exhausted`],
+    /// [`RosterError::Key`].
+    pub fn unbanish(&mut self, recovery: &PrivateKey, node: NodeId) -> Result<Entry, RosterError> {
+        let by = recovery.public().node_id();
+        if !self.is_recovery(by) {
+            return Err(if self.recovery.is_some() { RosterError::NeedsRecovery } else { RosterError::NoRecovery });
+        }
+        let seat = self.seats.get(&node).ok_or(RosterError::NotMember)?;
+        if seat.member.standing != Standing::Banished {
+            return Err(RosterError::NotBanished);
+        }
+        let retired = self.heard.contains(&node);
+        let member = Member { retired, roots: Vec::new(), ..self.next(by, node, Standing::Active)? };
+        let entry = Entry::pardon(recovery, self.mesh(), member)?;
+        self.put(entry.clone())?;
+        Ok(entry)
+    }
+
+    fn is_banished(&self, node: NodeId) -> bool {
+        self.member(node).is_some_and(|m| m.standing == Standing::Banished)
+    }
+
+    /// Whether a node is here what this seat says.
+    fn says(&self, node: NodeId, seat: &Seat) -> bool {
+        self.seats.get(&node).is_some_and(|now| {
+            let (now, then) = (now.entry.member(), seat.entry.member());
+            (&now.name, now.standing, &now.roots, now.retired) == (&then.name, then.standing, &then.roots, then.retired)
+        })
+    }
+
+    /// Makes an active member an authority with these root certificates. Without an effect on one that is an authority already:
+    /// about its roots only its own word counts, see [`Roster::stand`].
+    ///
+    /// # Errors
+    /// [`RosterError::NotAuthority`], [`RosterError::NotMember`], [`RosterError::NotActive`]; [`RosterError::NeedsFounder`] for one
+    /// whose office the founder took; [`RosterError::Malformed`] without roots, with more than [`MAX_ROOTS`](super::MAX_ROOTS), or with one that is
+    /// no root certificate.
+    pub fn grant(&mut self, authority: &PrivateKey, node: NodeId, roots: Vec<Vec<u8>>) -> Result<Entry, RosterError> {
+        let by = self.authority(authority)?;
+        let seat = self.seats.get(&node).ok_or(RosterError::NotMember)?;
+        if seat.member.standing != Standing::Active {
+            return Err(RosterError::NotActive);
+        }
+        if roots.is_empty() {
+            return Err(RosterError::Malformed);
+        }
+        if by != self.founder && !self.is_recovery(by) && self.deposed(node).is_some() {
+            return Err(self.needs_founder());
+        }
+        self.say(authority, Member { roots, retired: false, ..self.next(by, node, Standing::Active)? })
+    }
+
+    /// The owner of the key `me`, an authority, says which root certificates it has. From then on nobody but itself and the founder
+    /// can change that.
+    ///
+    /// # Errors
+    /// [`RosterError::NotAuthority`]; [`RosterError::Malformed`] as for [`Roster::grant`]; [`RosterError::Exhausted`],
+    /// [`RosterError::Key`].
+    pub fn stand(&mut self, me: &PrivateKey, roots: Vec<Vec<u8>>) -> Result<Entry, RosterError> {
+        let node = self.authority(me)?;
+        if roots.is_empty() {
+            return Err(RosterError::Malformed);
+        }
+        self.say(me, Member { roots, ..self.next(node, node, Standing::Active)? })
+    }
+
+    /// Ends the office of an authority, by itself or by the founder. What it signed stays valid, and its roots are believed until
+    /// this is said again with `roots` false, which is for when nobody shows a certificate under them any more.
+    ///
+    /// # Errors
+    /// [`RosterError::NotMember`] for one that never was an authority, [`RosterError::NotActive`], [`RosterError::Founder`],
+    /// [`RosterError::NeedsFounder`], [`RosterError::Exhausted`], [`RosterError::Key`].
+    pub fn retire(&mut self, key: &PrivateKey, node: NodeId, roots: bool) -> Result<Entry, RosterError> {
+        let by = key.public().node_id();
+        let seat = self.seats.get(&node).filter(|s| s.entry.grants()).ok_or(RosterError::NotMember)?;
+        if node == self.founder && !self.is_recovery(by) {
+            return Err(RosterError::Founder);
+        }
+        if by != node && by != self.founder && !self.is_recovery(by) {
+            return Err(self.needs_founder());
+        }
+        if seat.member.standing != Standing::Active {
+            return Err(RosterError::NotActive);
+        }
+        let mut member = Member { retired: true, ..self.next(by, node, Standing::Active)? };
+        if !roots {
+            member.roots.clear();
+        }
+        self.say(key, member)
+    }
+
+    fn say(&mut self, key: &PrivateKey, member: Member) -> Result<Entry, RosterError> {
+        let entry = Entry::sign(key, self.mesh(), member)?;
+        self.put(entry.clone())?;
+        Ok(entry)
+    }
+
+    fn needs_founder(&self) -> RosterError {
+        match self.member(self.founder).filter(|m| m.standing == Standing::Active) {
+            Some(founder) => RosterError::NeedsFounder(founder.name.clone()),
+            None if self.recovery.is_some() => RosterError::NeedsRecovery,
+            None => RosterError::NoRecovery,
+        }
+    }
+
+    fn authority(&self, key: &PrivateKey) -> Result<NodeId, RosterError> {
+        let node = key.public().node_id();
+        let may = self.is_recovery(node) || self.member(node).is_some_and(Member::is_authority);
+        if may { Ok(node) } else { Err(RosterError::NotAuthority) }
+    }
+
+    /// The member as the next word of `by` says it. The name is the one that was signed, not the one it was given when two had the same.
+    fn next(&self, by: NodeId, node: NodeId, standing: Standing) -> Result<Member, RosterError> {
+        let signed = self.seats.get(&node).ok_or(RosterError::NotMember)?.entry.member();
+        let version = match standing {
+            // A ban wins whatever its version, until it is taken back.
+            Standing::Banished => self.version(by, node, |e| e.bans() || e.pardons())?,
+            _ if self.is_recovery(by) => self.next_version(by, node)?,
+            _ => signed.version.checked_add(1).filter(|v| *v < RESERVED).ok_or(RosterError::Exhausted)?,
+        };
+        Ok(Member { standing, version, ..signed.clone() })
+    }
+
+    /// A version above all that counts about a node. What does not count is left out: its signer may have meant to use the numbers up.
+    fn next_version(&self, by: NodeId, node: NodeId) -> Result<u64, RosterError> {
+        let trusted = |e: &Entry| self.trusted.contains(&e.member().by) && !e.bans();
+        self.version(by, node, |e| trusted(e) || e.is_farewell() || self.puts_out(e))
+    }
+
+    fn version(&self, by: NodeId, node: NodeId, above: impl Fn(&Entry) -> bool) -> Result<u64, RosterError> {
+        let last = self.of(node).filter(|e| above(e)).map(|e| e.member().version).max().unwrap_or(0);
+        let next = last.checked_add(1).filter(|v| *v < RESERVED || self.is_recovery(by));
+        next.ok_or(RosterError::Exhausted)
+    }
+}

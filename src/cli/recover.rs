@@ -1,0 +1,173 @@
+//! `meshd recover` and `meshd unbanish`: what the recovery key says to the mesh.
+//!
+//! The key is used here and never given to the daemon: this command reads the roster, signs, and hands the signed entries in.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use meshd_ca::keys::PrivateKey;
+use meshd_ca::roster::{Entry, Roster, RosterError, Standing};
+use serde::Serialize;
+
+use super::{Around, Exit, Failure, Output, recovery_key, terminal};
+use crate::api::{MAX_REQUEST, RecoveryWords};
+use crate::daemon::AHEAD;
+use crate::local::Local;
+
+const UNBANISH: &str = "\
+Takes back that a host was banished, by whomever. It is a member again, but no authority. If it has heard that it was banished, it left its mesh: give \
+it a token (`meshd join TOKEN` there). To be run on any member, with the recovery key of the mesh, which is asked for.
+
+Examples:
+  sudo meshd unbanish cellar
+  sudo meshd unbanish --recovery-key-file /mnt/usb/recovery-key.txt cellar";
+const RECOVER: &str = "\
+For a mesh whose authorities are all gone, so that nobody can renew or join; to be run on any member, with the recovery key of the mesh, which \
+is asked for. This host becomes an authority with a new root. Authorities that are not heard now lose their office; they stay members, and \
+certificates they signed stay valid (`meshd banish` puts one out that was stolen). It signs as soon as the members that are there know its root, a minute at most after the others fell silent.
+
+Examples:
+  sudo meshd recover
+  sudo meshd recover --yes --recovery-key-file /mnt/usb/recovery-key.txt";
+
+/// Where the recovery key comes from, if not from the terminal.
+#[derive(Debug, Args)]
+pub(super) struct KeyFile {
+    /// Read the recovery key of the mesh from a file instead of asking for it
+    #[arg(long, value_name = "FILE")]
+    recovery_key_file: Option<PathBuf>,
+}
+
+impl KeyFile {
+    pub(super) fn path(&self) -> Option<&Path> {
+        self.recovery_key_file.as_deref()
+    }
+}
+
+/// Take back that a host was put out of the mesh
+#[derive(Debug, Args)]
+#[command(after_help = UNBANISH)]
+pub(super) struct Unbanish {
+    /// The name or id of the host, as `meshd nodes` shows it
+    #[arg(value_name = "NODE", value_parser = super::member)]
+    node: String,
+    #[command(flatten)]
+    key: KeyFile,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// Make this host an authority when all are gone
+#[derive(Debug, Args)]
+#[command(after_help = RECOVER)]
+pub(super) struct Recover {
+    #[command(flatten)]
+    key: KeyFile,
+    /// Do not ask
+    #[arg(short, long)]
+    yes: bool,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// What `recover` shows with `-o json`.
+#[derive(Debug, Serialize)]
+struct Recovered {
+    /// The authorities that lost their office.
+    removed: Vec<String>,
+}
+
+fn failed(what: &'static str) -> impl Fn(RosterError) -> Failure {
+    move |error| Failure::new(Exit::Failed, what).why(error.to_string())
+}
+
+/// Hands in what was signed, in the order in which the others are to hear it.
+async fn hand_in(local: &Local, words: Vec<Entry>) -> Result<(), Failure> {
+    let mut entries = Vec::new();
+    let mut size = 0;
+    for word in words {
+        let more = word.to_bytes().len() + 1;
+        if size + more > MAX_REQUEST / 2 {
+            local.recovered(&RecoveryWords { entries: std::mem::take(&mut entries) }).await?;
+            size = 0;
+        }
+        size += more;
+        entries.push(word);
+    }
+    local.recovered(&RecoveryWords { entries }).await?;
+    Ok(())
+}
+
+/// Puts a node out by the recovery key.
+///
+/// # Errors
+/// When there is no such node, the roster does not allow it, or the daemon does not take it.
+pub(super) async fn banish(local: &Local, mut roster: Roster, key: &PrivateKey, node: &str) -> Result<(), Failure> {
+    const WHAT: &str = "it is not banished";
+    let node = roster.named(node).ok_or_else(|| failed(WHAT)(RosterError::NotMember))?.node();
+    let mut words = roster.banish(key, node).map_err(failed(WHAT))?;
+    // What was there before is nothing new.
+    words.retain(|w| roster.is_recovery(w.member().by));
+    let ban = words.pop();
+    if !words.is_empty() {
+        hand_in(local, words).await?;
+        tokio::time::sleep(AHEAD).await;
+    }
+    hand_in(local, ban.into_iter().collect()).await
+}
+
+impl Unbanish {
+    pub(super) async fn run(self, around: &Around<'_>) -> Result<Exit, Failure> {
+        const WHAT: &str = "the banishment is not taken back";
+        let local = around.local()?;
+        let mut roster = local.roster().await?;
+        let key = recovery_key::signing(&roster, self.key.path())?;
+        // The names of those who were put out are free: there may be several.
+        let named: Vec<_> =
+            roster.members().filter(|m| m.name.as_str() == self.node && m.standing == Standing::Banished).collect();
+        let node = match named[..] {
+            [one] => one.node(),
+            [] => roster.named(&self.node).ok_or_else(|| failed(WHAT)(RosterError::NotMember))?.node(),
+            _ => {
+                return Err(Failure::new(Exit::Failed, WHAT)
+                    .why("several hosts had that name")
+                    .remedy("give its id (`meshd nodes`)"));
+            }
+        };
+        let word = roster.unbanish(&key, node).map_err(failed(WHAT))?;
+        hand_in(&local, vec![word]).await?;
+        let text = format!("{} is a member again; if it left its mesh, let it join: `meshd token create`\n", self.node);
+        around.screen(self.output).show(&crate::api::Done {}, || text)?;
+        Ok(Exit::Ok)
+    }
+}
+
+impl Recover {
+    pub(super) async fn run(self, around: &Around<'_>) -> Result<Exit, Failure> {
+        const WHAT: &str = "this host is not made an authority";
+        let local = around.local()?;
+        let mut roster = local.roster().await?;
+        let own = local.new_root().await?;
+        let authorities = local.authorities().await?;
+        let lost: Vec<_> = authorities.into_iter().filter(|a| !a.reachable && a.id != own.node).collect();
+        let lost: Vec<_> = lost.into_iter().filter(|a| roster.member(a.id).is_some_and(|m| m.is_authority())).collect();
+        let removed: Vec<String> = lost.iter().map(|a| a.name.to_string()).collect();
+        if !self.yes {
+            let without = if removed.is_empty() {
+                "beside those that are there".into()
+            } else {
+                format!("instead of {}", removed.join(", "))
+            };
+            terminal::confirm(&format!("Make this host an authority of the mesh, {without}?"))?;
+        }
+        let key = recovery_key::signing(&roster, self.key.path())?;
+        let mut words = vec![roster.grant(&key, own.node, vec![own.root]).map_err(failed(WHAT))?];
+        for authority in &lost {
+            words.push(roster.retire(&key, authority.id, true).map_err(failed(WHAT))?);
+        }
+        hand_in(&local, words).await?;
+        let text = "this host is an authority; it signs when everybody who is there believes its root (`meshd authority list`)\n";
+        around.screen(self.output).show(&Recovered { removed }, || text.into())?;
+        Ok(Exit::Ok)
+    }
+}
