@@ -50,8 +50,6 @@ codes! {
     NFT_REJECT = "check-nft-reject";
     /// nf_tables can mark connections.
     NFT_CONNTRACK = "check-nft-conntrack";
-    /// nf_tables has sets.
-    NFT_SETS = "check-nft-sets";
     /// nf_tables has counters.
     NFT_COUNTERS = "check-nft-counters";
     /// Tables can belong to a process.

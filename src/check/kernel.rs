@@ -127,12 +127,11 @@ pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
 }
 
 /// Name of the probe, code, what it is, and what is lost without it. What the daemon does not use is not looked at.
-const EXPRESSIONS: [(&str, &str, &str, &str); 6] = [
+const EXPRESSIONS: [(&str, &str, &str, &str); 5] = [
     ("redirect", code::NFT_REDIRECT, "nf_tables can redirect (nft_redir, nft_chain_nat)", "nothing is captured"),
     ("fib", code::NFT_FIB, "nf_tables can ask the routing table (nft_fib_inet)", "nothing is captured"),
     ("reject", code::NFT_REJECT, "nf_tables can reset connections (nft_reject_inet)", "nothing is captured"),
     ("ct mark", code::NFT_CONNTRACK, "nf_tables can mark connections (nft_ct)", "nothing is captured"),
-    ("sets", code::NFT_SETS, "nf_tables has sets (nf_tables_set)", "nothing is captured"),
     ("counters", code::NFT_COUNTERS, "nf_tables has named counters (nft_objref)", "nothing is captured"),
 ];
 
@@ -145,8 +144,12 @@ fn packet_filter(facts: &Facts, found: &mut Findings) {
             return found.fail(code::KERNEL, name, format!("connections cannot be captured: {why}"), MODULES);
         }
     };
-    found.ok(code::KERNEL, name, "");
     let result = |name: &str| tried.iter().find(|t| t.name == name).map(|t| &t.result);
+    // Since Linux 5.6 sets are in nf_tables itself, and with an older one nobody could be told apart (5.9).
+    match result("sets") {
+        Some(Err(why)) => found.fail(code::KERNEL, name, format!("it has no sets for the addresses of members: {why}"), MODULES),
+        _ => found.ok(code::KERNEL, name, ""),
+    }
     for (probe, code, name, lost) in EXPRESSIONS {
         found.add(
             code,
@@ -349,6 +352,7 @@ mod tests {
         for (name, code, ..) in EXPRESSIONS {
             with(|f| lack(f, name), &[(code, Fail)]);
         }
+        with(|f| lack(f, "sets"), &[(code::KERNEL, Fail)]);
         with(|f| lack(f, "table owner"), &[(code::NFT_OWNER, Warn)]);
         // Only what is strict has to outlive its process.
         with(|f| lack(f, "table persist"), &[]);

@@ -8,7 +8,10 @@ use crate::identity::provider;
 pub(super) struct Facts {
     /// Bytes.
     pub(super) page: usize,
+    /// Whether there are AES instructions that this program uses.
     pub(super) aes: bool,
+    /// Whether there are some that only a 64-bit program uses.
+    pub(super) unused: bool,
     /// The cipher suites in the order in which they are offered.
     pub(super) ciphers: Vec<String>,
     /// `std::env::consts::ARCH`
@@ -19,8 +22,15 @@ impl Facts {
     pub(super) fn read() -> Self {
         let aes = provider::has_aes();
         let ciphers = provider::provider(aes).cipher_suites.iter().map(|s| format!("{:?}", s.suite())).collect();
-        Self { page: rustix::param::page_size(), aes, ciphers, arch: std::env::consts::ARCH }
+        Self { page: rustix::param::page_size(), aes, unused: !aes && unused_aes(), ciphers, arch: std::env::consts::ARCH }
     }
+}
+
+/// Whether the kernel says to a 32-bit Arm program that the processor has AES instructions (Linux: `HWCAP2_AES` of
+/// arch/arm/include/uapi/asm/hwcap.h). ring uses none on 32-bit Arm.
+fn unused_aes() -> bool {
+    const HWCAP2_AES: usize = 1;
+    cfg!(target_arch = "arm") && rustix::param::linux_hwcap().1 & HWCAP2_AES != 0
 }
 
 pub(super) fn judge(facts: &Facts, found: &mut Findings) {
@@ -35,10 +45,9 @@ pub(super) fn judge(facts: &Facts, found: &mut Findings) {
     let detail = format!("{instructions}, so {first} comes first");
     let suits = first.contains("AES") == facts.aes;
     let ciphers = match suits {
-        // ring's AES for 32-bit ARM does not use the instructions.
-        true if facts.aes && facts.arch == "arm" => Verdict::warn(
-            format!("{detail}; a 32-bit program does not use them"),
-            "install the 64-bit (aarch64) program if the kernel is 64-bit",
+        true if facts.unused => Verdict::warn(
+            format!("{first} comes first: a 32-bit program does not use this processor's AES instructions"),
+            "install a 64-bit system, and with it the aarch64 program",
         ),
         true => Verdict::ok(detail),
         false => Verdict::warn(detail, "that is slow here: report it with `meshd version` and /proc/cpuinfo"),
@@ -52,25 +61,29 @@ mod tests {
     use super::*;
     use crate::api::{Finding, Level::Warn};
 
-    fn of(page: usize, aes: bool, first: &str, arch: &'static str) -> Vec<Finding> {
+    fn of(page: usize, aes: bool, first: &str) -> Vec<Finding> {
+        seen(Facts { page, aes, unused: false, ciphers: vec![first.into()], arch: "any" })
+    }
+
+    fn seen(facts: Facts) -> Vec<Finding> {
         let mut found = Findings::of("kernel");
-        judge(&Facts { page, aes, ciphers: vec![first.into()], arch }, &mut found);
+        judge(&facts, &mut found);
         found.done()
     }
 
     #[test]
     fn pages_and_ciphers() {
-        assert!(ill(&of(4096, true, "TLS13_AES_128_GCM_SHA256", "x86_64")).is_empty());
-        assert!(ill(&of(16_384, false, "TLS13_CHACHA20_POLY1305_SHA256", "aarch64")).is_empty());
-        assert_eq!(ill(&of(8192, true, "TLS13_AES_128_GCM_SHA256", "x86_64")), [(code::PAGE_SIZE, Warn)]);
-        assert_eq!(ill(&of(4096, false, "TLS13_AES_128_GCM_SHA256", "aarch64")), [(code::CIPHERS, Warn)]);
-        assert_eq!(ill(&of(4096, true, "TLS13_AES_128_GCM_SHA256", "arm")), [(code::CIPHERS, Warn)]);
+        assert!(ill(&of(4096, true, "TLS13_AES_128_GCM_SHA256")).is_empty());
+        assert!(ill(&of(16_384, false, "TLS13_CHACHA20_POLY1305_SHA256")).is_empty());
+        assert_eq!(ill(&of(8192, true, "TLS13_AES_128_GCM_SHA256")), [(code::PAGE_SIZE, Warn)]);
+        assert_eq!(ill(&of(4096, false, "TLS13_AES_128_GCM_SHA256")), [(code::CIPHERS, Warn)]);
+        let chacha = vec!["TLS13_CHACHA20_POLY1305_SHA256".into()];
+        let of_32_bits = Facts { page: 4096, aes: false, unused: true, ciphers: chacha, arch: "arm" };
+        assert_eq!(ill(&seen(of_32_bits)), [(code::CIPHERS, Warn)]);
     }
 
     #[test]
     fn this_machine_is_well() {
-        let mut found = Findings::of("kernel");
-        judge(&Facts::read(), &mut found);
-        assert!(ill(&found.done()).is_empty());
+        assert!(ill(&seen(Facts::read())).is_empty());
     }
 }

@@ -3,8 +3,11 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode};
+
+use seccompiler::{BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule};
 
 /// The first argument that makes this program play a role.
 pub(crate) const WORD: &str = "play-role";
@@ -34,6 +37,19 @@ pub(crate) fn holder(socket: &Path, count: usize) -> Command {
     command(&["hold", &socket.to_string_lossy(), &count.to_string()])
 }
 
+/// `inner` in a sandbox that forbids netlink, as a systemd unit has it whose `RestrictAddressFamilies=` does not name AF_NETLINK.
+pub(crate) fn without_netlink(inner: &Command) -> Command {
+    let mut command = command(&["without-netlink"]);
+    command.arg(inner.get_program()).args(inner.get_args());
+    for (name, value) in inner.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command
+}
+
 fn command(words: &[&str]) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap_or_default());
     command.arg(WORD).args(words);
@@ -49,6 +65,9 @@ pub(crate) fn run(words: &[String]) -> ExitCode {
         ["deaf", address] => sit(address),
         ["hear", address] => hear(address),
         ["hold", socket, count] => hold(socket, count),
+        ["without-netlink", program, words @ ..] => {
+            Err(forbid_netlink().err().unwrap_or_else(|| Command::new(program).args(words).exec()))
+        }
         _ => Err(std::io::Error::other("no such role")),
     };
     match done {
@@ -58,6 +77,16 @@ pub(crate) fn run(words: &[String]) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn forbid_netlink() -> std::io::Result<()> {
+    let family = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, libc::AF_NETLINK as u64);
+    let rule = family.and_then(|c| SeccompRule::new(vec![c])).map_err(std::io::Error::other)?;
+    let refused = SeccompAction::Errno(libc::EAFNOSUPPORT as u32);
+    let processor = std::env::consts::ARCH.try_into().map_err(std::io::Error::other)?;
+    let filter = SeccompFilter::new([(libc::SYS_socket, vec![rule])].into(), SeccompAction::Allow, refused, processor);
+    let program: BpfProgram = filter.and_then(TryInto::try_into).map_err(std::io::Error::other)?;
+    seccompiler::apply_filter(&program).map_err(std::io::Error::other)
 }
 
 fn greet(address: &str, greeting: &str) -> std::io::Result<()> {
