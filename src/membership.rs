@@ -254,10 +254,10 @@ impl Membership {
         Ok(Some(Self::with(key, store, clock, roster, office, fleet)))
     }
 
-    /// What the saved roster says of this node; none where there is none, or it does not know the node.
-    pub(crate) fn standing(store: &Store, me: NodeId) -> Result<Option<Standing>, MembershipError> {
+    /// What the saved roster says of this node, and the version of that; none where there is none, or it does not know the node.
+    pub(crate) fn standing(store: &Store, me: NodeId) -> Result<Option<(Standing, u64)>, MembershipError> {
         let Some(saved) = store.load(ROSTER)? else { return Ok(None) };
-        Ok(Roster::from_bytes(&saved.bytes)?.member(me).map(|m| m.standing))
+        Ok(Roster::from_bytes(&saved.bytes)?.member(me).map(|m| (m.standing, m.version)))
     }
 
     /// Takes the place in another mesh that a join has just granted, of this fleet if it was joined as one of it. An own root of before is

@@ -15,9 +15,9 @@ fn cross_builds_what_the_script_builds() {
     let wanted = ["x86_64-unknown-linux-musl", "aarch64-unknown-linux-musl", "armv7-unknown-linux-musleabihf"];
     assert_eq!(targets, BTreeSet::from(wanted));
     assert_eq!(cross["build"]["env"]["passthrough"][0].as_str(), Some("SOURCE_DATE_EPOCH"));
-    // Two of them share a line in the script: ARCH-unknown-linux-musl.
+    // Two of them share a line in the script.
     let script = read("scripts/build-static");
-    for part in ["x86_64 | aarch64", "$arch-unknown-linux-musl", "armv7-unknown-linux-musleabihf"] {
+    for part in ["x86_64 | aarch64", "$1-unknown-linux-musl", "armv7-unknown-linux-musleabihf"] {
         assert!(script.contains(part), "the script does not build {part}");
     }
     let manifest: toml::Table = read("Cargo.toml").parse().unwrap();

@@ -121,14 +121,24 @@ impl MeshClock {
     /// best it knows.
     pub fn say(&self, system: UnixTime, boot: Duration) -> Said {
         let told = self.tell(system, boot);
-        Said { time: told.time, clock: told.why == Source::System && self.is_set(system, boot) }
+        Said { time: told.time, clock: told.why == Source::System && self.is_set(system, boot), agreed: self.base.at(boot) }
     }
 
     /// Takes in what the other authorities said just now, `boot` after the host was started. `own` is the system clock, on an authority.
     /// Those with a clock that can be right count first, and of their times the median (the lower of two in the middle: a clock that is
     /// ahead makes certificates end). Where none has one, the latest of their floors counts, which are bounds from below, unless it is
-    /// [`LONE_STEP`] beyond the median. Returns whether the floor was raised.
+    /// [`LONE_STEP`] beyond the median. And what two know to be agreed upon counts here too: those who agreed may have followed clocks that were
+    /// ahead, and cannot go back. Returns whether the floor was raised.
     pub fn agree(&mut self, others: &[Said], own: Option<UnixTime>, boot: Duration) -> bool {
+        let raised = self.follow(others, own, boot);
+        // On an authority its own knowledge is one of the two, so whoever of the others knows of a later time is the second at best.
+        let mut agreed: Vec<UnixTime> = others.iter().map(|s| s.agreed).chain(own.map(|_| self.base.at(boot))).collect();
+        agreed.sort_unstable();
+        let second = agreed.len().checked_sub(2).and_then(|at| agreed.get(at).copied());
+        second.filter(|time| *time > self.running.at(boot) + AGREEMENT).is_some_and(|time| self.raise(time, boot)) | raised
+    }
+
+    fn follow(&mut self, others: &[Said], own: Option<UnixTime>, boot: Duration) -> bool {
         let by_clock = self.anchor.is_some_and(|(moment, clock)| clock && boot.saturating_sub(moment.boot) < STALE);
         let possible = |said: &&Said| said.time < self.ends.1;
         let mut clocks: Vec<UnixTime> = others.iter().filter(possible).filter(|s| s.clock).map(|s| s.time).collect();

@@ -181,9 +181,16 @@ struct Hello {
     #[serde(with = "base64url")]
     nonce: Vec<u8>,
     name: HostName,
+    /// See [`Wish::past`].
+    #[serde(default, skip_serializing_if = "is_zero")]
+    past: u64,
     /// The mesh of its fleet that the joiner is in already.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     leaves: Option<Side>,
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 /// One of the two: who is of the fleet knows its mesh id, and who is not is not told.
@@ -266,6 +273,23 @@ impl Transcript {
     }
 }
 
+/// What a joiner says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wish {
+    /// The name that it would like to have.
+    pub name: HostName,
+    /// The version of its own last word in a mesh that it left, 0 when there is none. An authority that has not heard that word yet lets it in by a
+    /// stronger one all the same; else the host would be out again as soon as the word arrives.
+    pub past: u64,
+}
+
+/// The wish of one that never left a mesh.
+impl From<HostName> for Wish {
+    fn from(name: HostName) -> Self {
+        Self { name, past: 0 }
+    }
+}
+
 /// What a join brings the joiner.
 #[derive(Debug, Clone)]
 pub struct Joined {
@@ -305,7 +329,7 @@ impl Joiner {
     ///
     /// # Errors
     /// [`JoinError::WrongAuthority`] when the other end is not whom the token pins, [`JoinError::OwnToken`], [`JoinError::Key`].
-    pub fn start(token: JoinToken, channel: Channel, wish: HostName) -> Result<(Self, Vec<u8>), JoinError> {
+    pub fn start(token: JoinToken, channel: Channel, wish: impl Into<Wish>) -> Result<(Self, Vec<u8>), JoinError> {
         let node = channel.theirs.node_id();
         if channel.mine == channel.theirs {
             return Err(JoinError::OwnToken);
@@ -313,18 +337,18 @@ impl Joiner {
         if !same(node.as_bytes(), &token.pin) {
             return Err(JoinError::WrongAuthority(node));
         }
-        Self::greet(Ticket::Token(token), channel, wish)
+        Self::greet(Ticket::Token(token), channel, wish.into())
     }
 
     /// Asks whoever answers to be let in because a person has typed `code` in that mesh. Returns the first message too.
     ///
     /// # Errors
     /// [`JoinError::OwnToken`] when this very node answers, [`JoinError::Key`].
-    pub fn ask(code: ApprovalCode, channel: Channel, wish: HostName) -> Result<(Self, Vec<u8>), JoinError> {
+    pub fn ask(code: ApprovalCode, channel: Channel, wish: impl Into<Wish>) -> Result<(Self, Vec<u8>), JoinError> {
         if channel.mine == channel.theirs {
             return Err(JoinError::OwnToken);
         }
-        Self::greet(Ticket::Code(code), channel, wish)
+        Self::greet(Ticket::Code(code), channel, wish.into())
     }
 
     /// Asks whoever answers to be let in because both are of the fleet with this key, whose mesh is `mesh`. One that is in such a mesh
@@ -337,21 +361,21 @@ impl Joiner {
         key: FleetKey,
         leaves: Option<Side>,
         channel: Channel,
-        wish: HostName,
+        wish: impl Into<Wish>,
     ) -> Result<(Self, Vec<u8>), JoinError> {
         if channel.mine == channel.theirs {
             return Err(JoinError::OwnToken);
         }
-        Self::greet(Ticket::Fleet { mesh, key, leaves }, channel, wish)
+        Self::greet(Ticket::Fleet { mesh, key, leaves }, channel, wish.into())
     }
 
-    fn greet(ticket: Ticket, channel: Channel, wish: HostName) -> Result<(Self, Vec<u8>), JoinError> {
+    fn greet(ticket: Ticket, channel: Channel, Wish { name, past }: Wish) -> Result<(Self, Vec<u8>), JoinError> {
         let (method, token, leaves) = match &ticket {
             Ticket::Token(token) => (Method::Token, Some(token.id), None),
             Ticket::Code(_) => (Method::Approval, None, None),
             Ticket::Fleet { leaves, .. } => (Method::Fleet, None, *leaves),
         };
-        let message = encode(HELLO, &Hello { method, token, nonce: random::<32>()?.to_vec(), name: wish, leaves });
+        let message = encode(HELLO, &Hello { method, token, nonce: random::<32>()?.to_vec(), name, past, leaves });
         let mut said = Transcript::default();
         said.add(&message);
         Ok((Self { ticket, channel, said, state: JoinerState::Greeted }, message))
@@ -490,7 +514,7 @@ enum Used {
 
 enum AdmissionState {
     Waiting,
-    Challenged { claim: Claim, wish: HostName },
+    Challenged { claim: Claim, wish: Wish },
     Over,
 }
 
@@ -569,7 +593,7 @@ impl Admission {
         let mesh = side.is_none().then(|| authority.roster().mesh());
         let reply = encode(CHALLENGE, &Challenge { mesh, side, nonce: random::<32>()?.to_vec() });
         self.said.add(&reply);
-        self.state = AdmissionState::Challenged { claim, wish: hello.name };
+        self.state = AdmissionState::Challenged { claim, wish: Wish { name: hello.name, past: hello.past } };
         Ok(Step::Send(reply))
     }
 
@@ -577,7 +601,7 @@ impl Admission {
         &mut self,
         message: &[u8],
         claim: Claim,
-        wish: &HostName,
+        wish: &Wish,
         authority: &mut dyn Authority,
         now: UnixTime,
     ) -> Result<Step<Admitted>, JoinError> {
@@ -619,7 +643,7 @@ impl Admission {
         self.said.add(message);
         let again = may_repeat(authority.roster(), node);
         let mut roster = authority.roster().clone();
-        let name = roster.admit(authority.key(), theirs, wish, now).map_err(|e| match e {
+        let name = roster.admit_after(wish.past, authority.key(), theirs, &wish.name, now).map_err(|e| match e {
             RosterError::Banished => JoinError::Refused(Reason::Banished),
             RosterError::NotAuthority => JoinError::Refused(Reason::NotAuthority),
             RosterError::Key(e) => JoinError::Key(e),

@@ -59,6 +59,8 @@ const MAX_ENTRIES: usize = 8 * MAX_MEMBERS;
 const MAX_UNPROVEN: usize = 64;
 /// The first version that only the recovery key may give: whatever others sign, it has a later word.
 const RESERVED: u64 = 1 << 62;
+/// How far a joiner's own word of its past is believed. Versions that honest rosters reach are nowhere near.
+const MAX_PAST: u64 = 1 << 32;
 /// What a charter's signature is over.
 const CHARTER: &str = "charter";
 

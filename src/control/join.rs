@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use meshd_ca::approval::ApprovalCode;
 use meshd_ca::fleet::{FleetKey, Side};
-use meshd_ca::identity::{HostName, MeshId, NodeId};
-use meshd_ca::join::{Admission, Channel, EXPORTER_LABEL, JoinError, Joined, Joiner, MAX_MESSAGE, Reason, Step};
+use meshd_ca::identity::{MeshId, NodeId};
+use meshd_ca::join::{Admission, Channel, EXPORTER_LABEL, JoinError, Joined, Joiner, MAX_MESSAGE, Reason, Step, Wish};
 use meshd_ca::keys::PrivateKey;
 use meshd_ca::token::JoinToken;
 use rustls::{ClientConfig, ConnectionCommon};
@@ -76,7 +76,7 @@ pub(crate) async fn join(
     ticket: Ticket<'_>,
     addresses: &[SocketAddr],
     key: &PrivateKey,
-    wish: &HostName,
+    wish: &Wish,
     tls: Arc<ClientConfig>,
     dial: &dyn Dial,
 ) -> Result<Joined, JoinFailure> {
@@ -107,7 +107,7 @@ async fn join_at(
     address: SocketAddr,
     ticket: Ticket<'_>,
     key: &PrivateKey,
-    wish: &HostName,
+    wish: &Wish,
     tls: Arc<ClientConfig>,
     dial: &dyn Dial,
 ) -> Result<Joined, JoinFailure> {

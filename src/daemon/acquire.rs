@@ -13,7 +13,7 @@ use std::time::Duration;
 use hyper::StatusCode;
 use meshd_agent::source::mdns::{Sighting, tag_matches};
 use meshd_ca::fleet::{FleetKey, FleetToken, Side};
-use meshd_ca::join::{JoinError, Joined};
+use meshd_ca::join::{JoinError, Joined, Wish};
 use meshd_ca::keys::PrivateKey;
 use meshd_ca::token::JoinToken;
 use tokio::sync::mpsc;
@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep};
 
 use super::kernel::Marked;
 use super::lan::Lan;
-use super::{Daemon, GONE, Member, Phase, Place, Request, Stop, successor};
+use super::{BANISHED, Daemon, Member, Phase, Place, Request, Stop, successor};
 use crate::admin::local::No;
 use crate::api::{self, Done};
 use crate::config::Config;
@@ -59,9 +59,9 @@ pub(super) async fn acquire(
     inbox: &mut mpsc::Receiver<Request>,
     stop: &mut Stop,
 ) -> anyhow::Result<Option<Place>> {
-    let gone = daemon.store.load(GONE)?.map(|saved| saved.bytes.to_vec());
+    let gone = super::past(&daemon.store)?.map(|(why, _)| why);
     match gone.as_deref() {
-        Some(b"banished") => daemon.enter(Phase::Banished),
+        Some(BANISHED) => daemon.enter(Phase::Banished),
         Some(_) => daemon.enter(Phase::Left),
         None => daemon.enter(Phase::New),
     }
@@ -78,7 +78,7 @@ pub(super) async fn acquire(
             request = inbox.recv() => match request {
                 Some(Request::Join(token, reply)) => {
                     daemon.enter(Phase::Joining);
-                    match redeem(&daemon.config(), &daemon.lan, &daemon.key, &token).await {
+                    match redeem(&daemon.config(), &daemon.lan, &daemon.key, &super::wish(&daemon.config(), &daemon.store), &token).await {
                         Ok(joined) => {
                             let (place, answer) = adopt(daemon, joined)?;
                             let _ = reply.send(Ok(answer));
@@ -295,10 +295,11 @@ type Candidate<'a> = (Vec<Ticket<'a>>, Vec<SocketAddr>);
 /// Asks each of `candidates` at the first of its addresses where it answers.
 async fn ask_once(daemon: &Daemon, config: &Config, candidates: &[Candidate<'_>]) -> Option<(Joined, SocketAddr)> {
     let tls = NodeTls::new(&provider::provider(provider::has_aes()), &daemon.key).ok()?.join_client;
+    let wish = super::wish(config, &daemon.store);
     for (tickets, addresses) in candidates {
         'addresses: for address in addresses {
             for ticket in tickets {
-                match join::join(*ticket, &[*address], &daemon.key, &config.host_name, tls.clone(), &Marked).await {
+                match join::join(*ticket, &[*address], &daemon.key, &wish, tls.clone(), &Marked).await {
                     Ok(joined) => return Some((joined, *address)),
                     Err(failure) => {
                         tracing::debug!(%failure, "asked to be let in");
@@ -351,6 +352,7 @@ pub(super) async fn redeem(
     config: &Config,
     lan: &Lan,
     key: &PrivateKey,
+    wish: &Wish,
     token: &JoinToken,
 ) -> Result<(Joined, SocketAddr), JoinFailure> {
     let tls =
@@ -370,7 +372,7 @@ pub(super) async fn redeem(
                 continue;
             }
             tried.push(address);
-            match join::join(Ticket::Token(token), &[address], key, &config.host_name, tls.clone(), &dial).await {
+            match join::join(Ticket::Token(token), &[address], key, wish, tls.clone(), &dial).await {
                 Ok(joined) => return Ok((joined, address)),
                 // Another member, or somebody who copies the announcement of one: the authority may still answer elsewhere.
                 Err(other @ JoinFailure::Refused(_, JoinError::WrongAuthority(_))) => {

@@ -439,7 +439,7 @@ pub(super) async fn run(
             request = inbox.recv() => match request {
                 Some(Request::Join(token, reply)) => match acquire::already(Some(&membership), &token) {
                     Ok(Some(joined)) => { let _ = reply.send(Ok(joined)); }
-                    Ok(None) => match daemon.pulse.during(acquire::redeem(&daemon.config(), &daemon.lan, &daemon.key, &token)).await {
+                    Ok(None) => match daemon.pulse.during(acquire::redeem(&daemon.config(), &daemon.lan, &daemon.key, &super::wish(&daemon.config(), &daemon.store), &token)).await {
                         Ok(joined) => {
                             let (place, answer) = acquire::adopt(daemon, joined)?;
                             let _ = reply.send(Ok(answer));

@@ -37,6 +37,7 @@ use anyhow::Context;
 use hyper::StatusCode;
 use meshd_ca::approval::ApprovalCode;
 use meshd_ca::identity::NodeId;
+use meshd_ca::join::Wish;
 use meshd_ca::keys::PrivateKey;
 use meshd_ca::roster::Standing;
 use meshd_ca::store::{Store, StoreError};
@@ -65,6 +66,9 @@ pub use reload::Reader;
 
 /// The file that says why there is no roster: this host left, or was banished. Without it, no roster means a new host.
 pub(crate) const GONE: &str = "gone";
+/// How [`GONE`] begins.
+const LEFT: &str = "left";
+const BANISHED: &str = "banished";
 
 /// How long the last lines of the access log may take.
 const LAST_LINES: Duration = Duration::from_secs(1);
@@ -357,8 +361,8 @@ pub async fn run(config: Config, log: Log, read: Reader, predecessor: Option<&Pr
         match member::run(&daemon, Arc::new(membership), first, &mut inbox, &mut stop).await? {
             End::Stop(_) => break,
             End::Joined(place) => next = Some(*place),
-            End::Left => gone(&daemon.store, "left")?,
-            End::Banished => gone(&daemon.store, "banished")?,
+            End::Left => gone(&daemon.store, daemon.node(), LEFT)?,
+            End::Banished => gone(&daemon.store, daemon.node(), BANISHED)?,
             End::Upgrade(handover) => {
                 drop(answering);
                 match daemon.pulse.during(successor::hand_over(&daemon, &socket, *handover, &mut stop)).await {
@@ -406,11 +410,25 @@ impl Drop for Answering {
     }
 }
 
-/// Forgets the mesh, but not that there was one: a host that is new may found a mesh of its own.
-fn gone(store: &Store, why: &str) -> anyhow::Result<()> {
-    store.save(GONE, why.as_bytes())?;
+/// Forgets the mesh, but not that there was one: a host that is new may found a mesh of its own. Nor the version of its last word in it.
+fn gone(store: &Store, me: NodeId, why: &str) -> anyhow::Result<()> {
+    let last = Membership::standing(store, me).ok().flatten().map_or(0, |(_, version)| version);
+    store.save(GONE, format!("{why} {last}").as_bytes())?;
     Membership::forget(store)?;
     Ok(())
+}
+
+/// Why this host is in no mesh any more, if it was in one, and the version of the last word about it there.
+fn past(store: &Store) -> Result<Option<(String, u64)>, StoreError> {
+    let Some(saved) = store.load(GONE)? else { return Ok(None) };
+    let text = String::from_utf8_lossy(&saved.bytes);
+    let (why, last) = text.split_once(' ').unwrap_or((&text, ""));
+    Ok(Some((why.to_owned(), last.parse().unwrap_or(0))))
+}
+
+/// What this host says of itself when it joins.
+fn wish(config: &Config, store: &Store) -> Wish {
+    Wish { name: config.host_name.clone(), past: past(store).ok().flatten().map_or(0, |(_, last)| last) }
 }
 
 /// The membership of before, if this node is still a member. If it left or was put out and the plug was pulled before that was noted,
@@ -419,8 +437,8 @@ fn resume(key: &Arc<PrivateKey>, store: &Arc<Store>, clock: &Clock) -> anyhow::R
     let membership = Membership::load(key.clone(), store.clone(), clock.clone())?;
     if membership.is_none() {
         match Membership::standing(store, key.public().node_id())? {
-            Some(Standing::Banished) => gone(store, "banished")?,
-            Some(_) => gone(store, "left")?,
+            Some((Standing::Banished, _)) => gone(store, key.public().node_id(), BANISHED)?,
+            Some(_) => gone(store, key.public().node_id(), LEFT)?,
             None => {}
         }
     }
@@ -464,7 +482,7 @@ pub async fn join_offline(config: &Config, token: &str) -> anyhow::Result<Joined
         return Ok(joined);
     }
     let lan = lan::Lan::start(config, key.public().node_id());
-    let (joined, _) = acquire::redeem(config, &lan, &key, &token).await?;
+    let (joined, _) = acquire::redeem(config, &lan, &key, &wish(config, &store), &token).await?;
     Ok(settle(&key, &store, &clock, joined)?.1)
 }
 

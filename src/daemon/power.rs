@@ -18,7 +18,7 @@ use meshd_ca::time::UnixTime;
 use meshd_ca::token::{JoinToken, TokenState};
 
 use super::keeper::Sequence;
-use super::{GONE, gone, resume, settle};
+use super::{gone, past, resume, settle};
 use crate::clock::Clock;
 use crate::membership::{Membership, MembershipError, node_key};
 
@@ -92,7 +92,7 @@ impl Host {
 
     /// Leaves, or does what follows from having been put out.
     fn goes(&mut self, why: &str) {
-        gone(&self.store, why).unwrap();
+        gone(&self.store, self.node(), why).unwrap();
         self.told("root", "none");
         self.told("signs", "none");
         self.membership = None;
@@ -156,7 +156,7 @@ async fn facts(host: &Host, asked: &BTreeSet<String>) -> Facts {
         match (kind, membership) {
             ("key", _) => host.node().to_string(),
             ("is", Some(membership)) => format!("member {}", membership.roster().mesh()),
-            ("is", None) => host.store.load(GONE).unwrap().map_or_else(none, |g| String::from_utf8_lossy(&g.bytes).into_owned()),
+            ("is", None) => past(&host.store).unwrap().map_or_else(none, |(why, _)| why),
             ("root", _) => office.1.or(office.0).map_or_else(none, |root| root.to_string()),
             ("signs", _) => office.1.map_or_else(none, |root| root.to_string()),
             ("token", _) => (if good.contains(id) { "good" } else { "used" }).to_owned(),

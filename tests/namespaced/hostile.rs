@@ -519,7 +519,7 @@ fn damaged_state_is_named_and_costs_what_is_in_it() -> Result<()> {
         // Also what a run in between has added.
         for entry in fs::read_dir(&state)? {
             let path = entry?.path();
-            if path.file_name().is_none_or(|name| name != "cache") {
+            if path.file_name().is_none_or(|name| name != "cache" && name != "backup") {
                 fs::remove_file(&path).or_else(|_| fs::remove_dir(&path))?;
             }
         }

@@ -66,6 +66,7 @@ fn main() -> ExitCode {
         edge::addresses::SCENARIOS,
         edge::resources::SCENARIOS,
         edge::power::SCENARIOS,
+        edge::cuts::SCENARIOS,
         edge::clocks::SCENARIOS,
         checks::SCENARIOS,
         breakages::SCENARIOS,

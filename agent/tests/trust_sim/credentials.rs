@@ -78,7 +78,8 @@ impl World {
         let Some(life) = self.hosts[a].life.as_ref() else { return Ok(None) };
         let mut said = life.clock.say(self.system(a), self.boot(a));
         if self.hosts[a].thief {
-            said = Said { time: UnixTime(said.time.0.saturating_add_signed(self.hosts[a].lie)), clock: true };
+            let time = UnixTime(said.time.0.saturating_add_signed(self.hosts[a].lie));
+            said = Said { time, clock: true, agreed: time };
         }
         if self.rng.random_ratio(1, 8) {
             let (mesh, me) = (self.roster(a).mesh(), self.hosts[i].id);

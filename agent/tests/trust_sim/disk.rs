@@ -33,6 +33,8 @@ pub(crate) type Res<T = ()> = Result<T, Halt>;
 #[derive(Default)]
 pub(crate) struct Disk {
     pub(crate) roster: Option<Arc<Roster>>,
+    /// The version of its own last word in the mesh that it left.
+    pub(crate) past: u64,
     pub(crate) floor: UnixTime,
     /// Two places for a root key and its certificate.
     pub(crate) roots: [Option<Arc<Issuer>>; 2],
@@ -67,8 +69,10 @@ impl Disk {
         self.write(|d| d.signs = None)
     }
 
-    /// Forgets the mesh, as a host does that left or was put out.
-    pub(crate) fn forget(&mut self) -> Res {
+    /// Forgets the mesh, as the host `me` does that left or was put out.
+    pub(crate) fn forget(&mut self, me: NodeId) -> Res {
+        let past = self.roster.as_ref().and_then(|r| r.member(me)).map_or(0, |m| m.version);
+        self.write(|d| d.past = past)?;
         self.write(|d| d.roster = None)?;
         self.clear_office()
     }

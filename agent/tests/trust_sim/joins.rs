@@ -7,7 +7,7 @@ use std::time::Duration;
 use meshd_ca::approval::{ApprovalCode, Approvals};
 use meshd_ca::clock::MeshClock;
 use meshd_ca::identity::HostName;
-use meshd_ca::join::{Admission, Admitted, Authority, Channel, JoinError, Joined, Joiner, Step};
+use meshd_ca::join::{Admission, Admitted, Authority, Channel, JoinError, Joined, Joiner, Step, Wish};
 use meshd_ca::keys::{PrivateKey, PublicKey};
 use meshd_ca::roster::{Roster, Standing};
 use meshd_ca::token::{JoinToken, TokenTable};
@@ -160,7 +160,8 @@ impl World {
         let exporter = self.exporter();
         let (mine, theirs) = (*self.hosts[j].key.public(), *self.hosts[a].key.public());
         let channel = Channel { exporter, mine, theirs };
-        let wish = HostName::nearest(if j.is_multiple_of(3) { "pi" } else { "box" });
+        let name = HostName::nearest(if j.is_multiple_of(3) { "pi" } else { "box" });
+        let wish = Wish { name, past: self.hosts[j].disk.past };
         let begun = match code {
             Some(code) => Joiner::ask(code.clone(), channel, wish),
             None => Joiner::start(token.clone(), channel, wish),
@@ -209,6 +210,7 @@ impl World {
         disk.write(|d| d.floor = floor)?;
         disk.write(|d| d.roster = Some(joined.roster.into()))?;
         disk.clear_office()?;
+        disk.write(|d| d.past = 0)?;
         disk.svid = None;
         // What it believes from now on is what the mesh says that its token leads to.
         self.hosts[j].seen_banished.clear();

@@ -9,7 +9,7 @@ use std::time::Duration;
 use meshd_ca::bundle::RootId;
 use meshd_ca::clock::{AGREEMENT, LONE_STEP, STALE, Said};
 use meshd_ca::identity::NodeId;
-use meshd_ca::roster::{Member, Standing};
+use meshd_ca::roster::{Member, Roster, Standing};
 use meshd_ca::time::UnixTime;
 use rand::RngExt;
 
@@ -196,7 +196,11 @@ impl World {
         }
         for a in self.hosts[i].seen_standing.iter().filter(|a| !self.truth.ended.contains(a)) {
             let thief = self.index.get(a).is_none_or(|a| self.hosts[*a].thief);
-            if !thief && !roster.member(*a).is_some_and(Member::is_authority) {
+            // Who banished the one that made it an authority vouches for it, and that word is on its way; at the end all rosters are one.
+            let vouched =
+                |by: &NodeId| self.index.get(by).and_then(|b| self.hosts[*b].disk.roster.as_deref()).is_some_and(|r| holds(r, a));
+            let out = |m: &Member| m.standing == Standing::Banished && vouched(&m.by);
+            if !thief && !holds(&roster, a) && !roster.members().any(out) {
                 return broken(format!("host {i}: {} lost its office by the word of somebody who may not", self.name(*a)));
             }
         }
@@ -220,14 +224,18 @@ impl World {
         Ok(())
     }
 
-    /// Notes a time that two clocks of authorities agree about.
+    /// Notes a time that two clocks of authorities agree about, or that two authorities know to be agreed about.
     pub(crate) fn note_backed(&mut self, i: usize, said: &[Said], own: Option<UnixTime>) {
         let mut clocks: Vec<UnixTime> = said.iter().filter(|s| s.clock).map(|s| s.time).chain(own).collect();
         clocks.sort_unstable();
         let two = clocks.windows(2).filter(|w| w[0].distance(w[1]) <= AGREEMENT * 2).map(|w| w[1]).max();
-        if let Some(time) = two {
-            self.back(i, time);
-        }
+        // Or that two know others to have agreed about.
+        let (now, life) = (self.now, self.hosts[i].life.as_ref());
+        let own = own.and(life).map(|l| l.backed.0 + (now - l.backed.1));
+        let mut agreed: Vec<UnixTime> = said.iter().map(|s| s.agreed).chain(own).collect();
+        agreed.sort_unstable();
+        let second = agreed.len().checked_sub(2).map(|at| agreed[at]);
+        two.into_iter().chain(second).for_each(|time| self.back(i, time));
     }
 
     /// More than one stands behind this time.
@@ -473,4 +481,8 @@ impl World {
         let all: Vec<String> = (0..self.hosts.len()).map(line).collect();
         format!("{}\n{:?}", all.join("\n"), self.ways)
     }
+}
+
+fn holds(roster: &Roster, node: &NodeId) -> bool {
+    roster.member(*node).is_some_and(Member::is_authority)
 }

@@ -124,7 +124,7 @@ pub(crate) fn resume(disk: &mut Disk, me: NodeId) -> Res<Option<(Arc<Roster>, Op
         None => roster.introduction(me).is_none(),
     };
     if ended {
-        disk.forget()?;
+        disk.forget(me)?;
         return Ok(None);
     }
     if roster.member(me).is_some_and(|m| m.retired && m.roots.is_empty()) {

@@ -330,7 +330,7 @@ impl World {
         // Whom nobody vouches for at the moment waits for somebody who does; the ten minutes after which it gives up are not told.
         if let Some(standing) = roster.member(host.id).map(|m| m.standing).filter(|s| *s != Standing::Active) {
             host.life = None;
-            host.disk.forget()?;
+            host.disk.forget(host.id)?;
             self.say(|_| format!("host {i}: no member any more: {standing:?}"));
         }
         Ok(())

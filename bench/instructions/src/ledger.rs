@@ -6,12 +6,13 @@ use std::str::FromStr;
 
 use anyhow::{Context, Result, ensure};
 
-/// Instructions beyond which a path has grown, in thousandths of what it took before.
-const LIMIT: u64 = 5;
+/// Instructions beyond which a path has grown, in thousandths of what it took before. Two builds of one source in two places differed by 1.4 %: what the
+/// compiler inlines depends on how it divides the crate.
+const LIMIT: u64 = 20;
 /// The same where it is not the same each time: how often the kernel says "not yet", which ids the keys of a run have.
 const LIMIT_VARYING: u64 = 30;
-/// So many more are none in a short path: what is around it was compiled in another way.
-const SLACK: u64 = 20;
+/// So many more are none in a short path, for the same reason: 29 were seen.
+const SLACK: u64 = 60;
 /// Allocations of one turn: what a table does now and then when it grows is none.
 const ALLOCATION: f64 = 0.5;
 
@@ -121,10 +122,9 @@ mod tests {
     #[test]
     fn what_grew_is_told() {
         let before = ledger(&[("seal", 1000, 0.0), ("open", 1000, 2.0), ("sockets:x", 1000, 1.0)]);
-        // A lock that nobody holds takes 29.
         let grown = |now: &[(&str, u64, f64)]| ledger(now).beside(&before).1;
-        assert_eq!(grown(&[("seal", 1025, 0.0), ("open", 900, 2.1), ("sockets:x", 1050, 1.0)]), 0);
-        assert_eq!(grown(&[("seal", 1026, 0.0), ("open", 900, 2.5), ("sockets:x", 1051, 1.0)]), 3);
+        assert_eq!(grown(&[("seal", 1080, 0.0), ("open", 900, 2.1), ("sockets:x", 1090, 1.0)]), 0);
+        assert_eq!(grown(&[("seal", 1081, 0.0), ("open", 900, 2.5), ("sockets:x", 1091, 1.0)]), 3);
         // What nobody compared is no less a change.
         assert_eq!(grown(&[("seal", 1000, 0.0), ("other", 1, 0.0), ("sockets:x", 1, 0.0)]), 2);
     }

@@ -28,6 +28,8 @@ pub struct Said {
     pub time: UnixTime,
     /// Whether it was read off a clock that can be right. If not, it is the latest time the authority knows of.
     pub clock: bool,
+    /// The latest time that it knows more than one authority to have stood behind, as it is by now; 1970 from a meshd that does not say.
+    pub agreed: UnixTime,
 }
 
 /// Why a statement is not believed.
@@ -52,6 +54,8 @@ struct Payload {
     nonce: Vec<u8>,
     time: UnixTime,
     clock: bool,
+    #[serde(default)]
+    agreed: UnixTime,
 }
 
 impl Question {
@@ -71,7 +75,7 @@ impl Question {
         if self.nonce.len() != 16 {
             return Err(StatementError::Malformed);
         }
-        let payload = Payload { mesh, asker, nonce: self.nonce.clone(), time: said.time, clock: said.clock };
+        let payload = Payload { mesh, asker, nonce: self.nonce.clone(), time: said.time, clock: said.clock, agreed: said.agreed };
         let payload = serde_json::to_vec(&payload).map_err(|_| StatementError::Malformed)?;
         Ok(Signed::new(key, CONTEXT, payload)?)
     }
@@ -86,7 +90,7 @@ impl Question {
         if (p.mesh, p.asker, &p.nonce) != (mesh, me, &self.nonce) {
             return Err(StatementError::Foreign);
         }
-        Ok(Said { time: p.time, clock: p.clock })
+        Ok(Said { time: p.time, clock: p.clock, agreed: p.agreed })
     }
 }
 
@@ -98,7 +102,7 @@ mod tests {
     fn an_answer_is_good_for_one_question_of_one_node() {
         let (key, other) = (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
         let (mesh, me) = (MeshId::from_bytes([1; 10]), NodeId::from_bytes([2; 16]));
-        let said = Said { time: UnixTime(1_800_000_000), clock: true };
+        let said = Said { time: UnixTime(1_800_000_000), clock: true, agreed: UnixTime(1_700_000_000) };
         let question = Question::new().unwrap();
         let answer = question.answer(&key, mesh, me, said).unwrap();
         assert_eq!(question.read(&answer, key.public(), mesh, me), Ok(said));

@@ -13,11 +13,15 @@ fn clock() -> MeshClock {
 }
 
 fn by_clock(time: UnixTime) -> Said {
-    Said { time, clock: true }
+    Said { time, clock: true, agreed: EARLIEST }
 }
 
 fn by_floor(time: UnixTime) -> Said {
-    Said { time, clock: false }
+    Said { time, clock: false, agreed: EARLIEST }
+}
+
+fn said(said: Said) -> (UnixTime, bool) {
+    (said.time, said.clock)
 }
 
 fn tell(clock: &MeshClock, system: UnixTime, boot: Duration) -> (UnixTime, &'static str) {
@@ -76,18 +80,18 @@ fn an_authority_that_is_alone_goes_by_its_own_clock_unless_others_said_otherwise
     let mut alone = clock();
     alone.agree(&[], Some(NOW + DAY), BOOT);
     assert_eq!(tell(&alone, NOW + DAY, BOOT), (NOW + DAY, "system"));
-    assert_eq!(alone.say(NOW + DAY, BOOT), by_clock(NOW + DAY));
+    assert_eq!(said(alone.say(NOW + DAY, BOOT)), (NOW + DAY, true));
     // Not set, or forged beyond every root: it has no clock, and says so.
     for wrong in [UnixTime(0), NOW + YEAR * 73] {
         alone.agree(&[], Some(wrong), BOOT + HOUR);
-        assert_eq!(alone.say(wrong, BOOT + HOUR), by_floor(NOW + DAY + HOUR));
+        assert_eq!(said(alone.say(wrong, BOOT + HOUR)), (NOW + DAY + HOUR, false));
     }
     // With a floor of another's it goes on, until its own clock is set.
     let mut cold = clock();
     cold.agree(&[by_floor(NOW + HOUR)], Some(UnixTime(0)), BOOT);
-    assert_eq!(cold.say(UnixTime(0), BOOT), by_floor(NOW + HOUR));
+    assert_eq!(said(cold.say(UnixTime(0), BOOT)), (NOW + HOUR, false));
     cold.agree(&[by_floor(NOW + HOUR)], Some(NOW + DAY * 40), BOOT);
-    assert_eq!(cold.say(NOW + DAY * 40, BOOT), by_clock(NOW + DAY * 40));
+    assert_eq!(said(cold.say(NOW + DAY * 40, BOOT)), (NOW + DAY * 40, true));
     // What others read off their clocks holds for a day against its own alone, and against floors.
     let mut forged = clock();
     forged.agree(&[by_clock(NOW)], Some(NOW + YEAR * 5), BOOT);
@@ -141,8 +145,42 @@ proptest! {
             clock.say(system, boot);
         }
         prop_assert_eq!(clock.floor(), before);
-        clock.agree(&[Said { time: UnixTime(said.0), clock: said.1 }], None, boot);
+        clock.agree(&[Said { time: UnixTime(said.0), clock: said.1, agreed: EARLIEST }], None, boot);
         prop_assert!(clock.floor() >= before && clock.floor() <= before + LONE_STEP);
         prop_assert!(clock.tell(UnixTime(system), boot).time >= clock.floor());
     }
+}
+
+#[test]
+fn what_two_authorities_know_to_be_agreed_upon_counts_for_all() {
+    // Both followed clocks that were ahead, and cannot go back; here and on a third the clocks are right.
+    let ahead = Said { time: NOW + DAY * 90, clock: false, agreed: NOW + DAY * 90 };
+    let right = by_clock(NOW);
+    let with = |others: &[Said], own| {
+        let mut clock = clock();
+        clock.agree(others, own, BOOT);
+        tell(&clock, NOW + HOUR, BOOT + HOUR)
+    };
+    assert_eq!(with(&[ahead, right], None), (NOW + HOUR, "system"), "the word of one");
+    assert_eq!(with(&[ahead, ahead, right], None), (NOW + DAY * 90 + HOUR, "floor"));
+    assert_eq!(with(&[ahead, right], Some(NOW)), (NOW + HOUR, "system"), "on an authority, too");
+    assert_eq!(with(&[ahead, ahead], Some(NOW)), (NOW + DAY * 90 + HOUR, "floor"));
+    // What differs by less than clocks may is no reason to leave one's own.
+    let near = Said { agreed: NOW + AGREEMENT, ..right };
+    assert_eq!(with(&[near, near, right], None), (NOW + HOUR, "system"));
+}
+
+/// One that lies lifts the floors of two others by what one may, and no further: neither takes the other's for agreed upon.
+#[test]
+fn who_was_lifted_by_one_alone_stands_behind_nothing() {
+    let (mut a, mut b) = (clock(), clock());
+    for round in 0..5 {
+        let boot = BOOT + HOUR * round;
+        let lie = by_clock(a.floor() + DAY * 30);
+        let (said_a, said_b) = (a.say(UnixTime(0), boot), b.say(UnixTime(0), boot));
+        a.agree(&[lie, said_b], None, boot);
+        b.agree(&[lie, said_a], None, boot);
+        assert!(a.floor().max(b.floor()) <= NOW + DAY * 31, "round {round}: {} {}", a.floor(), b.floor());
+    }
+    assert!(a.floor() > NOW + DAY * 29, "the lie was heard");
 }

@@ -789,3 +789,16 @@ fn a_join_of_the_fleet_is_worth_nothing_a_second_time_or_elsewhere() {
     let own = wire(other.key.public(), other.key.public()).0;
     assert_eq!(Joiner::of_fleet(ours.mesh(), ours.key(), None, own, name("pi")).err(), Some(JoinError::OwnToken));
 }
+
+#[test]
+fn who_left_says_so_and_is_let_in_by_a_later_word() {
+    let (mut desk, key) = (desk(), PrivateKey::generate().unwrap());
+    let token = desk.token(1);
+    let (mine, theirs) = wire(key.public(), desk.key.public());
+    // This authority has never heard of the host, nor of its leaving.
+    let wish = Wish { name: name("pi"), past: 7 };
+    let (end, joined) = converse(&mut desk, Joiner::start(token, mine, wish), theirs, NOW, |_, _| {});
+    assert_eq!(end, End::Joined(name("pi")));
+    let member = joined.unwrap().roster.member(key.public().node_id()).unwrap().clone();
+    assert!(member.standing == Standing::Active && member.version == 8, "{member:?}");
+}

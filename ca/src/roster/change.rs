@@ -4,7 +4,7 @@
 
 use super::entry::{Entry, Member, Standing};
 use super::settle::free_name;
-use super::{RESERVED, Roster, RosterError, Seat};
+use super::{MAX_PAST, RESERVED, Roster, RosterError, Seat};
 use crate::identity::{HostName, NodeId};
 use crate::keys::{PrivateKey, PublicKey};
 use crate::time::UnixTime;
@@ -27,14 +27,33 @@ impl Roster {
         wish: &HostName,
         now: UnixTime,
     ) -> Result<HostName, RosterError> {
+        self.admit_after(0, authority, joiner, wish, now)
+    }
+
+    /// The same for a node that says itself that its last word in this mesh had the version `past`, by which it left. This roster may not have
+    /// heard it yet.
+    ///
+    /// # Errors
+    /// As [`Roster::admit`].
+    pub fn admit_after(
+        &mut self,
+        past: u64,
+        authority: &PrivateKey,
+        joiner: &PublicKey,
+        wish: &HostName,
+        now: UnixTime,
+    ) -> Result<HostName, RosterError> {
         let by = self.authority(authority)?;
         let node = joiner.node_id();
+        let past = past.min(MAX_PAST);
         let member = match self.seats.get(&node) {
             Some(seat) => match seat.member.standing {
-                Standing::Active => return Ok(seat.member.name.clone()),
+                Standing::Active if seat.entry.member().version > past => return Ok(seat.member.name.clone()),
                 Standing::Banished => return Err(RosterError::Banished),
-                Standing::Left => {
-                    Member { retired: self.granted.contains(&node), roots: Vec::new(), ..self.next(by, node, Standing::Active)? }
+                Standing::Active | Standing::Left => {
+                    let back = self.next(by, node, Standing::Active)?;
+                    let version = back.version.max(past + 1);
+                    Member { retired: self.granted.contains(&node), roots: Vec::new(), version, ..back }
                 }
             },
             None => Member {
@@ -44,7 +63,7 @@ impl Roster {
                 roots: Vec::new(),
                 retired: false,
                 since: now,
-                version: 1,
+                version: past + 1,
                 by: node,
             },
         };
@@ -96,17 +115,20 @@ impl Roster {
         after.put(ban.clone())?;
         let mut words = Vec::new();
         let passes = if self.heard.contains(&node) { PASSES } else { 0 };
-        for _ in 0..passes {
+        for pass in 0..passes {
             let lost: Vec<_> = self.seats.iter().filter(|(n, seat)| **n != node && !after.says(**n, seat)).collect();
             // Authorities first: with them most of what they signed themselves counts again.
             let offices: Vec<_> = lost.iter().filter(|(n, _)| self.heard.contains(n)).copied().collect();
             let chosen = if offices.is_empty() { lost } else { offices };
             for (subject, seat) in chosen {
-                let member = Member { version: after.next_version(by, *subject)?, ..seat.entry.member().clone() };
+                let said = seat.entry.member().clone();
                 // Somebody's ban had no effect on it while it had an office by the one who is put out.
-                let banned = member.standing != Standing::Banished && after.is_banished(*subject);
+                let banned = said.standing != Standing::Banished && after.is_banished(*subject);
+                // With the version that it had: what was said since, here or elsewhere, stays the later word. A later one only where that is not
+                // enough, because of what else is said here.
+                let version = if pass == 0 && !banned { said.version } else { after.next_version(by, *subject)? };
                 let sign = if banned { Entry::pardon } else { Entry::sign };
-                let entry = sign(authority, self.mesh(), member)?;
+                let entry = sign(authority, self.mesh(), Member { version, ..said })?;
                 after.insert(entry.clone());
                 words.push(entry);
             }

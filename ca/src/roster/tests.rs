@@ -826,3 +826,41 @@ proptest! {
         }
     }
 }
+
+/// When an authority is banished, what it signed is signed again; that must not outrank what others said meanwhile.
+#[test]
+fn what_is_said_while_an_authority_is_banished_stays_the_later_word() {
+    // Of two words with one version the hash decides: several tries.
+    for _ in 0..8 {
+        let (mut r, [f, a, b, _]) = three();
+        let d = key();
+        r.admit(&a, d.public(), &name("d"), NOW).unwrap();
+        r.leave(&d).unwrap();
+        let mut elsewhere = r.clone();
+        elsewhere.admit(&b, d.public(), &name("d"), NOW).unwrap();
+        r.banish(&f, id(&a)).unwrap();
+        assert_eq!(r.member(id(&d)).map(|m| m.standing), Some(Standing::Left), "its place is still known");
+        for e in elsewhere.entries() {
+            r.merge(e.clone()).unwrap();
+        }
+        assert!(r.is_active(id(&d)));
+    }
+}
+
+#[test]
+fn who_left_is_let_in_by_an_authority_that_has_not_heard_of_it() {
+    let (mut r, [f, _, b, c]) = three();
+    let mut late = r.clone();
+    let last = r.leave(&c).unwrap().member().version;
+    late.admit_after(last, &b, c.public(), &name("c"), NOW).unwrap();
+    let word = late.entry(id(&c)).unwrap().clone();
+    late.merge(r.entry(id(&c)).unwrap().clone()).unwrap();
+    assert!(late.is_active(id(&c)), "its leaving is an older word");
+    late.admit_after(last, &b, c.public(), &name("c"), NOW).unwrap();
+    assert_eq!(late.entry(id(&c)), Some(&word), "asked again, nothing new is said");
+    // What a joiner claims does not use up the versions.
+    late.admit_after(u64::MAX, &b, c.public(), &name("c"), NOW).unwrap();
+    assert!(late.member(id(&c)).unwrap().version <= MAX_PAST + 1);
+    late.banish(&f, id(&c)).unwrap();
+    assert_eq!(late.admit_after(u64::MAX, &f, c.public(), &name("c"), NOW), Err(RosterError::Banished));
+}

@@ -6,6 +6,7 @@
 
 pub(crate) mod addresses;
 pub(crate) mod clocks;
+pub(crate) mod cuts;
 pub(crate) mod network;
 pub(crate) mod power;
 pub(crate) mod resources;
