@@ -14,7 +14,7 @@ use std::time::Duration;
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-use crate::identity::{NodeId, base32};
+use crate::identity::{NodeId, base32, grouped};
 use crate::keys::{KeyError, random};
 use crate::time::UnixTime;
 
@@ -55,15 +55,7 @@ impl ApprovalCode {
 
     /// As a person copies it: `abcd-efgh-ijkl-mnop`.
     pub fn to_text(&self) -> Zeroizing<String> {
-        let plain = Zeroizing::new(base32().encode(&self.0[..]));
-        let mut text = Zeroizing::new(String::with_capacity(CHARACTERS + 3));
-        for (at, character) in plain.chars().enumerate() {
-            if at > 0 && at % 4 == 0 {
-                text.push('-');
-            }
-            text.push(character);
-        }
-        text
+        grouped(&self.0[..])
     }
 
     pub(crate) fn secret(&self) -> &[u8] {

@@ -11,6 +11,7 @@ use std::str::FromStr;
 use data_encoding::{Encoding, Specification};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
+use zeroize::Zeroizing;
 
 /// Longest SPIFFE id in bytes (SPIFFE-ID §2.3).
 pub const MAX_SPIFFE_ID: usize = 2048;
@@ -50,6 +51,20 @@ pub(crate) fn base32() -> &'static Encoding {
         #[allow(clippy::expect_used)] // a constant specification: it is valid or no test passes
         s.encoding().expect("a valid base32 specification")
     })
+}
+
+/// A secret as a person copies it: base32 in groups of four, `abcd-efgh-ijkl-mnop`.
+pub(crate) fn grouped(secret: &[u8]) -> Zeroizing<String> {
+    let plain = Zeroizing::new(base32().encode(secret));
+    // Room for all of it, so that no copy is left behind when it grows.
+    let mut text = Zeroizing::new(String::with_capacity(plain.len() * 5 / 4));
+    for (at, character) in plain.chars().enumerate() {
+        if at > 0 && at % 4 == 0 {
+            text.push('-');
+        }
+        text.push(character);
+    }
+    text
 }
 
 macro_rules! id {

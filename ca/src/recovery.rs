@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-use crate::identity::base32;
+use crate::identity::{base32, grouped};
 use crate::keys::{self, KeyError, PrivateKey, PublicKey, base64url, derive, random, sha256};
 
 /// Bytes of a recovery key, and of the checksum behind them: 40 characters in all.
@@ -49,16 +49,7 @@ impl RecoveryKey {
 
     /// As a person writes it down: ten groups of four.
     pub fn to_text(&self) -> Zeroizing<String> {
-        let bytes = Zeroizing::new([&self.0[..], &check(&self.0)].concat());
-        let plain = Zeroizing::new(base32().encode(&bytes));
-        let mut text = Zeroizing::new(String::with_capacity(plain.len() * 5 / 4));
-        for (at, character) in plain.chars().enumerate() {
-            if at > 0 && at % 4 == 0 {
-                text.push('-');
-            }
-            text.push(character);
-        }
-        text
+        grouped(&Zeroizing::new([&self.0[..], &check(&self.0)].concat()))
     }
 
     /// The bytes that other keys are derived from.
