@@ -24,7 +24,11 @@ pub(crate) struct Marked;
 
 impl Dial for Marked {
     fn dial(&self, to: SocketAddr) -> Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>> {
-        Box::pin(async move { socket::outgoing(to.ip(), Mark::Mesh)?.connect(to).await })
+        Box::pin(async move {
+            let stream = socket::outgoing(to.ip(), Mark::Mesh)?.connect(to).await?;
+            socket::prepare(&stream)?;
+            Ok(stream)
+        })
     }
 }
 

@@ -15,6 +15,7 @@ const REGISTER32: u32 = 8;
 
 const META_MARK: u32 = 3;
 const META_IIF: u32 = 4;
+const META_OIF: u32 = 5;
 const META_NFPROTO: u32 = 15;
 const META_L4PROTO: u32 = 16;
 const CT_DIRECTION: u32 = 1;
@@ -159,6 +160,11 @@ impl Expressions<'_> {
     /// `meta iif 1`: the packet came in through loopback.
     pub(super) fn came_by_loopback(&mut self) -> &mut Self {
         self.meta(META_IIF).compare(true, &super::rtnetlink::LOOPBACK.to_ne_bytes())
+    }
+
+    /// `meta oif != 1`: the packet does not leave through loopback, by the route it has now.
+    pub(super) fn leaves_elsewhere(&mut self) -> &mut Self {
+        self.meta(META_OIF).compare(false, &super::rtnetlink::LOOPBACK.to_ne_bytes())
     }
 
     /// `meta mark & mask == value`

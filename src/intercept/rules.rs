@@ -359,7 +359,8 @@ fn guard(batch: &mut Batch) {
     let chain = "guard";
     batch.create_chain(TABLE, chain, Kind::Filter, Hook::Output, GUARD);
     batch.create_rule(TABLE, chain, |r| {
-        r.mark_is(MARK_MASK, MARK_SERVICE).is_destined_here(false).count("leaks").verdict(Verdict::Drop);
+        // What goes to a local address goes by loopback, which is cheaper to see with every packet; the look-up decides.
+        r.mark_is(MARK_MASK, MARK_SERVICE).leaves_elsewhere().is_destined_here(false).count("leaks").verdict(Verdict::Drop);
     });
     batch.create_rule(TABLE, chain, |r| {
         r.is_tcp(false).verdict(Verdict::Return);

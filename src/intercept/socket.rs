@@ -1,12 +1,13 @@
 //! Sockets of a transparent proxy: marked before they do anything, made now or inside another namespace, used anywhere.
 //!
 //! Owns: the options of each kind of socket. Does not own: when to connect and what to send. Two rules follow from
-//! [`Finish`]: a stream made here or prepared by [`prepare`] that is simply dropped sends RST, so that a crash or an error
+//! [`Finish`]: a stream made here that is simply dropped sends RST, so that a crash or an error
 //! never looks like a clean end; call [`clean`] before a clean close.
 
-use std::io;
+use std::io::{self, IoSliceMut};
+use std::mem;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
-use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
@@ -28,6 +29,8 @@ const UNACKNOWLEDGED: Duration = Duration::from_secs(60);
 const BACKLOG: i32 = 4096;
 /// Source ports that only root may use and NFS insists on; lower ones belong to well-known services.
 const RESERVED: std::ops::RangeInclusive<u16> = 512..=1023;
+/// `TCP_INQ` and `TCP_CM_INQ` of linux/tcp.h (since Linux 4.18).
+const TCP_INQ: libc::c_int = 36;
 /// How many reserved source ports are tried before giving up.
 const RESERVED_TRIES: usize = 64;
 
@@ -76,7 +79,7 @@ pub fn listen(address: SocketAddr, mark: Mark) -> io::Result<TcpListener> {
 pub fn outgoing(to: IpAddr, mark: Mark) -> io::Result<TcpSocket> {
     let socket = open(to)?;
     mark.apply(&socket)?;
-    ready(&socket)?;
+    finish(&socket, Finish::Reset)?;
     Ok(TcpSocket::from_std_stream(socket.into()))
 }
 
@@ -142,19 +145,60 @@ pub fn original_destination(stream: &impl AsFd, local: SocketAddr) -> io::Result
     address.as_socket().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "original destination is no IP address"))
 }
 
-/// Sets what every proxied connection has: no delay, keepalive, a bound on unacknowledged data, RST when dropped. For accepted
-/// streams; those opened here have it.
+/// Sets what a connection has that lives as long as two hosts do: no delay, keepalive, a bound on unacknowledged data, RST when dropped.
 ///
 /// # Errors
 /// The system call's: the connection is already gone.
 pub fn prepare(stream: &impl AsFd) -> io::Result<()> {
-    ready(&SockRef::from(stream))
+    let socket = SockRef::from(stream);
+    socket.set_tcp_nodelay(true)?;
+    let keepalive =
+        TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL).with_retries(KEEPALIVE_PROBES);
+    socket.set_tcp_keepalive(&keepalive)?;
+    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
+    finish(stream, Finish::Reset)
+}
+
+/// Has [`receive`] say whether it took all there is (`TCP_INQ`, tcp(7)). Inherited by what a listener accepts.
+///
+/// # Errors
+/// The system call's.
+pub fn tell_rest(stream: &impl AsFd) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    set_option(stream.as_fd(), libc::SOL_TCP, TCP_INQ, &on)
+}
+
+/// Reads what is there into one piece after another, without waiting. Returns the number of bytes, 0 at the end, and whether nothing was
+/// left when the kernel looked: what comes later is an event of its own. A short read alone does not say that, because one stops in
+/// front of urgent data. Never true without [`tell_rest`].
+///
+/// # Errors
+/// The system call's, `WouldBlock` when there is nothing.
+pub fn receive(stream: &impl AsFd, into: &mut [IoSliceMut<'_>]) -> io::Result<(usize, bool)> {
+    #[repr(C)]
+    struct Control {
+        header: libc::cmsghdr,
+        rest: libc::c_int,
+    }
+    // SAFETY: both are plain numbers and pointers, for which zero is a value.
+    let (mut message, mut control): (libc::msghdr, Control) = unsafe { (mem::zeroed(), mem::zeroed()) };
+    message.msg_iov = into.as_mut_ptr().cast();
+    message.msg_iovlen = into.len() as _;
+    message.msg_control = (&raw mut control).cast();
+    message.msg_controllen = size_of::<Control>() as _;
+    // SAFETY: an IoSliceMut is an iovec (its documentation says so), the pieces are exclusively borrowed, and `control` outlives the call.
+    let read = unsafe { libc::recvmsg(stream.as_fd().as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) };
+    let read = usize::try_from(read).map_err(|_| io::Error::last_os_error())?;
+    let told = message.msg_controllen as usize >= mem::offset_of!(Control, rest) + size_of::<libc::c_int>()
+        && control.header.cmsg_level == libc::SOL_TCP
+        && control.header.cmsg_type == TCP_INQ;
+    Ok((read, told && control.rest == 0))
 }
 
 /// How a stream ends when it is dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Finish {
-    /// RST: the other side learns that something broke. The state after [`prepare`].
+    /// RST: the other side learns that something broke. How every stream made here begins.
     Reset,
     /// FIN: everything was said.
     Clean,
@@ -203,15 +247,6 @@ fn open(ip: IpAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
-fn ready(socket: &Socket) -> io::Result<()> {
-    socket.set_tcp_nodelay(true)?;
-    let keepalive =
-        TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL).with_retries(KEEPALIVE_PROBES);
-    socket.set_tcp_keepalive(&keepalive)?;
-    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
-    socket.set_linger(Some(Duration::ZERO))
-}
-
 fn transparent(peer: IpAddr, mark: Mark) -> io::Result<Socket> {
     let socket = open(peer)?;
     mark.apply(&socket)?;
@@ -219,7 +254,7 @@ fn transparent(peer: IpAddr, mark: Mark) -> io::Result<Socket> {
         IpAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
         IpAddr::V6(_) => socket.set_ip_transparent_v6(true)?,
     }
-    ready(&socket)?;
+    finish(&socket, Finish::Reset)?;
     Ok(socket)
 }
 
@@ -274,6 +309,31 @@ mod tests {
                 Finish::Clean => assert_eq!(read.unwrap(), 0),
             }
         }
+    }
+
+    #[tokio::test]
+    async fn that_nothing_is_left_is_inherited_from_the_listener_and_not_said_in_front_of_urgent_data() {
+        let listener = listen("127.0.0.1:0".parse().unwrap(), Mark::None).unwrap();
+        let to = listener.local_addr().unwrap();
+        let mut some = [0; 16];
+        let mut next = async |told: bool, says: &[&[u8]]| {
+            let client = outgoing(to.ip(), Mark::None).unwrap().connect(to).await.unwrap();
+            for (nth, says) in says.iter().enumerate() {
+                let urgent = if nth == 1 { libc::MSG_OOB } else { 0 };
+                SockRef::from(&client).send_with_flags(says, urgent).unwrap();
+            }
+            let (served, _) = listener.accept().await.unwrap();
+            served.readable().await.unwrap();
+            let got = receive(&served, &mut [IoSliceMut::new(&mut some)]).unwrap();
+            let rest = receive(&served, &mut [IoSliceMut::new(&mut some)]).ok();
+            assert!(!got.1 || told);
+            (got, rest, client)
+        };
+        assert_eq!(next(false, &[b"abc"]).await.0, (3, false));
+        tell_rest(&listener).unwrap();
+        assert_eq!(next(true, &[b"abc"]).await.0, (3, true));
+        let (got, rest, _) = next(true, &[b"abc", b"!", b"def"]).await;
+        assert_eq!((got, rest), ((3, false), Some((3, true))));
     }
 
     #[test]

@@ -26,7 +26,18 @@ use crate::identity::tls::server_name;
 const HOLD_STEP: Duration = Duration::from_millis(200);
 
 /// Takes captured connections from `listener`, each into a task of its own, until a drain begins or another process takes them.
-pub async fn accept(proxy: Arc<Proxy>, listener: Arc<TcpListener>) {
+pub fn accept(proxy: Arc<Proxy>, listener: Arc<TcpListener>) -> impl Future<Output = ()> + Send {
+    // Inherited by what is accepted, and set before anything is: no connection is without it for a moment, and none pays for it.
+    let ready = socket::application(&*listener, proxy.settings.keepalive);
+    async move {
+        match ready {
+            Ok(()) => accept_all(&proxy, &listener).await,
+            Err(error) => tracing::error!(%error, "captured connections cannot be made ready and are not taken"),
+        }
+    }
+}
+
+async fn accept_all(proxy: &Arc<Proxy>, listener: &TcpListener) {
     loop {
         let accepted = tokio::select! {
             a = listener.accept() => a,
@@ -46,7 +57,7 @@ pub async fn accept(proxy: Arc<Proxy>, listener: Arc<TcpListener>) {
     }
 }
 
-/// Carries one captured connection until it ends, and says in the log why if it failed.
+/// Carries one captured connection until it ends, and says in the log why if it failed. It resets when dropped ([`socket::application`]).
 pub async fn serve(proxy: &Proxy, mut app: TcpStream) {
     let _counted = proxy.panic_guard();
     let mut entry = proxy.settings.access.begin(Direction::Outbound, proxy.now());
@@ -109,7 +120,6 @@ async fn carry(proxy: &Proxy, app: &mut TcpStream, entry: &mut Entry) -> Result<
 /// # Errors
 /// Why it cannot be carried.
 fn call(proxy: &Proxy, app: &TcpStream, entry: &mut Entry) -> Result<Call, Fault> {
-    socket::application(app, proxy.settings.keepalive).map_err(Fault::App)?;
     let client = canonical(app.peer_addr().map_err(Fault::App)?);
     let destination = canonical(proxy.kernel.original_dst(app).map_err(|e| Fault::NotCaptured(e.to_string()))?);
     entry.ends(client, destination);

@@ -6,22 +6,25 @@
 //! an ordinary close lets the bytes in front of a break still arrive.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 
-use crate::intercept::socket::{Finish, finish};
+use crate::intercept::socket::{Finish, finish, tell_rest};
 
 /// Probes after which a silent peer counts as dead.
 const PROBES: u32 = 6;
 
-/// Readies the socket of an application or service: dropping it sends a reset.
+/// Readies the socket of an application or service, or a listener for all that it accepts from now on: dropping it sends a reset.
 ///
 /// # Errors
 /// When the connection is gone.
-pub fn application(stream: &TcpStream, silence: Duration) -> io::Result<()> {
+pub fn application(stream: &impl AsFd, silence: Duration) -> io::Result<()> {
     finish(stream, Finish::Reset)?;
+    // An urgent byte is one of the stream (RFC 6093): without this, reading would leave it out.
+    SockRef::from(stream).set_out_of_band_inline(true)?;
     lively(stream, silence)
 }
 
@@ -56,11 +59,14 @@ pub fn ended(stream: &TcpStream) -> io::Result<()> {
 
 /// No delay for small writes, and a dead other end is noticed after `silence` and a few probes (tcp(7)). What was sent and is not
 /// acknowledged for as long ends the connection too.
-fn lively(stream: &TcpStream, silence: Duration) -> io::Result<()> {
+fn lively(stream: &impl AsFd, silence: Duration) -> io::Result<()> {
     let interval = (silence / 3).max(Duration::from_secs(1));
     let socket = SockRef::from(stream);
     socket.set_tcp_nodelay(true)?;
     let silence = silence.max(Duration::from_secs(1));
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(silence).with_interval(interval).with_retries(PROBES))?;
-    socket.set_tcp_user_timeout(Some(silence + interval * PROBES))
+    socket.set_tcp_user_timeout(Some(silence + interval * PROBES))?;
+    // Before Linux 4.18 each message costs one more read.
+    let _ = tell_rest(stream);
+    Ok(())
 }

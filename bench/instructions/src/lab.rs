@@ -16,7 +16,7 @@ use meshd::identity::verifier::{SvidVerifier, Trust};
 use meshd::proxy::inbound::{self, Arrival};
 use meshd::proxy::live::Limits;
 use meshd::proxy::tunnel::{Input, Tunnel};
-use meshd::proxy::{Connecting, Directory, Kernel, Member, OwnPorts, Proxy, Settings};
+use meshd::proxy::{Connecting, Directory, Kernel, Member, OwnPorts, Proxy, Settings, socket};
 use meshd_ca::identity::{HostName, MeshId, NodeId, SpiffeId, TrustDomain, Workload};
 use meshd_ca::issue::{Issuer, Leaf};
 use meshd_ca::keys::PrivateKey;
@@ -207,6 +207,7 @@ impl Pair {
     /// A connection as the kernel hands it to the proxy, and the application's end of it.
     pub(crate) async fn captured(&self) -> Result<(TcpStream, TcpStream)> {
         let listener = TcpListener::bind(SocketAddr::new(AT[0], 0)).await?;
+        socket::application(&listener, self.client.settings.keepalive)?;
         let (app, captured) = tokio::join!(TcpStream::connect(listener.local_addr()?), listener.accept());
         Ok((app?, captured.context("no connection")?.0))
     }

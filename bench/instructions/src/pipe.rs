@@ -54,10 +54,6 @@ impl Stream for Pipe {
         Poll::Pending
     }
 
-    fn try_read(&self, into: &mut [u8]) -> io::Result<usize> {
-        self.try_read_vectored(&mut [IoSliceMut::new(into)])
-    }
-
     fn try_read_vectored(&self, into: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
         let mut queue = lock(&self.incoming);
         if queue.bytes.is_empty() && !queue.ended {

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use meshd_ca::identity::Workload;
 use meshd_ca::keys::PrivateKey;
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::timeout;
@@ -229,6 +230,27 @@ async fn an_application_that_dies_is_a_reset_at_the_service() {
     super::socket::application(&app, Duration::from_secs(9)).unwrap();
     drop(app);
     assert_eq!(reset(&mut service).await, b"");
+}
+
+#[tokio::test]
+async fn urgent_bytes_are_bytes_and_hold_nothing_up() {
+    let lab = lab().await;
+    let (listener, at) = lab.service().await;
+    let mut app = lab.a.dial(at).await;
+    app.write_all(b"first").await.unwrap();
+    let (mut service, _) = listener.accept().await.unwrap();
+    let mut got = [0; 5];
+    service.read_exact(&mut got).await.unwrap();
+    for outward in [true, false] {
+        let (from, to) = if outward { (&app, &mut service) } else { (&service, &mut app) };
+        let from = SockRef::from(from);
+        from.send(b"abc").unwrap();
+        from.send_out_of_band(b"!").unwrap();
+        from.send(b"and the rest").unwrap();
+        let mut got = [0; 16];
+        to.read_exact(&mut got).await.unwrap();
+        assert_eq!(&got, b"abc!and the rest");
+    }
 }
 
 /// Passes bytes on between whoever connects and `to`, until told to end both sides with a FIN.

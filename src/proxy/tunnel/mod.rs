@@ -362,22 +362,15 @@ impl Sending {
         let told = lead.len();
         lead.extend_from_slice(&before.bytes);
         loop {
-            if now {
-                // What the application has said by now goes along; the runtime may not have heard of it yet.
-                match app.peek() {
-                    Ok(_) => readable(app).await.map_err(Fault::App)?,
-                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                    // The kernel tells a reset once only: ignored here, it would read as a clean end below.
-                    Err(e) => return Err(Fault::App(e)),
-                }
-            } else {
+            // With `now`, what the application has said by now goes along; the runtime may not have heard of it yet.
+            if !now {
                 // A peer that does not read costs no buffer: nothing is taken from the application before it does.
                 writable(wire).await.map_err(Fault::Tunnel)?;
                 readable(app).await.map_err(Fault::App)?;
             }
             let mut buffer = if busy { Buffer::large() } else { Buffer::small() };
             buffer[HEADER..][..lead.len()].copy_from_slice(&lead);
-            let (said, ended) = match read(app, &mut buffer, lead.len()) {
+            let (said, ended) = match read(app, &mut buffer, lead.len(), now) {
                 _ if now && (before.ended || lead.len() >= MAX_DATA) => (0, before.ended),
                 Ok(n) => (n, n == 0),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock && now => (0, false),
@@ -462,11 +455,11 @@ fn broken(error: RecordError) -> Fault {
 }
 
 /// Reads into the slots of a buffer, `skip` bytes into the first: each slot leaves room for what sealing adds.
-fn read(app: &impl Stream, buffer: &mut Buffer, mut skip: usize) -> io::Result<usize> {
+fn read(app: &impl Stream, buffer: &mut Buffer, mut skip: usize, now: bool) -> io::Result<usize> {
     let mut slots = buffer.chunks_exact_mut(SLOT);
     let mut into: [IoSliceMut<'_>; SLOTS] = std::array::from_fn(|_| {
         let room = slots.next().map_or(&mut [][..], |slot| &mut slot[HEADER..HEADER + MAX_DATA]);
         IoSliceMut::new(room.get_mut(std::mem::take(&mut skip)..).unwrap_or_default())
     });
-    app.try_read_vectored(&mut into)
+    if now { app.read_now(&mut into) } else { app.try_read_vectored(&mut into) }
 }

@@ -3,6 +3,7 @@
 //! Owns what was read and not handed on, and what may come between data: alerts and new keys. Invariant: bytes are handed on only after
 //! their record was found good, in order, and an end is told only where the peer said one.
 
+use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::ops::Range;
 use std::sync::PoisonError;
@@ -12,7 +13,7 @@ use rustls::AlertDescription;
 use tokio::task::yield_now;
 
 use super::buffers::{Buffer, SLOT, SLOTS};
-use super::stream::{Stream, readable, writable, write_all};
+use super::stream::{Stream, writable, write_all};
 use super::{Keys, TURN, Version, broken};
 use crate::identity::traffic::{Kind, RecordError, Traffic, record_length};
 use crate::proxy::Fault;
@@ -161,7 +162,15 @@ impl Receiving {
             if let (None, Some(app)) = (&self.held, app) {
                 writable(app).await.map_err(Fault::App)?;
             }
-            readable(wire).await.map_err(Fault::Tunnel)?;
+            poll_fn(|context| {
+                let ready = wire.poll_readable(context);
+                if ready.is_pending() {
+                    self.shrink();
+                }
+                ready
+            })
+            .await
+            .map_err(Fault::Tunnel)?;
             let busy = self.busy;
             let held = self.held.get_or_insert_with(|| Held {
                 buffer: if busy { Buffer::large() } else { Buffer::small() },
@@ -175,10 +184,7 @@ impl Receiving {
                     self.busy = held.end >= SLOT;
                     return Ok(());
                 }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    self.busy = false;
-                    self.shrink();
-                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.release(),
                 Err(e) => return Err(Fault::Tunnel(e)),
             }
         }

@@ -13,6 +13,8 @@ use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
+use crate::intercept::socket::receive;
+
 /// A connection of bytes, both directions of which end by themselves. Whoever finds nothing to do is told `WouldBlock`.
 pub trait Stream: Send + Sync {
     /// Whether there may be something to read, or the end.
@@ -31,13 +33,23 @@ pub trait Stream: Send + Sync {
     ///
     /// # Errors
     /// As above.
-    fn try_read(&self, into: &mut [u8]) -> io::Result<usize>;
+    fn try_read(&self, into: &mut [u8]) -> io::Result<usize> {
+        self.try_read_vectored(&mut [IoSliceMut::new(into)])
+    }
 
     /// As [`Stream::try_read`], into one piece after another.
     ///
     /// # Errors
     /// As above.
     fn try_read_vectored(&self, into: &mut [IoSliceMut<'_>]) -> io::Result<usize>;
+
+    /// As [`Stream::try_read_vectored`], without waiting for the runtime to hear that there is something.
+    ///
+    /// # Errors
+    /// As above.
+    fn read_now(&self, into: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        self.try_read_vectored(into)
+    }
 
     /// Writes as much as there is room for.
     ///
@@ -76,12 +88,22 @@ impl Stream for TcpStream {
         self.poll_write_ready(context)
     }
 
-    fn try_read(&self, into: &mut [u8]) -> io::Result<usize> {
-        self.try_read(into)
+    fn try_read_vectored(&self, into: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        // With the last byte in hand the runtime is told at once that there is nothing more: asking the kernel again would cost each
+        // message another system call.
+        let mut last = None;
+        let read = self.try_io(Interest::READABLE, || match receive(self, into)? {
+            (n, true) if n > 0 => {
+                last = Some(n);
+                Err(io::ErrorKind::WouldBlock.into())
+            }
+            (n, _) => Ok(n),
+        });
+        last.map_or(read, Ok)
     }
 
-    fn try_read_vectored(&self, into: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
-        self.try_read_vectored(into)
+    fn read_now(&self, into: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        Ok(receive(self, into)?.0)
     }
 
     fn try_write_vectored(&self, from: &[IoSlice<'_>]) -> io::Result<usize> {

@@ -260,10 +260,6 @@ impl Stream for Sim {
         })
     }
 
-    fn try_read(&self, into: &mut [u8]) -> io::Result<usize> {
-        self.try_read_vectored(&mut [IoSliceMut::new(into)])
-    }
-
     fn try_read_vectored(&self, into: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
         self.with(|link| {
             if link.waits() {
