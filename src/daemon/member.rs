@@ -127,7 +127,7 @@ impl Member {
     fn look_after(&self) {
         self.rules.tend();
         self.links.sweep();
-        self.proxy.pool.sweep();
+        self.proxy.pool.sweep(Instant::now());
         self.proxy.edges.expire(self.now(), EDGE_AGE);
     }
     /// Where a token should say that this host is.

@@ -136,13 +136,18 @@ impl Traffic {
     /// # Errors
     /// [`RecordError::Malformed`] when `len` is above [`MAX_DATA`] or the room too small, [`RecordError::Exhausted`].
     pub fn seal(&mut self, kind: Kind, room: &mut [u8], len: usize) -> Result<usize, RecordError> {
+        self.seal_ending(kind as u8, room, len)
+    }
+
+    /// As [`Traffic::seal`], with any byte in the place of the kind: 0 where the bytes end with the kind and padding.
+    pub(crate) fn seal_ending(&mut self, last: u8, room: &mut [u8], len: usize) -> Result<usize, RecordError> {
         let total = HEADER + len + TRAILER;
         let room = room.get_mut(..total).filter(|_| len <= MAX_DATA).ok_or(RecordError::Malformed)?;
         let (header, rest) = room.split_at_mut(HEADER);
         let (inner, tag) = rest.split_at_mut(len + 1);
         header[..3].copy_from_slice(&OUTER);
         header[3..].copy_from_slice(&((len + TRAILER) as u16).to_be_bytes());
-        inner[len] = kind as u8;
+        inner[len] = last;
         let nonce = self.nonce()?;
         self.with_key(|key| {
             let sealed = key.seal_in_place_separate_tag(nonce, Aad::from(&*header), inner);
@@ -199,13 +204,13 @@ pub enum Schedule {
     /// Of the side that was dialled.
     Server(KernelConnection<ServerConnectionData>),
     /// Made without a handshake, for a test.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     #[allow(private_interfaces)]
     Made(Made),
 }
 
 /// Keys for a test that has no time for a handshake: what is sent, and what is received, under which suite.
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 #[derive(Clone, Copy)]
 pub(crate) struct Made {
     pub(crate) sending: [u8; 32],
@@ -213,7 +218,7 @@ pub(crate) struct Made {
     pub(crate) aes: bool,
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 impl Made {
     /// The other end's.
     pub(crate) fn other(self) -> Self {
@@ -232,7 +237,7 @@ impl Made {
         ))
     }
 
-    fn next(&mut self, sending: bool) -> Result<Traffic, Error> {
+    pub(crate) fn next(&mut self, sending: bool) -> Result<Traffic, Error> {
         let secret = if sending { &mut self.sending } else { &mut self.receiving };
         *secret = meshd_ca::keys::sha256(&[&*secret]);
         self.traffic(sending)
@@ -248,7 +253,7 @@ impl Schedule {
         Traffic::new(match self {
             Self::Client(c) => c.update_tx_secret()?,
             Self::Server(c) => c.update_tx_secret()?,
-            #[cfg(test)]
+            #[cfg(any(test, feature = "fuzzing"))]
             Self::Made(made) => return made.next(true),
         })
     }
@@ -261,7 +266,7 @@ impl Schedule {
         Traffic::new(match self {
             Self::Client(c) => c.update_rx_secret()?,
             Self::Server(c) => c.update_rx_secret()?,
-            #[cfg(test)]
+            #[cfg(any(test, feature = "fuzzing"))]
             Self::Made(made) => return made.next(false),
         })
     }

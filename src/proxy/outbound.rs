@@ -147,7 +147,7 @@ fn ended(
     if result.is_ok() && tunnel.version() == Version::Two {
         // The member may have come back at another port while this was held.
         let port = tunnel.wire().peer_addr().map_or(call.member.port, |at| at.port());
-        proxy.pool.give(pool::Key { port, ..call.pooled() }, tunnel, svid);
+        proxy.pool.give(pool::Key { port, ..call.pooled() }, tunnel, svid, Instant::now());
     }
     entry.bytes(edge.bytes());
     edge.settle(if again { &Ok(()) } else { &result }, proxy.now());
@@ -206,7 +206,7 @@ type Found = (Arc<Svid>, Box<Tunnel>, SpiffeId);
 /// A tunnel that was used before, its peer looked at anew: trust may have changed since.
 async fn again(proxy: &Proxy, call: &Call) -> Option<Found> {
     let svid = proxy.svids.for_client(&call.workload).await?;
-    let tunnel = proxy.pool.take(&call.pooled(), &svid)?;
+    let tunnel = proxy.pool.take(&call.pooled(), &svid, Instant::now())?;
     let peer = proxy.verifier.identify(&[tunnel.peer()]).ok()?;
     (peer.holder == call.member.node).then_some((svid, tunnel, peer.id))
 }

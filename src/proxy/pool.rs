@@ -1,9 +1,16 @@
 //! Tunnels that carry nothing at the moment, kept for the next connection of the same workload to the same service.
 //!
 //! Owns which tunnel may be used again, how many are kept and for how long. Invariant: a tunnel in here has ended its last stream cleanly
-//! in both directions. Whether its peer is still believed is asked anew by whoever takes it.
+//! in both directions. Whether its peer is still believed is asked anew by whoever takes it. What it does is held against a plainer
+//! account of it in `pool/model.rs`.
+
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod model;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -37,45 +44,76 @@ pub struct Key {
     pub source: Workload,
 }
 
-struct Idle {
-    tunnel: Box<Tunnel>,
-    svid: Arc<Svid>,
+/// What the pool asks of a tunnel in it.
+pub trait Resting {
+    /// Whether nothing has come since its last stream: not even the end.
+    fn is_quiet(&self) -> bool;
+
+    /// Has the kernel ask soon and often whether the peer is still there.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    fn watch(&self) -> io::Result<()>;
+
+    /// Readies it for use again after [`Resting::watch`], with the patience that a tunnel in use has.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    fn ready(&self, keepalive: Duration) -> io::Result<()>;
+}
+
+impl Resting for Box<Tunnel> {
+    fn is_quiet(&self) -> bool {
+        Tunnel::is_quiet(self)
+    }
+
+    fn watch(&self) -> io::Result<()> {
+        socket::waiting(self.wire())
+    }
+
+    fn ready(&self, keepalive: Duration) -> io::Result<()> {
+        socket::tunnel(self.wire(), keepalive)
+    }
+}
+
+struct Idle<T, S> {
+    tunnel: T,
+    svid: Arc<S>,
     since: Instant,
     /// The kernel asks soon and often whether the peer is still there.
     watched: bool,
 }
 
 /// All idle tunnels that we dialled.
-pub struct Pool {
+pub struct Pool<T = Box<Tunnel>, S = Svid> {
     patience: Duration,
     keepalive: Duration,
     room: usize,
-    state: Mutex<State>,
+    state: Mutex<State<T, S>>,
     reused: AtomicU64,
 }
 
-#[derive(Default)]
-struct State {
-    idle: HashMap<Key, Vec<Idle>>,
+struct State<T, S> {
+    idle: HashMap<Key, Vec<Idle<T, S>>>,
     count: usize,
     closed: bool,
 }
 
-impl Pool {
+impl<T: Resting, S> Pool<T, S> {
     /// An empty pool that keeps a tunnel for `patience` after its last use. `keepalive` is what a tunnel in use has, see
     /// [`super::Settings::keepalive`]; `room` is how many tunnels it keeps in all.
     pub fn new(patience: Duration, keepalive: Duration, room: usize) -> Self {
-        Self { patience, keepalive, room, state: Mutex::default(), reused: AtomicU64::new(0) }
+        let state = Mutex::new(State { idle: HashMap::new(), count: 0, closed: false });
+        Self { patience, keepalive, room, state, reused: AtomicU64::new(0) }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, State<T, S>> {
         // Nothing in here can panic half-way through a change.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The tunnel used last for `key` that shows `svid` and is still up.
-    pub fn take(&self, key: &Key, svid: &Arc<Svid>) -> Option<Box<Tunnel>> {
-        let now = Instant::now();
+    pub fn take(&self, key: &Key, svid: &Arc<S>, now: Instant) -> Option<T> {
         loop {
             let idle = {
                 let mut state = self.state();
@@ -88,7 +126,7 @@ impl Pool {
             };
             // Renewed meanwhile, too old or closed by the peer: the next one. It is closed outside the lock.
             let good = Arc::ptr_eq(&idle.svid, svid) && now.duration_since(idle.since) < self.patience && idle.tunnel.is_quiet();
-            if good && (!idle.watched || socket::tunnel(idle.tunnel.wire(), self.keepalive).is_ok()) {
+            if good && (!idle.watched || idle.tunnel.ready(self.keepalive).is_ok()) {
                 self.reused.fetch_add(1, Ordering::Relaxed);
                 return Some(idle.tunnel);
             }
@@ -96,19 +134,19 @@ impl Pool {
     }
 
     /// Keeps a tunnel whose stream has ended cleanly, if there is room.
-    pub fn give(&self, key: Key, tunnel: Box<Tunnel>, svid: Arc<Svid>) {
+    pub fn give(&self, key: Key, tunnel: T, svid: Arc<S>, now: Instant) {
         let mut state = self.state();
         if state.closed || state.count >= self.room {
             return;
         }
         let idle = state.idle.entry(key).or_default();
         if idle.len() < PER_KEY {
-            idle.push(Idle { tunnel, svid, since: Instant::now(), watched: false });
+            idle.push(Idle { tunnel, svid, since: now, watched: false });
             state.count += 1;
         }
     }
 
-    fn retain(&self, keep: impl Fn(&Key, &mut Idle) -> bool) {
+    fn retain(&self, keep: impl Fn(&Key, &mut Idle<T, S>) -> bool) {
         let mut out = Vec::new();
         let mut state = self.state();
         state.idle.retain(|key, idle| {
@@ -121,12 +159,11 @@ impl Pool {
 
     /// Closes what was not used for too long, or was closed by its peer, and has the kernel look after the rest: a host that lost its
     /// power says nothing. To be called every few seconds.
-    pub fn sweep(&self) {
-        let now = Instant::now();
+    pub fn sweep(&self, now: Instant) {
         self.retain(|_, i| {
             let idle = now.duration_since(i.since);
             if idle >= UNWATCHED && !i.watched {
-                i.watched = socket::waiting(i.tunnel.wire()).is_ok();
+                i.watched = i.tunnel.watch().is_ok();
             }
             idle < self.patience && i.tunnel.is_quiet()
         });

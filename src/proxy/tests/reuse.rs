@@ -7,7 +7,7 @@ use std::time::Duration;
 use meshd_ca::identity::Workload;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::lab::{B, Lab, Node, Options, failures, lab, lab_with, soon};
 use super::{PATIENCE, all, echo, middleman, reset};
@@ -247,7 +247,7 @@ async fn a_tunnel_that_its_peer_closed_meanwhile_is_not_used() {
     rested(&lab.a, 1).await;
     cut.notify_one();
     soon("the end has arrived", || {
-        lab.a.proxy.pool.sweep();
+        lab.a.proxy.pool.sweep(Instant::now());
         lab.a.proxy.pool.count() == 0
     })
     .await;
@@ -315,7 +315,7 @@ async fn a_tunnel_that_is_watched_at_rest_is_as_before_in_use() {
     question(front, b"x").await;
     rested(&lab.a, 1).await;
     tokio::time::sleep(Duration::from_millis(2100)).await;
-    lab.a.proxy.pool.sweep();
+    lab.a.proxy.pool.sweep(Instant::now());
     question(front, b"y").await;
     rested(&lab.a, 1).await;
     assert_eq!(lab.a.proxy.pool.reused(), 1);

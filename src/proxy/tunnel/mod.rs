@@ -9,6 +9,8 @@
 //! header. In both, an end of the TCP connection in between is a break, never an end.
 
 mod buffers;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod model;
 mod receiving;
 mod shake;
 mod shown;
@@ -148,7 +150,8 @@ impl<W: Stream> Tunnel<W> {
     }
 
     /// As after a handshake that left these keys.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
+    #[allow(clippy::unwrap_used)] // what is made has keys of the right length
     pub(crate) fn made(wire: W, version: Version, keys: crate::identity::traffic::Made) -> Box<Self> {
         Box::new(Self {
             wire,

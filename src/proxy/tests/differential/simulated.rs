@@ -3,6 +3,8 @@
 //!
 //! `MESHD_SCHEDULES=1000000` runs a million, in ten minutes or so.
 
+mod pooled;
+
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -404,6 +406,14 @@ impl Script {
             ear,
             resets,
             ends_last: false,
+        }
+    }
+
+    /// At most so many bytes.
+    fn cut(&mut self, most: usize) {
+        if self.bytes.len() > most {
+            self.bytes.truncate(most);
+            self.pieces = vec![most];
         }
     }
 
