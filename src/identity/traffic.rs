@@ -1,7 +1,7 @@
 //! The keys of application data on one TLS 1.3 connection, as a finished handshake left them (RFC 8446 section 5).
 //!
 //! Owns sealing and opening of single records in place, and the next keys of a direction. Does not own sockets or when to renew keys.
-//! Invariant: a sequence number is never used twice with one key; what was not opened is never looked at.
+//! Invariant: no two records leave this host under one sequence number and key; what was not opened is never looked at.
 //!
 //! A key that is ready for use is half a kilobyte of tables. A connection at rest keeps the 32 bytes they are made from; each thread has
 //! the tables of the keys that it used last.
@@ -26,7 +26,8 @@ pub const MAX_DATA: usize = 1 << 14;
 pub const TRAILER: usize = 1 + TAG;
 /// The longest record on the wire, its header included (RFC 8446 section 5.2).
 pub const MAX_RECORD: usize = HEADER + MAX_DATA + 256;
-const TAG: usize = 16;
+/// What makes a record believable.
+pub(crate) const TAG: usize = 16;
 /// Every protected record looks like application data of TLS 1.2.
 const OUTER: [u8; 3] = [23, 3, 3];
 
@@ -119,6 +120,11 @@ impl Traffic {
     /// How many records went under this key.
     pub fn used(&self) -> u64 {
         self.sequence
+    }
+
+    /// The next record is number `sequence` again: of the same bytes, if any of that one has left this host.
+    pub(crate) fn go_back_to(&mut self, sequence: u64) {
+        self.sequence = self.sequence.min(sequence);
     }
 
     fn nonce(&mut self) -> Result<Nonce, RecordError> {

@@ -12,6 +12,7 @@ use std::task::{Context, Poll, Waker};
 use meshd_ca::identity::NodeId;
 use meshd_ca::time::UnixTime;
 
+use super::buffers::dry;
 use super::{Role, Said, Stream, Tunnel, Version};
 use crate::identity::traffic::{HEADER, Kind, MAX_DATA, Made, TRAILER, Traffic};
 use crate::proxy::edges::{Direction, Edges, Key};
@@ -109,6 +110,25 @@ impl Stream for Tape {
         self.peek()
     }
 
+    fn try_look(&self, into: &mut [u8], least: usize) -> io::Result<usize> {
+        let reel = self.reel();
+        let there = (reel.said.len() - reel.read).min(into.len());
+        into[..there].copy_from_slice(&reel.said[reel.read..][..there]);
+        if 0 < there && there < least { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(there) }
+    }
+
+    fn take(&self, into: &mut [u8]) -> io::Result<()> {
+        let mut reel = self.reel();
+        let from = reel.read;
+        reel.read += into.len();
+        into.copy_from_slice(reel.said.get(from..reel.read).ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+
+    async fn more(&self) -> io::Result<bool> {
+        Ok(true)
+    }
+
     fn end(&self) -> io::Result<()> {
         self.reel().ends += 1;
         Ok(())
@@ -194,6 +214,8 @@ pub(crate) fn run(bytes: &[u8]) -> (usize, usize) {
         broken: false,
     };
     say(&mut peer, steps);
+    // Now and then without a buffer.
+    dry(first[0] >> 3, u64::from(first[1]));
     let Peer { wire, streams, delivered, .. } = peer;
     let mut expected = streams;
     // Where it stops, the connection ends: never a clean end.
@@ -213,6 +235,7 @@ pub(crate) fn run(bytes: &[u8]) -> (usize, usize) {
         assert!(reel.written == stretch.delivered, "stream {number}: {} of {}", reel.written.len(), stretch.delivered.len());
         assert_eq!((result.is_ok(), reel.ends), (stretch.clean, u32::from(stretch.clean)), "stream {number}: {result:?}");
     }
+    dry(0, 0);
     (expected.iter().filter(|s| s.clean).count(), expected.iter().map(|s| s.delivered.len()).sum())
 }
 

@@ -14,12 +14,12 @@ use meshd_ca::time::UnixTime;
 use tokio::time::Instant;
 
 use super::super::{Dice, End, Script, Seen, header, judge};
-use super::{Sim, connected, every_seed, made, run, stream};
+use super::{DRY, Sim, connected, every_seed, made, roomy, run, stream};
 use crate::proxy::Fault;
 use crate::proxy::edges::{self, Direction, Edges};
 use crate::proxy::header::Refusal;
 use crate::proxy::pool::{Key, Pool, Resting};
-use crate::proxy::tunnel::{Role, Said, Tunnel, Version};
+use crate::proxy::tunnel::{Role, Said, Tunnel, Version, dry};
 
 /// The dialler's end, by its number.
 struct Kept {
@@ -52,18 +52,13 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 fn key(number: usize) -> Key {
     let node = NodeId::from_bytes([number as u8; 16]);
-    Key {
-        client: [10, 0, 0, 1].into(),
-        node,
-        port: 6374,
-        service: ([10, 0, 0, 2], 80).into(),
-        source: Workload::Node(node),
-    }
+    Key { client: [10, 0, 0, 1].into(), node, port: 6374, service: ([10, 0, 0, 2], 80).into(), source: Workload::Node(node) }
 }
 
 /// A tunnel between two ends that have just shaken hands.
-fn fresh(dice: &mut Dice, steps: &Arc<AtomicU64>) -> (Box<Tunnel<Sim>>, Box<Tunnel<Sim>>) {
+fn fresh(seed: u64, dice: &mut Dice, steps: &Arc<AtomicU64>) -> (Box<Tunnel<Sim>>, Box<Tunnel<Sim>>) {
     let ((a, b), keys) = (connected(dice, 0, steps), made(dice));
+    roomy(seed, &a.link);
     let mut ends = (Tunnel::made(a, Version::Two, keys), Tunnel::made(b, Version::Two, keys.other()));
     if dice.roll(3) == 0 {
         ends.0.renew_after(1 + dice.roll(10) as u64);
@@ -84,20 +79,21 @@ fn begin(work: impl Future) {
 
 /// A stream in a tunnel that its peer closes in the same moment: it is said again in another one, and delivered once.
 fn crossed(
-    (what, steps): (&dyn Fn() -> String, &Arc<AtomicU64>),
+    (what, steps, seed): (&dyn Fn() -> String, &Arc<AtomicU64>, u64),
     dice: &mut Dice,
     (mut dialler, mut dialled): (Box<Tunnel<Sim>>, Box<Tunnel<Sim>>),
     (client, service): (&Script, &Script),
 ) -> Seen<Sim> {
     let edges = Edges::default();
-    let key = edges::Key { direction: Direction::Outbound, source: None, destination: None, address: [10, 0, 0, 1].into(), port: 1 };
+    let key =
+        edges::Key { direction: Direction::Outbound, source: None, destination: None, address: [10, 0, 0, 1].into(), port: 1 };
     let edge = edges.open(key, NodeId::from_bytes([1; 16]), UnixTime(0));
     let bytes = client.bytes.len() + service.bytes.len();
     let ((app, captured), (served, delivered)) = (connected(dice, bytes, steps), connected(dice, bytes, steps));
     for end in [&captured, &delivered] {
         end.resets.store(true, Ordering::Relaxed);
     }
-    let (mut again, answer) = fresh(dice, steps);
+    let (mut again, answer) = fresh(seed, dice, steps);
     let dial = async {
         let mut said = Said::kept();
         let first = dialler.carry(&captured, Role::Dialler(header()), &mut said, edge.meter()).await;
@@ -125,6 +121,7 @@ fn crossed(
 
 /// Returns how often a tunnel was used again.
 fn schedule(seed: u64) -> u64 {
+    dry(DRY[seed as usize / 2 % DRY.len()], seed);
     let mut dice = Dice::new(seed ^ 0x706f_6f6c);
     let steps = Arc::new(AtomicU64::new(0));
     let room = 1 + dice.roll(6);
@@ -154,7 +151,7 @@ fn schedule(seed: u64) -> u64 {
                 assert_eq!(taken.as_ref().map(|t| t.number), expected, "{}: taken", what());
                 let used = taken.is_some();
                 let tunnel = taken.unwrap_or_else(|| {
-                    let (dialler, dialled) = fresh(&mut dice, &steps);
+                    let (dialler, dialled) = fresh(seed, &mut dice, &steps);
                     others.insert(number, dialled);
                     Kept { number, tunnel: dialler }
                 });
@@ -168,7 +165,7 @@ fn schedule(seed: u64) -> u64 {
                     (client.resets, service.resets) = (None, None);
                     // What fits one record is kept.
                     client.cut(8_000);
-                    crossed((&what, &steps), &mut dice, (tunnel, other), (&client, &service))
+                    crossed((&what, &steps, seed), &mut dice, (tunnel, other), (&client, &service))
                 } else {
                     let (dialler, dialled) = (async { Ok(End::Ours(tunnel)) }, async { Ok(End::Ours(other)) });
                     let whole = stream(&mut dice, &steps, (&client, &service), dialler, dialled);
