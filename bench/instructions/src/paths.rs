@@ -360,7 +360,7 @@ fn sockets(runtime: &Runtime, measure: &mut impl Measure, mesh: &Arc<Mesh>) -> R
         let key = pool::Key { client, node: member.node, port: member.port, service: at, source: unit(0) };
         let mut held = 0;
         warm(measure, "pool:take-give", TURNS, || {
-            if let Some(tunnel) = pair.client.pool.take(&key, &svid, Instant::now()) {
+            if let Some(tunnel) = pair.client.pool.take(&key, &svid, Instant::now()).tunnel {
                 held += 1;
                 pair.client.pool.give(key.clone(), tunnel, svid.clone(), Instant::now());
             }

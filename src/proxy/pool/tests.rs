@@ -24,9 +24,10 @@ fn does_what_its_model_does_over_long_sequences() {
         sum.stale += seen.stale;
         sum.full += seen.full;
         sum.swept += seen.swept;
+        sum.ahead += seen.ahead;
     }
     println!("{sum:?}");
-    assert!(sum.taken.min(sum.stale).min(sum.full).min(sum.swept) > 1000, "hardly anything happened: {sum:?}");
+    assert!(sum.taken.min(sum.stale).min(sum.full).min(sum.swept).min(sum.ahead) > 1000, "hardly anything happened: {sum:?}");
 }
 
 proptest! {

@@ -211,6 +211,15 @@ impl<W: Stream> Tunnel<W> {
         self.peer.der()
     }
 
+    /// Sends what is left of the handshake now, not with the first stream: the peer knows who dialled, and waits.
+    ///
+    /// # Errors
+    /// When the peer is gone.
+    pub async fn settle(&mut self) -> Result<(), Fault> {
+        let unsent = std::mem::take(&mut self.sending.unsent);
+        write_all(&self.wire, &mut [IoSlice::new(&unsent)]).await.map_err(Fault::Tunnel)
+    }
+
     /// Waits between two streams until something comes. Returns whether it is more than the end.
     pub async fn stirs(&self) -> bool {
         if self.receiving.held.is_some() || !self.receiving.early.is_empty() {

@@ -147,7 +147,7 @@ fn schedule(seed: u64) -> u64 {
                     }
                     others.remove(&rest.number);
                 }
-                let taken = pool.take(&keys[which], &svids[which], start + now);
+                let taken = pool.take(&keys[which], &svids[which], start + now).tunnel;
                 assert_eq!(taken.as_ref().map(|t| t.number), expected, "{}: taken", what());
                 let used = taken.is_some();
                 let tunnel = taken.unwrap_or_else(|| {
