@@ -73,6 +73,22 @@ pub fn forgery(bytes: &mut [u8]) {
     assert!(believed.is_none() || length == traffic::HEADER + traffic::TRAILER, "a forged record was believed");
 }
 
+/// Has the pool of tunnels do what the bytes say, and its model the same.
+///
+/// # Panics
+/// When the two do not agree.
+pub fn pool(steps: &[u8]) {
+    crate::proxy::pool::model::run(steps);
+}
+
+/// Has a tunnel receive whatever records the bytes say, and its model the same.
+///
+/// # Panics
+/// When the application gets anything else than it should.
+pub fn tunnel(steps: &[u8]) {
+    crate::proxy::tunnel::model::run(steps);
+}
+
 /// The messages of a join in `bytes`, each of at most `limit` bytes, until one is no message.
 ///
 /// # Panics

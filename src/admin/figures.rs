@@ -12,6 +12,7 @@ use super::metrics::{Page, Sum};
 use super::process;
 use crate::daemon::{Daemon, Member, Phase};
 use crate::proxy::edges::Direction;
+use crate::proxy::tunnel::lent;
 
 /// Everything there is to measure now.
 pub(super) fn page(daemon: &Daemon) -> Page {
@@ -141,6 +142,13 @@ fn proxy(page: &mut Page, member: &Member) {
         "Connections that found such a tunnel and needed no handshake",
         proxy.pool.reused(),
     );
+    let lent = lent();
+    page.gauge("meshd_buffer_bytes", "Bytes of buffers for what connections have in hand at this moment", lent.bytes);
+    page.gauge("meshd_buffer_bytes_max", "The most that may be", lent.bound);
+    let help = "Times there was no buffer left, and a record was carried without";
+    page.counter("meshd_buffers_refused_total", help, lent.refused);
+    let help = "Tunnels that were dialled ahead of the connection that will need one";
+    page.counter("meshd_tunnels_ahead_total", help, proxy.pool.ahead());
     page.counter("meshd_panics_total", "Connections ended by a defect of meshd", proxy.panics());
     page.edges = proxy.edges.snapshot(member.now());
     page.gauge("meshd_edges", "Pairs of talkers that have series of their own", page.edges.len());

@@ -16,7 +16,7 @@ use meshd_ca::verify::Peer;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::access::Entry;
+use super::access::{AccessLog, Entry};
 use super::edges::{Direction, Key, OpenEdge};
 use super::header::{Header, Refusal};
 use super::live::Ticket;
@@ -27,6 +27,9 @@ use crate::identity::svids::Svid;
 
 /// How long a refusal may take to reach the peer.
 const REFUSAL: Duration = Duration::from_secs(2);
+
+/// A header that leaves with the end of the handshake is there by then, even if the network lost it once.
+const TOGETHER: Duration = Duration::from_secs(1);
 
 /// A tunnel that a peer dialled, the handshake done and the peer's SVID verified in it.
 pub struct Arrival {
@@ -42,18 +45,27 @@ pub struct Arrival {
 /// be called in a task of its own.
 pub async fn serve(proxy: &Proxy, mut arrival: Arrival, from: SocketAddr) {
     let _counted = proxy.panic_guard();
-    let mut entry = proxy.settings.access.begin(Direction::Inbound, proxy.now());
+    // Dialled ahead of its first connection, perhaps: until that comes there is none.
+    let ahead = arrival.tunnel.version() == Version::Two && arrival.tunnel.is_quiet();
+    let begin = |log: &AccessLog| log.begin(Direction::Inbound, proxy.now());
+    let mut entry = if ahead { begin(&AccessLog::default()) } else { begin(&proxy.settings.access) };
     let (mut ticket, ends) = match enter(proxy, &mut arrival, canonical(from), &mut entry).await {
         Ok(entered) => entered,
         Err(fault) => return ended(proxy, entry, &Err(fault)),
     };
+    if ahead {
+        if !Box::pin(first(proxy, &mut ticket, &mut arrival, ends.here)).await {
+            return;
+        }
+        entry = begin(&proxy.settings.access);
+    }
     loop {
         let result = stream(proxy, &ticket, &mut arrival, &ends, &mut entry).await;
         ended(proxy, entry, &result);
         if result.is_err() || !Box::pin(rest(proxy, &mut ticket, &mut arrival, ends.here)).await {
             return;
         }
-        entry = proxy.settings.access.begin(Direction::Inbound, proxy.now());
+        entry = begin(&proxy.settings.access);
     }
 }
 
@@ -97,6 +109,13 @@ async fn enter<'a>(
             Err(fault)
         }
     }
+}
+
+/// Waits for the first stream of a tunnel in which nothing came with the handshake. A header that was only late has [`stream`] wait for
+/// the rest of it; what comes much later is that of a tunnel which was dialled ahead, and rested.
+async fn first(proxy: &Proxy, ticket: &mut Ticket<'_>, arrival: &mut Arrival, arrived_at: SocketAddr) -> bool {
+    let late = timeout(TOGETHER, arrival.tunnel.stirs()).await.is_err();
+    !late || !ticket.rest() || rest(proxy, ticket, arrival, arrived_at).await
 }
 
 /// Waits for the next stream. Not in `meshd/1`, not when another SVID would be shown by now (it was renewed, or the port is another

@@ -149,6 +149,7 @@ impl Node {
             dial: PATIENCE,
             handshake: PATIENCE,
             header: lab.header,
+            ahead: lab.ahead,
             hold: Duration::from_secs(2),
             ..Settings::default()
         };
@@ -188,11 +189,13 @@ pub(super) struct Options {
     pub(super) lifetime: Duration,
     pub(super) limits: Limits,
     pub(super) header: Duration,
+    /// Tunnels are dialled ahead: then there are more than were asked for.
+    pub(super) ahead: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { lifetime: Duration::from_secs(72 * 3600), limits: Limits::default(), header: PATIENCE }
+        Self { lifetime: Duration::from_secs(72 * 3600), limits: Limits::default(), header: PATIENCE, ahead: false }
     }
 }
 
