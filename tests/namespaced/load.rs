@@ -16,7 +16,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use crate::support::mesh::{Mesh, Setup};
 use crate::support::scenario::{Scenario, scenario};
 use crate::support::traffic::{dial, echo_all, listen, sockets};
-use crate::support::{equal, eventually};
+use crate::support::{equal, eventually, slower};
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario!("load", short_connections_in_a_row_use_nothing_up),
@@ -31,7 +31,7 @@ const AT_ONCE: usize = 16;
 /// The most that an idle connection may cost one daemon. In a build for tests, whose futures are not as tight as a release's.
 const IDLE_KIB: u64 = 8;
 /// What a daemon may do while nobody wants anything of it: how often a thread of it wakes up in a second, and how much of a core.
-const MOST_WAKEUPS: f64 = 60.0;
+const MOST_WAKEUPS: f64 = 120.0;
 const MOST_CPU: f64 = 0.05;
 /// TIME_WAIT between two daemons that is no exhaustion: a handshake now and then.
 const FEW: usize = 500;
@@ -224,7 +224,7 @@ fn idle_connections_cost_little_and_wake_at_once() -> Result<()> {
                 idle.wakeups <= quiet.wakeups * 1.5 + 5.0,
                 "{name} wakes up for connections that carry nothing: {idle}, {quiet} without"
             );
-            ensure!(idle.wakeups <= MOST_WAKEUPS && idle.cpu <= MOST_CPU, "{name} is not at rest: {idle}");
+            ensure!(idle.wakeups <= MOST_WAKEUPS && idle.cpu <= MOST_CPU * f64::from(slower()), "{name} is not at rest: {idle}");
         }
         let mut slowest = Duration::ZERO;
         for stream in &mut open {
@@ -233,7 +233,7 @@ fn idle_connections_cost_little_and_wake_at_once() -> Result<()> {
             slowest = slowest.max(began.elapsed());
         }
         println!("the slowest first answer after that took {:.1} ms", slowest.as_secs_f64() * 1e3);
-        ensure!(slowest < Duration::from_secs(1), "an idle connection took {slowest:?} to wake");
+        ensure!(slowest < Duration::from_secs(1) * slower(), "an idle connection took {slowest:?} to wake");
         Ok(())
     })
 }
@@ -342,7 +342,7 @@ fn downloads_that_nobody_reads_hold_up_nobody() -> Result<()> {
         }
         // Until all buffers on the way are full, through two daemons.
         let mut before = 0;
-        while before != sent.load(Ordering::Relaxed) {
+        while before == 0 || before != sent.load(Ordering::Relaxed) {
             before = sent.load(Ordering::Relaxed);
             sleep(Duration::from_secs(1)).await;
         }

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use super::manager::{self, Manager};
 use super::scenario::command;
 use super::traffic::{self, Server, addresses};
-use super::{eventually, marker};
+use super::{eventually, marker, slower};
 
 /// The program under test: the one built with the tests, or one that is shipped (`MESHD_TEST_PROGRAM` when the tests are built).
 pub(crate) const MESHD: &str = match option_env!("MESHD_TEST_PROGRAM") {
@@ -498,7 +498,7 @@ impl Member {
     pub(crate) fn try_cli(&self, words: &[&str]) -> Result<(bool, String, String)> {
         let mut command = self.host.meshd(Path::new(MESHD));
         command.args(words);
-        let output = self.host.output(&mut command, COMMAND)?;
+        let output = self.host.output(&mut command, COMMAND * slower())?;
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
         Ok((output.status.success(), text(output.stdout), text(output.stderr)))
     }
