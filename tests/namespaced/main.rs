@@ -25,6 +25,7 @@ mod recovery;
 mod recovery_key;
 mod renewal;
 mod rules;
+mod soak;
 mod support;
 mod systemd;
 mod tcp;
@@ -73,6 +74,7 @@ fn main() -> ExitCode {
         tour::SCENARIOS,
         systemd::SCENARIOS,
         upgrade::SCENARIOS,
+        soak::SCENARIOS,
     ];
     // Before there is a second thread. Listing needs no namespace.
     let root = if arguments.list { Ok(false) } else { meshd::intercept::netns::become_root() };

@@ -27,7 +27,6 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario!("upgrade", an_older_process_outlives_the_new_one_and_still_obeys),
     scenario!("upgrade", a_stop_is_one_for_all_and_the_bound_is_kept),
     scenario!("upgrade", the_service_manager_follows),
-    scenario!("upgrade", a_soak_of_everything_at_once),
 ];
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -448,112 +447,5 @@ fn the_service_manager_follows() -> Result<()> {
     manager.listen(Duration::from_millis(300), None)?;
     ensure!(manager.position("STOPPING=1").is_some() && manager.kept.is_empty(), "{:?} {:?}", manager.said, manager.kept);
     drop(server);
-    Ok(())
-}
-
-/// For how long; an hour by hand.
-fn soak() -> Duration {
-    Duration::from_secs(std::env::var("MESHD_TEST_SOAK_SECONDS").ok().and_then(|n| n.parse().ok()).unwrap_or(60))
-}
-
-/// Connections that live for a few seconds, one after the other, with answers that are compared.
-async fn churn(host: meshd::demo::lab::Host, to: [SocketAddr; 2], seed: u64, over: Arc<AtomicBool>) -> Result<u64> {
-    let mut count = 0u64;
-    while !over.load(Ordering::Relaxed) {
-        let mut stream = dial(&host, to[(count % 2) as usize]).await.with_context(|| format!("connection {count}"))?;
-        let mut pattern = Pattern::new(seed << 32 | count);
-        for round in 0..1 + (seed * 7 + count) % 20 {
-            let (mut sent, mut back) = ([0; 4096], [0; 4096]);
-            pattern.fill(&mut sent);
-            let one = async {
-                stream.write_all(&sent).await?;
-                stream.read_exact(&mut back).await
-            };
-            timeout(PATIENCE, one).await.context("too slow")?.with_context(|| format!("round {round} of connection {count}"))?;
-            ensure!(sent == back, "wrong bytes in round {round} of connection {count}");
-            sleep(Duration::from_millis(100)).await;
-        }
-        stream.shutdown().await?;
-        equal!(timeout(PATIENCE, stream.read(&mut [0; 8])).await.context("no end")??, 0, "bytes after the end");
-        count += 1;
-    }
-    Ok(count)
-}
-
-fn a_soak_of_everything_at_once() -> Result<()> {
-    const CLIENTS: u64 = 20;
-    let mut mesh = Setup::of(&["a", "b", "c"]).configured("svid_lifetime = \"9s\"").start()?;
-    let listeners = ["a", "b", "c"].map(|name| listen(mesh.host(name), 8000));
-    let hosts = ["a", "b", "c"].map(|name| mesh.host(name).clone());
-    let over = Arc::new(AtomicBool::new(false));
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let (mut good, mut doomed) = (JoinSet::new(), JoinSet::new());
-    runtime.block_on(async {
-        for listener in listeners {
-            echo_all(listener?)?;
-        }
-        for number in 0..CLIENTS {
-            let (from, to) = if number % 2 == 0 { (0, 1) } else { (1, 0) };
-            good.spawn(churn(hosts[from].clone(), sockets(&hosts[to], 8000), number, over.clone()));
-        }
-        // What the host that is killed now and then was asked may fail, and must never be wrong.
-        let (host, to, over) = (hosts[0].clone(), sockets(&hosts[2], 8000), over.clone());
-        doomed.spawn(async move {
-            let mut failed = 0u64;
-            while !over.load(Ordering::Relaxed) {
-                if let Err(error) = churn(host.clone(), to, 99, over.clone()).await {
-                    ensure!(!format!("{error:#}").contains("wrong bytes"), "{error:#}");
-                    failed += 1;
-                    sleep(Duration::from_millis(200)).await;
-                }
-            }
-            Ok(failed)
-        });
-        Ok::<_, anyhow::Error>(())
-    })?;
-    let end = tokio::time::Instant::now() + soak();
-    let (mut upgrades, mut kills) = (0u64, 0u64);
-    let mut sizes: Vec<(u64, usize)> = Vec::new();
-    let worked = (|| -> Result<()> {
-        while tokio::time::Instant::now() < end {
-            let name = ["a", "b"][(upgrades % 2) as usize];
-            std::thread::sleep(Duration::from_secs(3));
-            if name == "a" {
-                // What one process is after seconds of the same work; each begins anew.
-                sizes.push((mesh.at(name).kib("VmRSS:")?, mesh.at(name).descriptors()?));
-            }
-            mesh.at_mut(name).upgrade()?;
-            upgrades += 1;
-            if upgrades % 4 == 3 {
-                mesh.at_mut("c").kill();
-                std::thread::sleep(Duration::from_secs(1));
-                mesh.at_mut("c").start()?;
-                kills += 1;
-            }
-        }
-        Ok(())
-    })();
-    over.store(true, Ordering::Relaxed);
-    let (count, failed) = runtime.block_on(async {
-        let (mut count, mut failed) = (0, 0);
-        while let Some(done) = good.join_next().await {
-            count += done??;
-        }
-        while let Some(done) = doomed.join_next().await {
-            failed += done??;
-        }
-        Ok::<_, anyhow::Error>((count, failed))
-    })?;
-    worked?;
-    println!(
-        "{count} connections, {upgrades} upgrades, {kills} kills of a third host ({failed} of its connections failed); KiB and descriptors at a: {sizes:?}"
-    );
-    ensure!(upgrades >= 4 && kills >= 1 && count > CLIENTS * 5, "not much of a soak");
-    let (first, last) = (sizes.first().context("no size")?, sizes.last().context("no size")?);
-    ensure!(last.0 <= first.0 + 8 * 1024 && last.1 <= first.1 + 100, "it grows: {sizes:?}");
-    drop(runtime);
-    for name in ["a", "b"] {
-        mesh.at_mut(name).older_ended_well(PATIENCE)?;
-    }
     Ok(())
 }

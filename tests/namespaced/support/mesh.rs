@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use super::manager::{self, Manager};
 use super::scenario::command;
 use super::traffic::{self, Server, addresses};
-use super::{eventually, marker};
+use super::{eventually, marker, slower};
 
 /// The program under test: the one built with the tests, or one that is shipped (`MESHD_TEST_PROGRAM` when the tests are built).
 pub(crate) const MESHD: &str = match option_env!("MESHD_TEST_PROGRAM") {
@@ -366,6 +366,21 @@ impl Member {
         Ok(line.split_whitespace().nth(1).context("a value")?.parse()?)
     }
 
+    /// How often a thread of the daemon has slept, and for how many nanoseconds all of them have run.
+    pub(crate) fn sleeps(&self) -> Result<(u64, u64)> {
+        let (mut sleeps, mut nanoseconds) = (0, 0);
+        for thread in std::fs::read_dir(format!("/proc/{}/task", self.pid()?))? {
+            let thread = thread?.path();
+            let read = |name| std::fs::read_to_string(thread.join(name));
+            // A thread may be gone by now.
+            let (Ok(status), Ok(stat)) = (read("status"), read("schedstat")) else { continue };
+            let slept = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).context("a line")?;
+            sleeps += slept.trim().parse::<u64>()?;
+            nanoseconds += stat.split_whitespace().next().context("a time")?.parse::<u64>()?;
+        }
+        Ok((sleeps, nanoseconds))
+    }
+
     /// How many files the daemon has open.
     pub(crate) fn descriptors(&self) -> Result<usize> {
         Ok(std::fs::read_dir(format!("/proc/{}/fd", self.pid()?))?.count())
@@ -421,6 +436,18 @@ impl Member {
         Ok(())
     }
 
+    /// How many processes of before still run. Those that do not must have ended well, and are forgotten.
+    pub(crate) fn older_left(&mut self) -> Result<usize> {
+        for mut daemon in std::mem::take(&mut self.older) {
+            match daemon.wait(Duration::ZERO)? {
+                Some(status) if status.success() => {}
+                None => self.older.push(daemon),
+                other => bail!("an older daemon of {}: {other:?}", self.host.name),
+            }
+        }
+        Ok(self.older.len())
+    }
+
     /// Whether every process of before still runs.
     pub(crate) fn older_run(&mut self) -> Result<bool> {
         for daemon in &mut self.older {
@@ -471,7 +498,7 @@ impl Member {
     pub(crate) fn try_cli(&self, words: &[&str]) -> Result<(bool, String, String)> {
         let mut command = self.host.meshd(Path::new(MESHD));
         command.args(words);
-        let output = self.host.output(&mut command, COMMAND)?;
+        let output = self.host.output(&mut command, COMMAND * slower())?;
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
         Ok((output.status.success(), text(output.stdout), text(output.stderr)))
     }

@@ -14,8 +14,14 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use tokio::time::Instant;
 
+/// How many times slower than others this machine is (`MESHD_TEST_SLOWER`): a processor that is emulated.
+pub(crate) fn slower() -> u32 {
+    std::env::var("MESHD_TEST_SLOWER").ok().and_then(|n| n.parse().ok()).unwrap_or(1)
+}
+
 /// Asks again and again until the answer is yes, and fails with the last reason when `patience` is over.
 pub(crate) fn eventually<T>(patience: Duration, what: &str, mut ask: impl FnMut() -> Result<T>) -> Result<T> {
+    let patience = patience * slower();
     let end = Instant::now() + patience;
     loop {
         match ask() {
