@@ -51,6 +51,9 @@ pub(crate) const ROSTER: &str = "roster";
 pub(crate) const ROOT_KEY: &str = "root.key";
 pub(crate) const ROOT2_KEY: &str = "root2.key";
 const ROOT_CERTIFICATE: &str = "root.crt";
+const ROOT2_CERTIFICATE: &str = "root2.crt";
+/// The certificates of the roots that this host has the keys of.
+pub(crate) const ROOT_CERTIFICATES: [&str; 2] = [ROOT_CERTIFICATE, ROOT2_CERTIFICATE];
 pub(crate) const TOKENS: &str = "tokens";
 /// How long the keys of an office that was lost are kept, unused. When the authority that made it is banished, somebody else's word that it stands
 /// may come a moment later.
