@@ -14,9 +14,11 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use meshd_agent::gossip::MAX_PACKET;
+use meshd_ca::clock::statement::Question;
 use meshd_ca::identity::{NodeId, Workload};
 use meshd_ca::keys::{PublicKey, Signature, base64url};
 use meshd_ca::roster::{MAX_MEMBERS, Member, Standing};
+use meshd_ca::signed::Signed;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::server::TlsStream;
@@ -82,6 +84,16 @@ pub(crate) struct SvidAnswer {
 pub(crate) struct Pong {
     /// What the system clock shows, in milliseconds since 1970.
     pub(crate) time_millis: u64,
+}
+
+/// The answer to a question for the time.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct TimeAnswer {
+    #[serde(flatten)]
+    pub(crate) said: Signed,
+    /// The last word of the recovery key about the clock, when the asker has not heard of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) reset: Option<Signed>,
 }
 
 /// A code that a person typed on a member.
@@ -261,6 +273,7 @@ impl Api {
             }
             "/v1/ping" => to_json(&Pong { time_millis: Clock::system_millis() }),
             "/v1/time" => self.time(node, &body),
+            "/v1/reset" => self.set_back(&body).await,
             "/v1/svid" => self.svid(node, &body).await,
             "/v1/approve" => self.approve(node, &body).await,
             "/v1/pending" => to_json(&self.waiting.list()),
@@ -309,8 +322,17 @@ impl Api {
     }
 
     fn time(&self, node: NodeId, body: &[u8]) -> Result<Bytes, No> {
-        let answer = self.membership.time(node, &parse(body)?).map_err(|e| No(StatusCode::FORBIDDEN, e.to_string()))?;
-        to_json(&answer)
+        let question: Question = parse(body)?;
+        let said = self.membership.time(node, &question).map_err(|e| No(StatusCode::FORBIDDEN, e.to_string()))?;
+        // Whoever has not heard how the clock was set back hears it with the answer, which is of no use to it before.
+        let reset = self.membership.reset().borrow().as_ref().filter(|r| r.era() > question.era()).map(|r| r.signed().clone());
+        to_json(&TimeAnswer { said, reset })
+    }
+
+    async fn set_back(&self, body: &[u8]) -> Result<Bytes, No> {
+        let word = parse(body)?;
+        self.membership.set_back(word).await.map_err(|e| No(StatusCode::FORBIDDEN, e.to_string()))?;
+        Ok(Bytes::new())
     }
 
     async fn approve(&self, node: NodeId, body: &[u8]) -> Result<Bytes, No> {
