@@ -25,7 +25,7 @@ use meshd_ca::issue::{Issuer, Leaf, may_hold};
 use meshd_ca::join::{Admission, Admitted, Authority, JoinError, Reason, Reception, Step};
 use meshd_ca::keys::{self, PrivateKey, PublicKey};
 use meshd_ca::recovery::Recovery;
-use meshd_ca::roster::{Entry, Member, Roster, RosterError, Standing};
+use meshd_ca::roster::{Chain, Entry, Member, Roster, RosterError, Standing};
 use meshd_ca::signed::Signed;
 use meshd_ca::store::{Store, StoreError};
 use meshd_ca::token::{JoinToken, TokenInfo, TokenTable};
@@ -375,6 +375,19 @@ impl Membership {
             self.close_window(&mut state).await;
         }
         Ok(changed || unsaved)
+    }
+
+    /// Takes in what a node shows of itself, and the grants that lead to whoever signed that, if they hang from an authority that is known here. Returns
+    /// what was new, to be passed on.
+    pub(crate) async fn introduced(&self, chain: Chain, entry: Entry) -> Result<Vec<Entry>, MembershipError> {
+        let led = self.roster().follows(&chain, &entry);
+        let mut new = Vec::new();
+        for entry in chain.into_entries().into_iter().filter(|_| led).chain([entry]) {
+            if self.merge(entry.clone()).await? {
+                new.push(entry);
+            }
+        }
+        Ok(new)
     }
 
     /// One step of somebody's join. What the answer depends on is on disk when this returns.

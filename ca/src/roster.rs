@@ -26,6 +26,7 @@
 //!
 //! Not here: whether an admission was deserved ([`crate::join`]), and how entries travel.
 
+mod chain;
 mod change;
 mod entry;
 mod settle;
@@ -45,6 +46,7 @@ use crate::recovery::Recovery;
 use crate::signed::Signed;
 use crate::time::UnixTime;
 
+pub use chain::{Chain, MAX_CHAIN};
 use entry::Slot;
 pub use entry::{Entry, MAX_ENTRY, MAX_ROOTS, Member, Standing};
 

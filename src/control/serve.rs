@@ -298,18 +298,18 @@ impl Api {
         if hello.entry.member().node() != node {
             return Err(No(StatusCode::FORBIDDEN, "that is the entry of another node".into()));
         }
-        // An entry whose signer is not known is kept until he is: that is for members to hand over, not for anybody.
+        // An entry whose signer is not known is kept until he is: that is for members to hand over, not for anybody. One who was made an authority
+        // while this host was away brings along what made it one.
         let known = {
             let roster = self.membership.roster();
-            roster.is_active(node) || roster.member(hello.entry.member().by).is_some()
+            let signer = roster.member(hello.entry.member().by).is_some();
+            roster.is_active(node) || signer || roster.follows(&hello.chain, &hello.entry)
         };
         if !known {
             return Err(No(StatusCode::FORBIDDEN, "not an active member of this mesh".into()));
         }
-        let changed = self.membership.merge(hello.entry.clone()).await.map_err(|e| No(StatusCode::FORBIDDEN, e.to_string()))?;
-        if changed {
-            self.gossip.entry(hello.entry);
-        }
+        let new = self.membership.introduced(hello.chain, hello.entry).await;
+        new.map_err(|e| No(StatusCode::FORBIDDEN, e.to_string()))?.into_iter().for_each(|entry| self.gossip.entry(entry));
         // A hello may also be a farewell: the entry by which the caller leaves.
         let roster = self.membership.roster();
         if !roster.is_active(node) {
@@ -317,8 +317,7 @@ impl Api {
         }
         from.set_port(hello.port);
         self.links.called(node, from);
-        let mine = roster.introduction(self.membership.me()).cloned().ok_or_else(busy)?;
-        to_json(&Hello { entry: mine, port: self.port })
+        to_json(&Hello::of(&roster, self.membership.me(), self.port).ok_or_else(busy)?)
     }
 
     fn time(&self, node: NodeId, body: &[u8]) -> Result<Bytes, No> {
