@@ -480,6 +480,11 @@ fn a_stolen_founder_is_put_out_by_the_recovery_key_and_nothing_it_signs_counts()
     r.banish(&f, id(&x)).unwrap();
     assert_eq!(r.banish(&a, id(&f)), Err(RosterError::NeedsRecovery));
     assert_eq!(r.banish(&recovery, NodeId::from_bytes([0; 16])), Err(RosterError::NotMember));
+    // Whoever may not is told who may, authority or not.
+    for k in [&a, &c] {
+        assert!(matches!(r.banish(k, id(&b)), Err(RosterError::NeedsFounderOrRecovery(_))));
+    }
+    assert_eq!(r.banish(&c, id(&c)), Err(RosterError::NotAuthority));
     let mut thief = r.clone();
     let words = r.banish(&recovery, id(&f)).unwrap();
     assert_eq!(words.last().unwrap().member().node(), id(&f));
