@@ -180,7 +180,7 @@ struct Said {
 
 /// The signed word that a mesh moves into another one, or that it does not after all. One that exists is of the key it names; whether that key may say
 /// so is for [`Word::believed_in`] to tell.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Word {
     signed: Signed,
     from: Mesh,
@@ -188,6 +188,16 @@ pub struct Word {
     version: u64,
     by: NodeId,
     hash: [u8; 32],
+}
+
+impl fmt::Debug for Word {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Word")
+            .field("from", &self.from)
+            .field("to", &self.to)
+            .field("version", &self.version)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Word {

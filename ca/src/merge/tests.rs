@@ -113,7 +113,8 @@ fn words_are_bounded_and_nothing_may_be_changed() {
         changed[at] ^= 1;
         assert!(Word::from_bytes(&changed).is_err(), "byte {at}");
     }
-    assert!(!format!("{good:?} {:?}", good.to()).contains("9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9"));
+    let shown = format!("{good:?} {:?}", good.to());
+    assert!(!shown.contains("secret") && !shown.contains("payload"), "{shown}");
 }
 
 #[test]
