@@ -79,7 +79,7 @@ pub(super) fn findings(facts: &Facts, met: &[Met]) -> Vec<Finding> {
         match some_of(&facts.rivals) {
             none if none.is_empty() => Verdict::ok(""),
             who => Verdict::warn(
-                format!("{who}: of another mesh with the same fleet token, with a founder of its own; both have gone on for too long to give way"),
+                format!("{who}: of another mesh with the same fleet token, with a founder of its own; neither gives way to the other"),
                 "`meshd token create --merge` on an authority of the one that is to stay, and `meshd merge` on the founder of the other",
             ),
         },
