@@ -1,4 +1,4 @@
-//! The few socket options that decide how a connection ends, and how much the kernel keeps of one that stands still.
+//! The few socket options that decide how a connection ends.
 //!
 //! Invariant: a socket of an [`application`] or service resets when dropped, from the moment we have it until [`ended`] is called
 //! after both of its directions ended cleanly. So whatever path drops it early (an error, a panic, an aborted task) resets it, and
@@ -16,9 +16,6 @@ use crate::intercept::socket::{Finish, finish, tell_rest};
 
 /// Probes after which a silent peer counts as dead.
 const PROBES: u32 = 6;
-/// Bytes that the kernel takes for a socket beyond what is in flight. Without a bound, what somebody does not read fills megabytes on every
-/// socket on its way.
-const UNSENT: u32 = 256 * 1024;
 
 /// Readies the socket of an application or service, or a listener for all that it accepts from now on: dropping it sends a reset.
 ///
@@ -66,7 +63,6 @@ fn lively(stream: &impl AsFd, silence: Duration) -> io::Result<()> {
     let interval = (silence / 3).max(Duration::from_secs(1));
     let socket = SockRef::from(stream);
     socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_notsent_lowat(UNSENT)?;
     let silence = silence.max(Duration::from_secs(1));
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(silence).with_interval(interval).with_retries(PROBES))?;
     socket.set_tcp_user_timeout(Some(silence + interval * PROBES))?;
