@@ -198,8 +198,9 @@ async fn what_is_used_again_and_again_has_a_tunnel_ahead_of_the_next_connection(
     let reused = lab.a.proxy.pool.reused();
     crowd(front, 2).await;
     assert_eq!(lab.a.proxy.pool.reused(), reused + 2, "the second had to wait for a handshake");
-    rested(&lab.a, 2).await;
-    // What has come of it is three ways to the service, each connection once.
+    // And there is another one ahead of a third.
+    rested(&lab.a, 3).await;
+    // Each connection came to the service once, and what was dialled ahead never.
     assert_eq!(lab.b.world.connected.lock().unwrap().len(), 24);
     soon("all at rest", || lab.a.proxy.live.count() + lab.b.proxy.live.count() == 0).await;
     no_failure(&lab);
