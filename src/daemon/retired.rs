@@ -4,6 +4,7 @@
 //! is nobody in the mesh. Invariant: whom the mesh puts out loses its connections here too. The next process says so; if that one is dead, the
 //! roster on disk does.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use super::before::{self, Kept};
 use crate::config::Config;
 use crate::membership::ROSTER;
 use crate::proxy::live::Cut;
+use crate::proxy::tunnel::look_after;
 use crate::succession::{Line, Word};
 
 /// How often it looks whether it is over. Not at once: what was accepted a moment ago is not a connection yet.
@@ -35,8 +37,10 @@ pub(super) async fn stay(kept: Vec<Kept>, line: Line, stop: &mut Stop, store: &A
     let mut line = Some(line);
     let mut told = None;
     let mut seen = None;
+    let mut looking = pin!(look_after());
     let why = loop {
         tokio::select! {
+            () = &mut looking => {}
             () = sleep(LOOK) => {
                 if kept.iter().all(Kept::is_over) {
                     break Why::Over;

@@ -195,6 +195,38 @@ pub fn receive(stream: &impl AsFd, into: &mut [IoSliceMut<'_>]) -> io::Result<(u
     Ok((read, told && control.rest == 0))
 }
 
+/// How a connection stands with its other end (`TCP_INFO`, tcp(7)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// Something was sent, or asked, that was not acknowledged yet.
+    pub outstanding: bool,
+    /// Since the last acknowledgement of anything.
+    pub silence: Duration,
+}
+
+/// How a connection stands with its other end.
+///
+/// # Errors
+/// The system call's.
+pub fn standing(stream: &impl AsFd) -> io::Result<Standing> {
+    // The beginning of struct tcp_info (linux/tcp.h), which does not change: eight narrow fields, then numbers of 32 bits.
+    const UNACKED: usize = 6;
+    const LAST_ACK_RECV: usize = 14;
+    let mut info = [0u32; LAST_ACK_RECV + 1];
+    let mut length = size_of_val(&info) as libc::socklen_t;
+    // SAFETY: the kernel writes `length` bytes at most, and `info` is so large, aligned, and of numbers for which every value is one.
+    let got = unsafe {
+        libc::getsockopt(stream.as_fd().as_raw_fd(), libc::SOL_TCP, libc::TCP_INFO, info.as_mut_ptr().cast(), &raw mut length)
+    };
+    if got < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // tcpi_probes is the fourth of the narrow ones.
+    let probes = info[0].to_ne_bytes()[3];
+    let outstanding = info[UNACKED] > 0 || probes > 0;
+    Ok(Standing { outstanding, silence: Duration::from_millis(info[LAST_ACK_RECV].into()) })
+}
+
 /// How a stream ends when it is dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Finish {

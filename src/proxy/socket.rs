@@ -4,6 +4,9 @@
 //! after both of its directions ended cleanly. So whatever path drops it early (an error, a panic, an aborted task) resets it, and
 //! a stream that was cut never looks like one that ended. A [`tunnel`] needs no reset for that: what ends it is `close_notify`, and
 //! an ordinary close lets the bytes in front of a break still arrive.
+//!
+//! An end that is gone is noticed by keepalive, or while something is outstanding by [`Patience`]. Not by `TCP_USER_TIMEOUT`, which also
+//! ends a connection whose other end answers and has only not read for so long.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -11,8 +14,9 @@ use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
-use crate::intercept::socket::{Finish, finish, tell_rest};
+use crate::intercept::socket::{Finish, Standing, finish, standing, tell_rest};
 
 /// Probes after which a silent peer counts as dead.
 const PROBES: u32 = 6;
@@ -57,15 +61,43 @@ pub fn ended(stream: &TcpStream) -> io::Result<()> {
     finish(stream, Finish::Clean)
 }
 
-/// No delay for small writes, and a dead other end is noticed after `silence` and a few probes (tcp(7)). What was sent and is not
-/// acknowledged for as long ends the connection too.
+/// Watches what is outstanding on the connection of a tunnel. The kernel's own way would wait a quarter of an hour.
+#[derive(Debug, Default)]
+pub struct Patience(Option<Instant>);
+
+impl Patience {
+    /// A look at it `now`, a few seconds after the last one. Whether the other end has acknowledged nothing, while something was outstanding,
+    /// for as long as keepalive would have waited.
+    pub fn is_over(&mut self, stream: &TcpStream, now: Instant) -> bool {
+        let Ok(Standing { outstanding: true, silence }) = standing(stream) else {
+            self.0 = None;
+            return false;
+        };
+        let waited = now.duration_since(*self.0.get_or_insert(now));
+        if silence < waited {
+            // It is there.
+            self.0 = Some(now);
+            return false;
+        }
+        !waited.is_zero() && alive(stream).is_ok_and(|longest| waited >= longest)
+    }
+}
+
+/// How long keepalive waits for the other end in all.
+fn alive(stream: &TcpStream) -> io::Result<Duration> {
+    let socket = SockRef::from(stream);
+    Ok(socket.tcp_keepalive_time()? + socket.tcp_keepalive_interval()? * socket.tcp_keepalive_retries()?)
+}
+
+/// No delay for small writes, and a dead other end is noticed after `silence` and a few probes (tcp(7)).
 fn lively(stream: &impl AsFd, silence: Duration) -> io::Result<()> {
     let interval = (silence / 3).max(Duration::from_secs(1));
     let socket = SockRef::from(stream);
     socket.set_tcp_nodelay(true)?;
     let silence = silence.max(Duration::from_secs(1));
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(silence).with_interval(interval).with_retries(PROBES))?;
-    socket.set_tcp_user_timeout(Some(silence + interval * PROBES))?;
+    // As it may have been at rest.
+    socket.set_tcp_user_timeout(None)?;
     // Before Linux 4.18 each message costs one more read.
     let _ = tell_rest(stream);
     Ok(())

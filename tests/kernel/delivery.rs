@@ -144,6 +144,7 @@ fn ends() -> Outcome {
             let (client, served) = tokio::join!(client.connect(address), listener.accept());
             let (client, (served, _)) = (client?, served?);
             socket::prepare(&served)?;
+            socket::prepare(&client)?;
             assert!(served.nodelay()? && client.nodelay()?);
             if clean {
                 socket::clean(&served)?;

@@ -39,7 +39,9 @@ pub(crate) use buffers::{dry, own};
 use receiving::Receiving;
 pub use shake::Input;
 use shown::Shown;
-pub use stream::Stream;
+#[cfg(test)]
+pub(crate) use stream::pulse;
+pub use stream::{Stream, look_after};
 use stream::{readable, stirs, writable, write_all};
 
 /// Records under one key before it is renewed: a quarter of what AES-GCM may do (RFC 8446 section 5.5).
@@ -302,18 +304,30 @@ impl<W: Stream> Tunnel<W> {
         keys.accepted.store(false, Ordering::Relaxed);
         let mut send = pin!(sending.send(wire, app, keys, *version, lead, now, said, meter.sent));
         let mut receive = pin!(receiving.receive(wire, app, keys, *version, now, meter.received));
+        let mut given_up = pin!(wire.given_up());
         let all_sent = tokio::select! {
             sent = &mut send => sent.map(|()| true)?,
             received = &mut receive => received.map(|()| false)?,
+            e = &mut given_up => return Err(Fault::Tunnel(e)),
         };
         // A side that is done is not read from any more: that it is gone would be noticed with the next byte for it only. Boxed, for most
         // connections never come to wait for that.
         if all_sent {
             let gone = Box::pin(app.broken_off());
-            tokio::select! { biased; received = receive => received, e = gone => Err(Fault::App(e)) }
+            tokio::select! {
+                biased;
+                received = receive => received,
+                e = gone => Err(Fault::App(e)),
+                e = given_up => Err(Fault::Tunnel(e)),
+            }
         } else {
             let gone = Box::pin(silent(wire, *version));
-            tokio::select! { biased; sent = send => sent, e = gone => Err(Fault::Tunnel(e)) }
+            tokio::select! {
+                biased;
+                sent = send => sent,
+                e = gone => Err(Fault::Tunnel(e)),
+                e = given_up => Err(Fault::Tunnel(e)),
+            }
         }
     }
 

@@ -8,13 +8,17 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::net::Shutdown;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use rustix::net::{RecvFlags, recv};
 use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep};
 
 use crate::intercept::socket::{make_room, receive};
+use crate::proxy::socket::Patience;
 
 /// A connection of bytes, both directions of which end by themselves. Whoever finds nothing to do is told `WouldBlock`.
 pub trait Stream: Send + Sync {
@@ -102,6 +106,11 @@ pub trait Stream: Send + Sync {
 
     /// Waits until the connection is reset.
     fn broken_off(&self) -> impl Future<Output = io::Error> + Send;
+
+    /// Waits until the other end has long been silent although something is outstanding.
+    fn given_up(&self) -> impl Future<Output = io::Error> + Send {
+        std::future::pending()
+    }
 }
 
 impl Stream for TcpStream {
@@ -180,7 +189,36 @@ impl Stream for TcpStream {
             }
         }
     }
+
+    async fn given_up(&self) -> io::Error {
+        let mut patience = Patience::default();
+        loop {
+            PULSE.notified().await;
+            if patience.is_over(self, Instant::now()) {
+                return io::ErrorKind::TimedOut.into();
+            }
+        }
+    }
 }
+
+/// How often connections look whether their other end is there.
+const LOOK: Duration = Duration::from_secs(10);
+
+/// Has every connection that carries something look, now and then, whether its other end is there ([`Stream::given_up`]): one wake-up for
+/// all of them. Never ends.
+pub async fn look_after() {
+    loop {
+        sleep(LOOK).await;
+        pulse();
+    }
+}
+
+/// Has them look now.
+pub(crate) fn pulse() {
+    PULSE.notify_waiters();
+}
+
+static PULSE: Notify = Notify::const_new();
 
 /// Waits until there is something to read.
 pub(super) async fn readable(stream: &impl Stream) -> io::Result<()> {
