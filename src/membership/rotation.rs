@@ -4,7 +4,7 @@ use meshd_agent::rotation::Roots;
 use meshd_ca::bundle::RootId;
 use meshd_ca::identity::NodeId;
 use meshd_ca::issue::Issuer;
-use meshd_ca::roster::{Entry, MAX_ROOTS, Roster};
+use meshd_ca::roster::{Entry, Roster};
 
 use super::office::{ROOTS, SIGNS};
 use super::{Membership, MembershipError, ROOT_LIFETIME, State};
@@ -30,9 +30,7 @@ impl Membership {
         if let Some(next) = &office.next {
             return Ok(RootId::of(next.root_der()));
         }
-        // One that has ended while it replaced another signs nothing that could be waited for.
-        let (published, ended) = (published(roster, self.me()).len(), office.issuer.not_after() <= self.clock.now());
-        if published > 1 && !(ended && published < MAX_ROOTS) {
+        if published(roster, self.me()).len() > 1 {
             return Err(MembershipError::Rotating);
         }
         let next = Issuer::create(roster.trust_domain(), self.me(), self.clock.now(), ROOT_LIFETIME)?;
