@@ -326,7 +326,8 @@ impl Api {
         // while this host was away brings along what made it one.
         let known = {
             let roster = self.membership.roster();
-            let signer = roster.member(hello.entry.member().by).is_some();
+            let by = hello.entry.member().by;
+            let signer = roster.member(by).is_some() || roster.is_recovery(by);
             roster.is_active(node) || signer || roster.follows(&hello.chain, &hello.entry)
         };
         if !known {
