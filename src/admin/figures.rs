@@ -147,8 +147,6 @@ fn proxy(page: &mut Page, member: &Member) {
     page.gauge("meshd_buffer_bytes_max", "The most that may be", lent.bound);
     let help = "Times there was no buffer left, and a record was carried without";
     page.counter("meshd_buffers_refused_total", help, lent.refused);
-    let help = "Tunnels that were dialled ahead of the connection that will need one";
-    page.counter("meshd_tunnels_ahead_total", help, proxy.pool.ahead());
     page.counter("meshd_panics_total", "Connections ended by a defect of meshd", proxy.panics());
     page.edges = proxy.edges.snapshot(member.now());
     page.gauge("meshd_edges", "Pairs of talkers that have series of their own", page.edges.len());

@@ -189,6 +189,8 @@ pub fn receive(stream: &impl AsFd, into: &mut [IoSliceMut<'_>]) -> io::Result<(u
     // SAFETY: an IoSliceMut is an iovec (its documentation says so), the pieces are exclusively borrowed, and `control` outlives the call.
     let read = unsafe { libc::recvmsg(stream.as_fd().as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) };
     let read = usize::try_from(read).map_err(|_| io::Error::last_os_error())?;
+    // size_t with glibc, socklen_t with musl.
+    #[allow(clippy::unnecessary_cast)]
     let told = message.msg_controllen as usize >= mem::offset_of!(Control, rest) + size_of::<libc::c_int>()
         && control.header.cmsg_level == libc::SOL_TCP
         && control.header.cmsg_type == TCP_INQ;

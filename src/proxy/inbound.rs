@@ -112,10 +112,13 @@ async fn enter<'a>(
 }
 
 /// Waits for the first stream of a tunnel in which nothing came with the handshake. A header that was only late has [`stream`] wait for
-/// the rest of it; what comes much later is that of a tunnel which was dialled ahead, and rested.
+/// the rest of it; what comes much later is that of a tunnel which was dialled ahead, and rested. One that ends before has carried nothing:
+/// no connection failed.
 async fn first(proxy: &Proxy, ticket: &mut Ticket<'_>, arrival: &mut Arrival, arrived_at: SocketAddr) -> bool {
-    let late = timeout(TOGETHER, arrival.tunnel.stirs()).await.is_err();
-    !late || !ticket.rest() || rest(proxy, ticket, arrival, arrived_at).await
+    match timeout(TOGETHER, arrival.tunnel.stirs()).await {
+        Ok(more) => more,
+        Err(_) => !ticket.rest() || rest(proxy, ticket, arrival, arrived_at).await,
+    }
 }
 
 /// Waits for the next stream. Not in `meshd/1`, not when another SVID would be shown by now (it was renewed, or the port is another

@@ -180,7 +180,8 @@ pub struct Settings {
     /// How long a tunnel that carries nothing is kept by the side that dialled; the other side waits twice as long, so that it is
     /// the dialler who closes and no header crosses an end.
     pub idle: Duration,
-    /// Whether a tunnel is dialled ahead of its connection to where one is used after the other.
+    /// Whether a tunnel is dialled ahead of its connection to where one is used after the other. Off: for its first second such a tunnel has
+    /// the place of a connection at the member that is dialled, which may be the last one there.
     pub ahead: bool,
 }
 
@@ -196,7 +197,7 @@ impl Default for Settings {
             keepalive: Duration::from_secs(30),
             access: access::AccessLog::default(),
             idle: Duration::from_secs(60),
-            ahead: true,
+            ahead: false,
         }
     }
 }

@@ -110,7 +110,7 @@ impl List {
         let due = used.times >= REPEATED && now >= used.not_before;
         while let Some(last) = self.rests.iter().rposition(|r| r.key == key) {
             let rest = self.rests.remove(last);
-            let up = !rest.wire.stirred.get() && !(rest.watched && rest.wire.broken.get());
+            let up = !(rest.wire.stirred.get() || rest.watched && rest.wire.broken.get());
             if rest.svid == svid && now - rest.since < self.patience && up {
                 self.reused += 1;
                 if let Some(used) = self.used[key].as_mut().filter(|_| rest.ahead) {

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, atomic::Ordering};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Waker};
 use std::time::Duration;
 use std::{io, pin::pin};
 
@@ -71,7 +71,7 @@ fn fresh(seed: u64, dice: &mut Dice, steps: &Arc<AtomicU64>) -> (Box<Tunnel<Sim>
 fn begin(work: impl Future) {
     let mut work = pin!(work);
     for _ in 0..50 {
-        if let Poll::Ready(_) = work.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        if work.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready() {
             return;
         }
     }
