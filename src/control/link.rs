@@ -15,7 +15,6 @@ use hyper::client::conn::http2::SendRequest;
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use meshd_ca::identity::NodeId;
-use meshd_ca::merge::Word;
 use meshd_ca::roster::{Chain, Entry, Roster};
 use rustls::ClientConfig;
 use serde::{Deserialize, Serialize};
@@ -43,9 +42,6 @@ pub(crate) const MAX_HELLO: usize = 32 << 10;
 /// The longest answer read.
 pub(crate) const MAX_ANSWER: usize = 4 << 20;
 
-/// Where a word that a mesh moves is handed in.
-pub(crate) const MOVED: &str = "/v1/moved";
-
 /// Why a member could not be asked.
 #[derive(Debug, Error)]
 pub(crate) enum LinkError {
@@ -70,9 +66,6 @@ pub(crate) enum LinkError {
     /// The member shows the entry by which this node was put out.
     #[error("{0} says that this host is banished")]
     Out(NodeId, Box<Entry>),
-    /// The node shows the word by which this mesh moves.
-    #[error("{0} says that this mesh has moved into another one")]
-    Moved(NodeId, Box<Word>),
     /// The member answered, and said no.
     #[error("{0} refused: {1} {2}")]
     Refused(NodeId, StatusCode, String),
@@ -174,22 +167,8 @@ impl Links {
         }
     }
 
-    /// Hands somebody at `address` the word that its mesh has moved, whoever it is: it judges that word itself.
-    pub(crate) async fn tell(&self, address: SocketAddr, word: &Word) -> Result<(), LinkError> {
-        let told = async {
-            let (owner, send) = self.connect(address, None).await?;
-            exchange(send, owner, Method::POST, MOVED, word.to_bytes().into(), MAX_HELLO).await
-        };
-        timeout(DIAL_TIMEOUT, told).await.map_err(|_| LinkError::Timeout(address))?.map(drop)
-    }
-
-    /// Believes that this node is banished, if an authority has signed it, and that its mesh has moved, if its founder has: nobody else tells it.
+    /// Believes that this node is banished, if an authority has signed it: nobody else tells it.
     async fn heed(&self, error: &LinkError) {
-        if let LinkError::Moved(_, word) = error
-            && let Err(error) = self.membership.hear_move(Word::clone(word)).await
-        {
-            tracing::debug!(%error, "a word that this mesh moves was not believed");
-        }
         if let LinkError::Out(_, entry) = error
             && entry.member().node() == self.membership.me()
             && let Err(error) = self.membership.merge(Entry::clone(entry)).await
@@ -305,33 +284,20 @@ impl Links {
     }
 
     async fn handshake(&self, address: SocketAddr, expect: Option<NodeId>) -> Result<(NodeId, Link), LinkError> {
-        let (owner, mut send) = self.connect(address, expect).await?;
-        self.hello(&mut send, owner).await?;
-        if !self.membership.roster().is_active(owner) {
-            return Err(LinkError::Stranger(address, owner, "an active member of this mesh".into()));
-        }
-        Ok((owner, Link { send, address, used: Instant::now() }))
-    }
-
-    /// A connection to whoever answers at `address`, by the key that it proves.
-    async fn connect(
-        &self,
-        address: SocketAddr,
-        expect: Option<NodeId>,
-    ) -> Result<(NodeId, SendRequest<Full<Bytes>>), LinkError> {
         let failed = |e: std::io::Error| LinkError::Connect(address, e);
         let tcp = self.dial.dial(address).await.map_err(failed)?;
         let name = NodeTls::server_name();
         let tls = TlsConnector::from(self.tls.clone()).connect(name, tcp).await.map_err(failed)?;
         let key = peer_key(tls.get_ref().1).map_err(|e| failed(std::io::Error::other(e)))?;
         let owner = key.node_id();
+        let stranger = |why: String| LinkError::Stranger(address, owner, why);
         if owner == self.membership.me() {
             return Err(LinkError::Itself(address, owner));
         }
         if let Some(expected) = expect.filter(|n| *n != owner) {
-            return Err(LinkError::Stranger(address, owner, format!("the {expected} expected there")));
+            return Err(stranger(format!("the {expected} expected there")));
         }
-        let (send, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+        let (mut send, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .keep_alive_interval(Duration::from_secs(20))
             .keep_alive_timeout(Duration::from_secs(10))
@@ -343,7 +309,11 @@ impl Links {
                 tracing::debug!(node = %owner, %error, "link ended");
             }
         });
-        Ok((owner, send))
+        self.hello(&mut send, owner).await?;
+        if !self.membership.roster().is_active(owner) {
+            return Err(stranger("an active member of this mesh".into()));
+        }
+        Ok((owner, Link { send, address, used: Instant::now() }))
     }
 
     async fn hello(&self, send: &mut SendRequest<Full<Bytes>>, owner: NodeId) -> Result<(), LinkError> {
@@ -388,10 +358,6 @@ async fn exchange(
         && let Ok(entry) = serde_json::from_slice(&body)
     {
         Err(LinkError::Out(to, Box::new(entry)))
-    } else if status == StatusCode::PERMANENT_REDIRECT
-        && let Ok(word) = Word::from_bytes(&body)
-    {
-        Err(LinkError::Moved(to, Box::new(word)))
     } else {
         let what: String = String::from_utf8_lossy(&body).chars().take(200).filter(|c| !c.is_control()).collect();
         Err(LinkError::Refused(to, status, what))

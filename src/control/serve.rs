@@ -17,7 +17,6 @@ use meshd_agent::gossip::MAX_PACKET;
 use meshd_ca::clock::statement::Question;
 use meshd_ca::identity::{NodeId, Workload};
 use meshd_ca::keys::{PublicKey, Signature, base64url};
-use meshd_ca::merge::{MAX_WORD, Word};
 use meshd_ca::roster::{MAX_MEMBERS, Member, Standing};
 use meshd_ca::signed::Signed;
 use serde::{Deserialize, Serialize};
@@ -27,7 +26,7 @@ use tokio_rustls::server::TlsStream;
 use super::budget::Budget;
 use super::crowd::Crowd;
 use super::gossip::Mailbox;
-use super::link::{Hello, Links, MAX_HELLO, MOVED};
+use super::link::{Hello, Links, MAX_HELLO};
 use super::rewound::Rewound;
 use super::waiting::Waiting;
 use crate::clock::Clock;
@@ -252,13 +251,13 @@ impl Api {
         if parts.method != Method::POST {
             return Err(No(StatusCode::METHOD_NOT_ALLOWED, "every call is a POST".into()));
         }
-        // Strangers may only introduce themselves, and say that this mesh has moved; both is short.
-        if !["/v1/hello", MOVED].contains(&parts.uri.path()) && !self.membership.roster().is_active(node) {
+        let hello = parts.uri.path() == "/v1/hello";
+        // Strangers may only introduce themselves, and that is short.
+        if !hello && !self.membership.roster().is_active(node) {
             return Err(self.no_member(node));
         }
         let limit = match parts.uri.path() {
             "/v1/hello" => MAX_HELLO,
-            MOVED => MAX_WORD,
             // Hundreds may wait for the engine.
             "/v1/gossip" => MAX_PACKET,
             _ => MAX_BODY,
@@ -268,7 +267,6 @@ impl Api {
         let body = body.map_err(|e| No(StatusCode::BAD_REQUEST, e.to_string()))?.to_bytes();
         match parts.uri.path() {
             "/v1/hello" => self.hello(node, from, &body).await,
-            MOVED => self.moved(node, &body).await,
             "/v1/gossip" => {
                 self.gossip.packet(node, body);
                 Ok(Bytes::new())
@@ -295,28 +293,6 @@ impl Api {
         }
     }
 
-    /// What a node hears that introduces itself and is no member: that it was put out; or, if it is of a mesh that has moved here, that.
-    fn stranger(&self, node: NodeId, hello: &Hello, why: &str) -> No {
-        let no = self.no_member(node);
-        if no.0 == StatusCode::GONE {
-            return no;
-        }
-        match self.membership.last_word(hello.entry.mesh()) {
-            Some(word) => No(StatusCode::PERMANENT_REDIRECT, String::from_utf8_lossy(&word.to_bytes()).into_owned()),
-            None => No(StatusCode::FORBIDDEN, why.to_owned()),
-        }
-    }
-
-    /// Somebody says that this mesh moves. Who that is does not matter: the word is signed.
-    async fn moved(&self, node: NodeId, body: &[u8]) -> Result<Bytes, No> {
-        let bad = |e: &dyn std::fmt::Display| No(StatusCode::FORBIDDEN, e.to_string());
-        let word = Word::from_bytes(body).map_err(|e| bad(&e))?;
-        if self.membership.hear_move(word).await.map_err(|e| bad(&e))? {
-            tracing::info!(from = %node, "heard where this mesh moves");
-        }
-        Ok(Bytes::new())
-    }
-
     async fn hello(&self, node: NodeId, mut from: SocketAddr, body: &[u8]) -> Result<Bytes, No> {
         let hello: Hello = parse(body)?;
         if hello.entry.member().node() != node {
@@ -331,14 +307,14 @@ impl Api {
             roster.is_active(node) || signer || roster.follows(&hello.chain, &hello.entry)
         };
         if !known {
-            return Err(self.stranger(node, &hello, "not an active member of this mesh"));
+            return Err(No(StatusCode::FORBIDDEN, "not an active member of this mesh".into()));
         }
-        let new = self.membership.introduced(hello.chain.clone(), hello.entry.clone()).await;
-        new.map_err(|e| self.stranger(node, &hello, &e.to_string()))?.into_iter().for_each(|entry| self.gossip.entry(entry));
+        let new = self.membership.introduced(hello.chain, hello.entry).await;
+        new.map_err(|e| No(StatusCode::FORBIDDEN, e.to_string()))?.into_iter().for_each(|entry| self.gossip.entry(entry));
         // A hello may also be a farewell: the entry by which the caller leaves.
         let roster = self.membership.roster();
         if !roster.is_active(node) {
-            return Err(self.stranger(node, &hello, "not an active member of this mesh"));
+            return Err(self.no_member(node));
         }
         from.set_port(hello.port);
         self.links.called(node, from);

@@ -19,7 +19,6 @@ mod hosts;
 mod identities;
 mod joining;
 mod load;
-mod merging;
 mod modes;
 mod moves;
 mod recovery;
@@ -50,8 +49,6 @@ fn main() -> ExitCode {
         admin::SCENARIOS,
         hosts::SCENARIOS,
         joining::SCENARIOS,
-        merging::SCENARIOS,
-        merging::CHECKS,
         fleet::SCENARIOS,
         applications::SCENARIOS,
         tcp::SCENARIOS,
