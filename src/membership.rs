@@ -578,6 +578,12 @@ impl Membership {
         self.change(|roster, key| roster.grant(key, node, vec![root])).await
     }
 
+    /// Stands behind an authority that others made, if this node founded the mesh; returns the entry to be passed on, if there is one.
+    pub(crate) async fn confirm(&self, node: NodeId) -> Result<Option<Entry>, MembershipError> {
+        let mut state = self.state.lock().await;
+        self.change_roster(&mut state, |roster| roster.confirm(&self.key, node)).await
+    }
+
     /// Ends the office of an authority; with `roots` false, also what is left of it. Returns the entry to be passed on.
     pub(crate) async fn retire(&self, node: NodeId, roots: bool) -> Result<Entry, MembershipError> {
         self.change(|roster, key| roster.retire(key, node, roots)).await

@@ -101,7 +101,7 @@ impl SigningKey for Signer<'_> {
 }
 
 /// `ECDSA-Sig-Value` (RFC 3279 §2.2.3): the two numbers as DER integers.
-fn ecdsa_sig_value(rs: &[u8; 64]) -> Vec<u8> {
+pub(crate) fn ecdsa_sig_value(rs: &[u8; 64]) -> Vec<u8> {
     let integer = |n: &[u8]| {
         let zeros = n.iter().take_while(|b| **b == 0).count().min(n.len() - 1);
         let n = &n[zeros..];

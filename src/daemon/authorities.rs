@@ -226,6 +226,15 @@ impl Authorities {
         Ok(())
     }
 
+    /// Stands behind an authority that others made, if this host is the founder; see [`meshd_ca::roster::Roster::confirm`].
+    ///
+    /// # Errors
+    /// When it could not be saved.
+    pub(crate) async fn confirm(&self, node: NodeId) -> Result<(), MembershipError> {
+        self.membership.confirm(node).await?.into_iter().for_each(|entry| self.mailbox.entry(entry));
+        Ok(())
+    }
+
     /// Ends the office of an authority.
     ///
     /// # Errors

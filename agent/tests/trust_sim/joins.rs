@@ -182,6 +182,9 @@ impl World {
         if self.truth.fallen.contains(&by) {
             self.truth.void.insert(id);
         }
+        if by == self.truth.founder && self.truth.granted.contains(&id) {
+            self.truth.granted_by.entry(id).or_default().insert(by);
+        }
         self.truth.seen.joins += 1;
         let entry = self.roster(a).entry(id).cloned();
         entry.map_or(Ok(()), |e| self.offer(a, &e))?;

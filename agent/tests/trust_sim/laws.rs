@@ -29,6 +29,10 @@ const TRIED: usize = 3;
 pub(crate) struct Truth {
     /// Whose key founded the mesh.
     pub(crate) founder: NodeId,
+    /// The id of the recovery key.
+    pub(crate) recovery: NodeId,
+    /// Who may be back although somebody had put them out: taken back by the recovery key, or put out by one whom it put out.
+    pub(crate) lifted: BTreeSet<NodeId>,
     /// Let in by an authority that was shown a secret.
     pub(crate) invited: BTreeSet<NodeId>,
     pub(crate) admitted_by: BTreeMap<NodeId, NodeId>,
@@ -52,6 +56,8 @@ pub(crate) struct Truth {
     pub(crate) fallen: BTreeSet<NodeId>,
     /// Plain members that signed what they may not: it begins to count when somebody makes them an authority.
     pub(crate) tainted: BTreeSet<NodeId>,
+    /// Whether a host was let in, or two agreed, when their clocks were ahead: that has no bound.
+    pub(crate) led: bool,
     /// Whether there ever was a thief who could say what time it is.
     pub(crate) robbed: bool,
     /// Certificates of hosts that were put out, and those that strangers made.
@@ -80,12 +86,23 @@ pub(crate) struct Seen {
     pub(crate) joins: u64,
     pub(crate) banished: u64,
     pub(crate) attacks: u64,
+    /// Times that a thief made somebody an authority who was put out.
+    pub(crate) brought_back: u64,
+    /// What people did with the recovery key: founders that were stolen, those whom it put out, and took back, and authorities that it made.
+    pub(crate) founders_stolen: u64,
+    pub(crate) by_paper: u64,
+    pub(crate) unbanished: u64,
+    pub(crate) recovered: u64,
+    /// Times that a lone authority with a forged clock had led a floor ahead, and all was well when that time had come.
+    pub(crate) caught_up: u64,
 }
 
 impl Truth {
     pub(crate) fn new(n: usize) -> Self {
         Self {
             founder: NodeId::from_bytes([0; 16]),
+            recovery: NodeId::from_bytes([0; 16]),
+            lifted: BTreeSet::new(),
             invited: BTreeSet::new(),
             admitted_by: BTreeMap::new(),
             smuggled: BTreeMap::new(),
@@ -100,6 +117,7 @@ impl Truth {
             fallen: BTreeSet::new(),
             tainted: BTreeSet::new(),
             robbed: false,
+            led: false,
             bad_leaves: Vec::new(),
             good: vec![(Duration::ZERO, 0); n * n],
             seen: Seen::default(),
@@ -107,7 +125,7 @@ impl Truth {
     }
 }
 
-fn broken<T>(why: String) -> Res<T> {
+pub(crate) fn broken<T>(why: String) -> Res<T> {
     Err(Halt::Broken(why))
 }
 
@@ -145,20 +163,38 @@ impl World {
         self.alive().into_iter().filter(|i| !self.hosts[*i].thief).collect()
     }
 
-    fn name(&self, node: NodeId) -> String {
+    pub(crate) fn name(&self, node: NodeId) -> String {
         self.index.get(&node).map_or_else(|| format!("stranger {node}"), |i| format!("host {i}"))
     }
 
     /// A place that was given up, lost with its office, or taken by somebody who may.
     fn may_be_gone(&self, node: NodeId) -> bool {
         let t = &self.truth;
-        t.put_out.contains_key(&node) || t.left.contains(&node) || t.void.contains(&node)
+        t.put_out.contains_key(&node) || t.lifted.contains(&node) || t.left.contains(&node) || t.void.contains(&node)
     }
 
-    /// Somebody made an authority and somebody else banished it before they heard of each other. Then it is one (only the founder puts
-    /// out authorities), and whoever heard of the ban first sees it come back.
+    /// Whether only the founder puts a node out: itself, and those whom it made an authority or let in again as one that was.
+    pub(crate) fn above(&self, node: NodeId) -> bool {
+        let t = &self.truth;
+        let by = |who| t.granted_by.get(&node).is_some_and(|by| by.contains(&who));
+        node == t.founder || by(t.recovery) || (by(t.founder) && !self.founder_is_out())
+    }
+
+    /// The founder made somebody an authority and somebody else banished it before they heard of each other. Then it is one, and whoever heard of
+    /// the ban first sees it come back. No other authority can bring anybody back.
     pub(crate) fn crossed(&self, node: NodeId) -> bool {
-        self.truth.granted.contains(&node) && self.truth.put_out.get(&node).is_some_and(|by| *by != self.truth.founder)
+        let low = |by: &NodeId| *by != self.truth.founder && *by != self.truth.recovery;
+        self.truth.lifted.contains(&node) || (self.above(node) && self.truth.put_out.get(&node).is_some_and(low))
+    }
+
+    /// What hung from an authority that was put out, and that nobody vouched for; `at` is a host that knows.
+    fn put_out_by_a_thief(&mut self, at: usize, node: NodeId, by: NodeId) {
+        self.truth.put_out.insert(node, by);
+        if self.truth.granted.contains(&node) {
+            self.truth.ended.insert(node);
+            self.void(at, node);
+            self.disturb();
+        }
     }
 
     /// Nobody outside is a member; nobody who was banished is one again; nobody loses a place or an office but by the hand of somebody who may.
@@ -179,11 +215,12 @@ impl World {
                 }
             }
             if m.standing == Standing::Banished {
-                let forged = t.granted.contains(&m.by) && !t.granted.contains(&node);
-                if forged && self.index.get(&m.by).is_some_and(|b| self.hosts[*b].thief) {
-                    self.truth.put_out.entry(node).or_insert(m.by);
+                let by_thief = t.tainted.contains(&m.by) || self.index.get(&m.by).is_some_and(|b| self.hosts[*b].thief);
+                if by_thief && t.granted.contains(&m.by) && !self.above(node) && !t.put_out.contains_key(&node) {
+                    self.put_out_by_a_thief(i, node, m.by);
                 }
-                if !self.truth.put_out.contains_key(&node) {
+                let lifted = self.truth.lifted.contains(&node);
+                if !lifted && !self.truth.put_out.contains_key(&node) {
                     return broken(format!("host {i}: {} is banished by somebody who may not", self.name(node)));
                 }
                 self.hosts[i].seen_banished.insert(node);
@@ -203,6 +240,9 @@ impl World {
             if !thief && !holds(&roster, a) && !roster.members().any(out) {
                 return broken(format!("host {i}: {} lost its office by the word of somebody who may not", self.name(*a)));
             }
+        }
+        if !super::recovery::obeys(&roster) {
+            return broken(format!("host {i}: the word of one counts whom the recovery key put out"));
         }
         self.hosts[i].seen_roster = Some(roster);
         Ok(())
@@ -241,6 +281,7 @@ impl World {
     /// More than one stands behind this time.
     pub(crate) fn back(&mut self, i: usize, time: UnixTime) {
         let now = self.now;
+        self.truth.led |= time > self.true_time() + AGREEMENT;
         if let Some(life) = self.hosts[i].life.as_mut().filter(|l| time > l.backed.0 + (now - l.backed.1)) {
             life.backed = (time, now);
         }
@@ -387,7 +428,13 @@ impl World {
         if !self.members().into_iter().any(|i| self.signs(i)) {
             self.say(|_| "no authority is left".into());
             self.truth.seen.hopeless += 1;
-            return Ok(());
+            let Some(a) = self.members().first().copied() else { return Ok(()) };
+            self.recover(a)?;
+            rounds(self)?;
+            self.law_of_agreement()?;
+            if !self.signs(a) {
+                return broken(format!("host {a} was made an authority by the recovery key and does not sign"));
+            }
         }
         if self.of_one_mind() {
             self.truth.seen.by_itself += 1;
@@ -402,7 +449,15 @@ impl World {
         let limit = self.true_time() + AGREEMENT;
         if self.members().into_iter().any(|i| self.mesh_time(i) > limit) {
             self.truth.seen.future += 1;
-            return Ok(());
+            let ahead = self.members().into_iter().map(|i| self.mesh_time(i).since(self.true_time())).max().unwrap_or_default();
+            if self.truth.led || self.truth.robbed || ahead > self.ways.root_lifetime / 8 {
+                return Ok(());
+            }
+            self.say(|_| format!("{} days pass, until it is as late as one authority alone had said", ahead.as_secs() / 86_400));
+            self.now += ahead + AGREEMENT;
+            self.disturb();
+            rounds(self)?;
+            self.truth.seen.caught_up += 1;
         }
         self.pairs().into_iter().try_for_each(|(i, j)| self.must_connect(i, j))
     }

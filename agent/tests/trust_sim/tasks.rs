@@ -127,13 +127,13 @@ impl World {
         i: usize,
         change: impl FnOnce(&mut Roster, &PrivateKey) -> Result<T, RosterError>,
     ) -> Res<Result<T, RosterError>> {
-        let mut roster = Roster::clone(self.roster(i));
-        let old: BTreeSet<Vec<u8>> = roster.entries().map(Entry::to_bytes).collect();
+        let before = self.roster(i).clone();
+        let mut roster = Roster::clone(&before);
         let done = match change(&mut roster, self.hosts[i].key) {
             Ok(done) => done,
             Err(refused) => return Ok(Err(refused)),
         };
-        let fresh: Vec<Entry> = roster.entries().filter(|e| !old.contains(&e.to_bytes())).cloned().collect();
+        let fresh: Vec<Entry> = roster.entries().filter(|e| before.entries().all(|old| old != *e)).cloned().collect();
         self.save_roster(i, roster)?;
         fresh.iter().try_for_each(|e| self.offer(i, e))?;
         Ok(Ok(done))
@@ -173,7 +173,7 @@ impl World {
 
     /// Makes another one an authority where the mesh lacks one.
     fn look_after_authorities(&mut self, i: usize) -> Res {
-        if !self.office(i).is_some_and(|o| o.signs) {
+        if self.ways.alone || !self.office(i).is_some_and(|o| o.signs) {
             return Ok(());
         }
         let (now, Some(life)) = (self.now, self.hosts[i].life.as_mut()) else { return Ok(()) };
@@ -206,11 +206,16 @@ impl World {
                 self.hosts[j].thief |= self.truth.tainted.contains(&id);
                 self.truth.robbed |= self.hosts[j].thief;
                 let void = self.truth.fallen.contains(&self.hosts[i].id) && !self.truth.granted_by.contains_key(&id);
-                if void || self.truth.put_out.get(&id) == Some(&self.truth.founder) {
+                self.truth.granted_by.entry(id).or_default().insert(self.hosts[i].id);
+                let out = self
+                    .truth
+                    .put_out
+                    .get(&id)
+                    .is_some_and(|by| [self.truth.founder, self.truth.recovery].contains(by) || !self.above(id));
+                if void || out {
                     self.truth.ended.insert(id);
                     self.truth.fallen.insert(id);
                 }
-                self.truth.granted_by.entry(id).or_default().insert(self.hosts[i].id);
                 self.say(|_| format!("host {i}: makes host {j} an authority"));
             }
             Err(_) => self.refuse(i, id)?,
@@ -227,7 +232,7 @@ impl World {
     }
 
     /// `Membership::prepare`: the root that a host would have as an authority.
-    fn prepare(&mut self, j: usize) -> Res<Vec<u8>> {
+    pub(crate) fn prepare(&mut self, j: usize) -> Res<Vec<u8>> {
         let (now, root_lifetime) = (self.mesh_time(j), self.ways.root_lifetime);
         let domain = self.roster(j).trust_domain().clone();
         let host = &mut self.hosts[j];

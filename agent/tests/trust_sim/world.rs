@@ -14,6 +14,7 @@ use meshd_ca::clock::MeshClock;
 use meshd_ca::identity::{HostName, MeshId, NodeId, TrustDomain};
 use meshd_ca::issue::Issuer;
 use meshd_ca::keys::PrivateKey;
+use meshd_ca::recovery::{Recovery, RecoveryKey};
 use meshd_ca::roster::{Entry, Roster, Standing};
 use meshd_ca::time::UnixTime;
 use meshd_ca::token::{JoinToken, TokenTable};
@@ -23,7 +24,7 @@ use rand::{RngExt, SeedableRng};
 use super::disk::{Disk, Halt, Res};
 use super::laws::Truth;
 use super::life::{Asking, Life, Office, resume};
-use super::seeds::{Log, key};
+use super::seeds::{KEYS, Keys, Log};
 use super::sim::Memory;
 
 /// True time when a world begins.
@@ -61,6 +62,8 @@ pub(crate) struct Host {
 pub(crate) struct Ways {
     pub(crate) svid_lifetime: Duration,
     pub(crate) root_lifetime: Duration,
+    /// All hosts but the founder have `authority = false`.
+    pub(crate) alone: bool,
 }
 
 /// A mesh and everything around it.
@@ -78,6 +81,9 @@ pub(crate) struct World {
     pub(crate) log: Log,
     /// Tokens that somebody used, and the hosts that made them.
     pub(crate) used: Vec<(usize, JoinToken)>,
+    keys: Keys,
+    /// What somebody has on paper.
+    pub(crate) paper: RecoveryKey,
     /// The next key that nobody has.
     next_key: usize,
     wire: VecDeque<(usize, NodeId, Bytes)>,
@@ -86,7 +92,7 @@ pub(crate) struct World {
 
 impl World {
     /// A world of `n` hosts of which the first has just founded a mesh, with a clock that may be anything.
-    pub(crate) fn found(n: usize, seed: u64, log: Log) -> Res<Self> {
+    pub(crate) fn found(n: usize, seed: u64, keys: Keys, log: Log) -> Res<Self> {
         let mut rng = SmallRng::seed_from_u64(seed);
         let hour = 3600;
         let svid_lifetime = Duration::from_secs([72, 72, 72, 2, 24, 720][rng.random_range(0..6)] * hour);
@@ -95,13 +101,15 @@ impl World {
             now: Duration::ZERO,
             hosts: Vec::new(),
             index: BTreeMap::new(),
-            ways: Ways { svid_lifetime, root_lifetime },
+            ways: Ways { svid_lifetime, root_lifetime, alone: rng.random_ratio(1, 8) },
             side: vec![0; n],
             broken: BTreeSet::new(),
             truth: Truth::new(n),
             log,
             used: Vec::new(),
-            next_key: rng.random_range(0..super::seeds::KEYS),
+            keys,
+            paper: RecoveryKey::generate().unwrap(),
+            next_key: rng.random_range(0..KEYS),
             rng,
             wire: VecDeque::new(),
             memory: Memory::default(),
@@ -138,7 +146,10 @@ impl World {
         let (domain, host) = (TrustDomain::of(mesh), &mut self.hosts[0]);
         let issuer = Issuer::create(&domain, host.id, now, self.ways.root_lifetime).unwrap();
         let root = issuer.root_der().to_vec();
-        let roster = Roster::found(mesh, domain, host.key, HostName::nearest("pi"), root, now).unwrap();
+        let recovery = Recovery::new(&self.paper).unwrap();
+        self.truth.recovery = recovery.key().node_id();
+        let name = HostName::nearest("pi");
+        let roster = Roster::found_with(Some(recovery), (mesh, domain), host.key, name, root, now).unwrap();
         host.disk.roots[0] = Some(Arc::new(issuer));
         host.disk.tokens = Some(TokenTable::default().to_bytes().to_vec());
         host.disk.roster = Some(Arc::new(roster));
@@ -151,7 +162,7 @@ impl World {
 
     pub(crate) fn new_key(&mut self) -> &'static PrivateKey {
         self.next_key += 1;
-        key(self.next_key)
+        self.keys.get(self.next_key)
     }
 
     /// Notes what happens, for whoever reads about a failure.
