@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hyper::StatusCode;
-use meshd_agent::authorities::{Hearing, View};
+use meshd_agent::authorities::{CONTESTED, Hearing, View};
 use meshd_agent::catalog::Catalog;
 use meshd_agent::rotation::Step;
 use meshd_ca::bundle::RootId;
@@ -119,6 +119,7 @@ impl Authorities {
         let mut roster = self.membership.watch();
         let (mut written, mut silent) = (Instant::now(), self.before.keys().copied().collect());
         let mut retiring: HashMap<NodeId, Instant> = HashMap::new();
+        let mut contested: HashMap<NodeId, Instant> = HashMap::new();
         let mut activated = Instant::now();
         loop {
             tokio::select! {
@@ -138,6 +139,7 @@ impl Authorities {
                     Err(error) => tracing::debug!(%node, error = %error.1, "a member was not made an authority; trying another"),
                 }
             }
+            self.stand_behind(&moment, &mut contested).await;
             self.end_retired(&moment, &mut retiring).await;
             if let Err(error) = self.rotate(&moment, &mut activated).await {
                 tracing::warn!(%error, "this authority's root could not be replaced further; trying again");
@@ -233,6 +235,23 @@ impl Authorities {
     pub(crate) async fn confirm(&self, node: NodeId) -> Result<(), MembershipError> {
         self.membership.confirm(node).await?.into_iter().for_each(|entry| self.mailbox.entry(entry));
         Ok(())
+    }
+
+    /// On the founder: stands behind the authorities that others made, when nobody has put them out for a while.
+    async fn stand_behind(&self, moment: &Moment, contested: &mut HashMap<NodeId, Instant>) {
+        let now = moment.view().unconfirmed();
+        contested.retain(|node, _| now.contains(node));
+        for node in now {
+            if contested.entry(node).or_insert_with(Instant::now).elapsed() < CONTESTED {
+                continue;
+            }
+            match self.confirm(node).await {
+                Ok(()) => tracing::info!(%node, "the founder stands behind an authority that others made"),
+                Err(error) => {
+                    tracing::warn!(%error, "the founder could not stand behind an authority that others made; trying again")
+                }
+            }
+        }
     }
 
     /// Ends the office of an authority.

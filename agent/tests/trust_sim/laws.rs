@@ -88,6 +88,8 @@ pub(crate) struct Seen {
     pub(crate) attacks: u64,
     /// Times that a thief made somebody an authority who was put out.
     pub(crate) brought_back: u64,
+    /// Times that the founder stood behind an authority that others had made.
+    pub(crate) confirmed: u64,
     /// What people did with the recovery key: founders that were stolen, those whom it put out, and took back, and authorities that it made.
     pub(crate) founders_stolen: u64,
     pub(crate) by_paper: u64,

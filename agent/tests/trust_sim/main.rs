@@ -73,6 +73,7 @@ fn sum(what: &str, all: &[Seen]) -> Seen {
         sum.banished += s.banished;
         sum.attacks += s.attacks;
         sum.brought_back += s.brought_back;
+        sum.confirmed += s.confirmed;
         sum.founders_stolen += s.founders_stolen;
         sum.by_paper += s.by_paper;
         sum.unbanished += s.unbanished;
@@ -135,6 +136,7 @@ fn founders_race() {
         sum.lost += s.lost;
         sum.refused += s.refused;
         sum.apart += s.apart;
+        sum.stranded += s.stranded;
     }
     eprintln!("founders_race: {} worlds: {sum:?}", all.len());
     let worlds = all.len() as u64;

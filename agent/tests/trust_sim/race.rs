@@ -37,6 +37,8 @@ pub(crate) struct Seen {
     pub(crate) moved: u64,
     pub(crate) lost: u64,
     pub(crate) refused: u64,
+    /// Times that members stay whose founder has moved: see [`Race::heal`].
+    pub(crate) stranded: u64,
     /// Worlds at whose end several meshes stay apart, because each is settled.
     pub(crate) apart: u64,
 }
@@ -395,7 +397,8 @@ impl Race {
         Ok(())
     }
 
-    /// All hear each other, for three hours: then there is one mesh, or there are those that stay; and who is in one is known there.
+    /// All hear each other, for three hours: then there is one mesh, or there are those that stay; and who is in one is known there. Members that
+    /// did not hear of their founder's move until they were settled themselves stay, too: nothing tells them from those whose founder is dead.
     fn heal(&mut self) -> Result<(), String> {
         self.say("all links are up, and all hosts on".into());
         self.side.iter_mut().for_each(|s| *s = 0);
@@ -419,9 +422,15 @@ impl Race {
             let home = racer.home.as_ref().ok_or(format!("host {i} has no mesh"))?;
             meshes.entry(home.roster.founder()).or_default().push(i);
         }
+        let whole = meshes.iter().filter(|(f, members)| members.contains(&self.index(**f))).count();
         for (founder, members) in &meshes {
             let f = self.index(*founder);
             if !members.contains(&f) {
+                let settled = |i: &usize| self.racers[*i].home.as_ref().is_some_and(|h| h.fleet.is_settled());
+                if members.iter().all(settled) {
+                    self.seen.stranded += 1;
+                    continue;
+                }
                 return Err(format!("hosts {members:?} are in the mesh of host {f}, which is in another one"));
             }
             let home = self.racers[f].home.as_ref().map(|h| &h.roster);
@@ -431,11 +440,11 @@ impl Race {
             if digests.len() > 1 || !known {
                 return Err(format!("the mesh of host {f} is not of one mind: {members:?}"));
             }
-            if meshes.len() > 1 && !self.racers[f].stays {
-                return Err(format!("{} meshes are left, and that of host {f} might have given way", meshes.len()));
+            if whole > 1 && !self.racers[f].stays {
+                return Err(format!("{whole} meshes are left, and that of host {f} might have given way"));
             }
         }
-        self.seen.apart += u64::from(meshes.len() > 1);
+        self.seen.apart += u64::from(whole > 1);
         Ok(())
     }
 }

@@ -175,6 +175,8 @@ impl World {
         self.truth.granted.insert(id);
         self.truth.ended.extend(lost);
         self.truth.ended.remove(&id);
+        // Who knew it from an earlier office has to hear of this one.
+        self.hosts.iter_mut().for_each(|h| h.seen_standing.retain(|n| *n != id));
         let paper = self.recovery();
         self.truth.granted_by.entry(id).or_default().insert(paper);
         self.disturb();

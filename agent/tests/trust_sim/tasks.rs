@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use meshd_agent::authorities::{Hearing, View};
+use meshd_agent::authorities::{CONTESTED, Hearing, View};
 use meshd_agent::catalog::Catalog;
 use meshd_agent::record::{Mode, NodeRecord, Presence, Roots, SignedRecord};
 use meshd_agent::rotation::{self, Step};
@@ -76,6 +76,7 @@ impl World {
         self.assume(i)?;
         self.begin_to_sign(i)?;
         self.look_after_authorities(i)?;
+        self.stand_behind(i)?;
         self.end_retired(i)?;
         self.rotate(i)?;
         self.renew(i)?;
@@ -251,6 +252,25 @@ impl World {
         host.disk.write(|_| {})?;
         host.disk.write(|d| d.roots[0] = Some(issuer))?;
         Ok(root)
+    }
+
+    /// The founder stands behind the authorities that others made.
+    fn stand_behind(&mut self, i: usize) -> Res {
+        let Some(others) = self.moment(i).map(|m| m.view().unconfirmed()) else { return Ok(()) };
+        let (now, Some(life)) = (self.now, self.hosts[i].life.as_mut()) else { return Ok(()) };
+        life.contested.retain(|node, _| others.contains(node));
+        for node in others {
+            let Some(life) = self.hosts[i].life.as_mut() else { return Ok(()) };
+            if now - *life.contested.entry(node).or_insert(now) < CONTESTED {
+                continue;
+            }
+            if let Ok(Some(_)) = self.change(i, |roster, key| roster.confirm(key, node))? {
+                self.truth.granted_by.entry(node).or_default().insert(self.truth.founder);
+                self.truth.seen.confirmed += 1;
+                self.say(|w| format!("host {i}: the founder stands behind {}", w.name(node)));
+            }
+        }
+        Ok(())
     }
 
     fn end_retired(&mut self, i: usize) -> Res {

@@ -285,6 +285,7 @@ impl World {
             before: disk.silent.clone(),
             refused: BTreeMap::new(),
             retiring: BTreeMap::new(),
+            contested: BTreeMap::new(),
             activated: since,
             written: since,
             svid,

@@ -178,7 +178,7 @@ impl Roster {
     /// Whether only the founder and the recovery key put a node out: one that either of them ever made an authority, or ended the office of. Who was
     /// made one by other authorities only is put out by any of them. Nothing tells a grant of before a ban from one of after it, and a
     /// thief who could protect by a grant would bring back whom the others had put out.
-    pub(super) fn is_protected(&self, node: NodeId) -> bool {
+    pub fn is_protected(&self, node: NodeId) -> bool {
         let founder = Some(self.founder).filter(|f| self.granted.contains(f));
         let word = |by: Option<NodeId>, kind| self.entries.get(&(node, by?, kind));
         let offices = [word(founder, Kind::Office), word(self.recovery, Kind::Office)];
