@@ -435,6 +435,13 @@ impl World {
             rounds(self)?;
             self.law_of_agreement()?;
             if !self.signs(a) {
+                // A thief's authority may be heard, and then the new one waits for members that are gone, as any does.
+                self.say(|_| "a week passes, until nobody waits for those who are gone".into());
+                self.now += meshd_agent::authorities::ABSENT;
+                self.disturb();
+                rounds(self)?;
+            }
+            if !self.signs(a) {
                 return broken(format!("host {a} was made an authority by the recovery key and does not sign"));
             }
         }

@@ -365,7 +365,10 @@ impl World {
         }
         let Some(mine) = self.roster(i).introduction(self.hosts[i].id).cloned() else { return Ok(()) };
         let theirs = self.roster(j);
-        if !theirs.is_active(self.hosts[i].id) && theirs.member(mine.member().by).is_none() {
+        if !theirs.is_active(self.hosts[i].id)
+            && theirs.member(mine.member().by).is_none()
+            && !theirs.is_recovery(mine.member().by)
+        {
             return self.turn_away(j, i);
         }
         match self.merge(j, mine.clone()) {
