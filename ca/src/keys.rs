@@ -122,6 +122,7 @@ pub struct PrivateKey {
     public: PublicKey,
 }
 
+#[cfg_attr(feature = "simulation", allow(clippy::large_enum_variant, reason = "toys are in simulations only"))]
 enum Pair {
     P256(EcdsaKeyPair),
     #[cfg(feature = "simulation")]

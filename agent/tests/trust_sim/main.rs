@@ -86,7 +86,7 @@ fn sum(what: &str, all: &[Seen]) -> Seen {
 
 #[test]
 fn small_fleets() {
-    let all = seeds::run("small_fleets", Keys::Toys, 2000, |seed, log| live(seed, Keys::Toys, 4..12, 30, log));
+    let all = seeds::run("small_fleets", Keys::Toys, 500, |seed, log| live(seed, Keys::Toys, 4..12, 30, log));
     let sum = sum("small_fleets", &all);
     if all.len() >= 100 {
         let worlds = all.len() as u64;
@@ -101,7 +101,7 @@ fn small_fleets() {
 
 #[test]
 fn fleets_of_fifty() {
-    let all = seeds::run("fleets_of_fifty", Keys::Toys, 4, |seed, log| live(seed, Keys::Toys, 50..51, 20, log));
+    let all = seeds::run("fleets_of_fifty", Keys::Toys, 2, |seed, log| live(seed, Keys::Toys, 50..51, 20, log));
     sum("fleets_of_fifty", &all);
 }
 
@@ -127,7 +127,7 @@ fn a_seed_is_replayed_exactly() {
 
 #[test]
 fn founders_race() {
-    let all = seeds::run("founders_race", Keys::Toys, 500, |seed, log| race::race(seed, Keys::Toys, log));
+    let all = seeds::run("founders_race", Keys::Toys, 300, |seed, log| race::race(seed, Keys::Toys, log));
     let mut sum = race::Seen::default();
     for s in &all {
         sum.founded += s.founded;
