@@ -8,12 +8,15 @@
 //! 3. *Activate*: the new root signs, the old one does not any more and its key is destroyed.
 //! 4. *Drain*: members renew in their own time; no record shows a certificate under the old root any more.
 //! 5. *Retire*: the old root leaves the bundle. On evidence, not on a timer.
+//!
+//! A root that has ended before it was replaced, after years in a drawer or under a clock that was behind, is replaced at once: what it signs is of no use to
+//! anybody, so there is nothing that the last rotation, or another authority's, could be waited for.
 
 use std::time::Duration;
 
 use meshd_ca::bundle::RootId;
 use meshd_ca::identity::NodeId;
-use meshd_ca::roster::Member;
+use meshd_ca::roster::{MAX_ROOTS, Member};
 
 use crate::authorities::{ABSENT, View};
 
@@ -71,13 +74,19 @@ impl View<'_> {
     }
 
     /// What this node is to do about its roots now. By itself it begins when less than `half` of a root's life is left and no other
-    /// authority rotates; certificates live for `lifetime` at most.
+    /// authority rotates, or when it has ended; certificates live for `lifetime` at most.
     pub fn next_step(&self, roots: &Roots, half: Duration, lifetime: Duration) -> Option<Step> {
+        let ended = roots.left.is_zero();
         if let Some(next) = roots.next {
             return match roots.published.contains(&next) {
                 false => Some(Step::Publish),
+                // Like an authority that is new: it signs nothing now.
+                true if ended => self.waiting_for(next).is_empty().then_some(Step::Activate),
                 true => self.unaware_of(next).is_empty().then_some(Step::Activate),
             };
+        }
+        if ended && roots.published.len() < MAX_ROOTS {
+            return Some(Step::Prepare);
         }
         let old: Vec<RootId> = roots.published.iter().copied().filter(|r| *r != roots.active).collect();
         if !old.is_empty() {
@@ -213,6 +222,50 @@ mod tests {
         let late = Roots { active: new, left: DAY, next: None, published: vec![new] };
         assert_eq!(mesh.step(&late), None);
         assert!(mesh.roster.member(me).unwrap().is_authority());
+    }
+
+    #[test]
+    fn a_root_that_has_ended_is_replaced_whatever_is_still_shown_and_whoever_rotates() {
+        let mut mesh = Mesh::new();
+        let (old, active) = (mesh.id(0), mesh.id(1));
+        let me = mesh.keys[0].public().node_id();
+        let next = || Issuer::create(mesh.roster.trust_domain(), me, NOW, 100 * DAY).unwrap().root_der().to_vec();
+        mesh.roots.push(next());
+        mesh.roster.stand(&mesh.keys[0], mesh.roots[..2].to_vec()).unwrap();
+        // It drains: c shows a certificate under the old one.
+        let good = Roots { active, left: DAY, next: None, published: vec![old, active] };
+        assert_eq!(mesh.step(&good), None);
+        let ended = Roots { left: Duration::ZERO, ..good.clone() };
+        assert_eq!(mesh.step(&ended), Some(Step::Prepare));
+        // Another authority replaces its root at that time.
+        let b = mesh.keys[1].public().node_id();
+        let theirs = || Issuer::create(mesh.roster.trust_domain(), b, NOW, 100 * DAY).unwrap().root_der().to_vec();
+        let both = vec![theirs(), theirs()];
+        mesh.roster.grant(&mesh.keys[0], b, both).unwrap();
+        assert_eq!(mesh.step(&Roots { published: vec![active], ..ended.clone() }), Some(Step::Prepare));
+        assert_eq!(mesh.step(&Roots { published: vec![active], ..good.clone() }), None);
+        let third = mesh.id(2);
+        let ended = Roots { next: Some(third), ..ended };
+        assert_eq!(mesh.step(&ended), Some(Step::Publish));
+        mesh.roster.stand(&mesh.keys[0], mesh.roots.clone()).unwrap();
+        // Those that are there have to believe it; who was switched off a minute ago is not waited for, because nothing is signed meanwhile.
+        let ended = Roots { published: vec![old, active, third], ..ended };
+        assert_eq!(mesh.step(&ended), None);
+        mesh.says[0].0.push(third);
+        mesh.says[1].0.push(third);
+        assert_eq!(mesh.step(&ended), None);
+        for n in [1, 2] {
+            mesh.heard.insert(mesh.keys[n].public().node_id(), Hearing::Silent(2 * crate::authorities::URGENT));
+        }
+        assert_eq!(mesh.step(&ended), Some(Step::Activate));
+        assert_eq!(mesh.step(&Roots { left: DAY, ..ended.clone() }), None, "as long as it signs there is time");
+        // Both go when nobody shows anything under them.
+        let good = Roots { active: third, left: 100 * DAY, next: None, published: vec![old, active, third] };
+        mesh.says.iter_mut().for_each(|(_, shown)| *shown = vec![third]);
+        assert_eq!(mesh.step(&good), Some(Step::Retire(vec![old, active])));
+        // There is room for so many.
+        let full = Roots { active: third, left: Duration::ZERO, next: None, published: vec![old, old, active, third] };
+        assert_eq!(mesh.step(&full), Some(Step::Retire(vec![old, old, active])));
     }
 
     #[test]

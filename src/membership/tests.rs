@@ -100,7 +100,19 @@ async fn a_rotation_survives_a_pulled_plug_at_every_file() {
     m.prepare_next().await.unwrap();
     m.publish_next().await.unwrap();
     m.activate_next().await.unwrap();
-    assert_ne!(signs(&m).await, next);
+    let last = signs(&m).await;
+    assert_ne!(last, next);
+    assert!(matches!(m.prepare_next().await, Err(MembershipError::Rotating)), "the old one is still believed");
+    // Until it has ended itself, years later: it signs nothing, so nothing is waited for.
+    m.clock.within(&Bundle { roots: vec![], ..m.bundle() });
+    m.clock.raise(m.clock.now() + ROOT_LIFETIME + Duration::from_secs(86_400));
+    assert_eq!(m.roots().await.unwrap().left, Duration::ZERO);
+    m.prepare_next().await.unwrap();
+    m.publish_next().await.unwrap();
+    m.activate_next().await.unwrap();
+    assert!(![last, next].contains(&signs(&m).await));
+    m.drop_roots(&[last, next]).await.unwrap();
+    assert_eq!(m.roots().await.unwrap().published, vec![signs(&m).await]);
 }
 
 #[tokio::test]
