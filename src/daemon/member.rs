@@ -334,6 +334,7 @@ pub(super) async fn run(
         let Some(listener) = door(daemon, SocketAddr::new(ip, config.capture_port), "capture")? else { continue };
         tasks.spawn(proxy::outbound::accept(proxy.clone(), listener));
     }
+    tasks.spawn(proxy.clone().look_after());
 
     // Gossip and addresses.
     let seed = u64::from_be_bytes(meshd_ca::keys::random()?);

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use meshd_ca::roster::Roster;
 use meshd_ca::store::Store;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use super::Stop;
@@ -35,6 +36,7 @@ pub(super) async fn stay(kept: Vec<Kept>, line: Line, stop: &mut Stop, store: &A
     let mut line = Some(line);
     let mut told = None;
     let mut seen = None;
+    let _looks: JoinSet<()> = kept.iter().map(|k| k.proxy.clone().look_after()).collect();
     let why = loop {
         tokio::select! {
             () = sleep(LOOK) => {

@@ -197,6 +197,37 @@ pub fn receive(stream: &impl AsFd, into: &mut [IoSliceMut<'_>]) -> io::Result<(u
     Ok((read, told && control.rest == 0))
 }
 
+/// How a connection stands with its other end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// Something was sent, or asked, that was not acknowledged yet.
+    pub outstanding: bool,
+    /// Since the last acknowledgement of anything.
+    pub silence: Duration,
+}
+
+/// How the connection behind a descriptor stands with its other end (`TCP_INFO`, tcp(7)). That the other end has no room is not silence:
+/// it answers whoever asks for some.
+///
+/// # Errors
+/// The system call's, also where there is no connection behind it any more.
+pub fn standing(socket: RawFd) -> io::Result<Standing> {
+    // The beginning of struct tcp_info (linux/tcp.h), which does not change: eight narrow fields, then numbers of 32 bits.
+    const UNACKED: usize = 6;
+    const LAST_ACK_RECV: usize = 14;
+    let mut info = [0u32; LAST_ACK_RECV + 1];
+    let mut length = size_of_val(&info) as libc::socklen_t;
+    // SAFETY: the kernel writes `length` bytes at most, and `info` is so large, aligned, and of numbers for which every value is one. Any
+    // number will do for a descriptor.
+    let got = unsafe { libc::getsockopt(socket, libc::SOL_TCP, libc::TCP_INFO, info.as_mut_ptr().cast(), &raw mut length) };
+    if got < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // tcpi_probes, those without an answer, is the fourth of the narrow ones.
+    let probes = info[0].to_ne_bytes()[3];
+    Ok(Standing { outstanding: info[UNACKED] > 0 || probes > 0, silence: Duration::from_millis(info[LAST_ACK_RECV].into()) })
+}
+
 /// How a stream ends when it is dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Finish {

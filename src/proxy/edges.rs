@@ -97,6 +97,7 @@ impl Reason {
             Self::Cut(Cut::Banished) => "cut-banished",
             Self::Cut(Cut::Left) => "cut-left",
             Self::Cut(Cut::Stopping) => "cut-stopping",
+            Self::Cut(Cut::Silent) => "cut-silent",
             Self::Overload => "overload",
             Self::Draining => "draining",
             Self::Panic => "panic",

@@ -87,7 +87,10 @@ async fn enter<'a>(
     entry.ends(client, SocketAddr::new(arrived_at.ip(), arrival.port.map_or(0, Into::into)));
     let peer = proxy.verifier.identify(&[arrival.tunnel.peer()])?;
     match proxy.live.enter(Direction::Inbound, peer.holder) {
-        Ok(ticket) => Ok((ticket, Ends { client, here: arrived_at })),
+        Ok(ticket) => {
+            ticket.watch(arrival.tunnel.wire());
+            Ok((ticket, Ends { client, here: arrived_at }))
+        }
         Err(fault) => {
             let key = key(arrival, &peer, client);
             entry.between(&key, Some(peer.holder), true);

@@ -5,7 +5,8 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -13,10 +14,11 @@ use meshd_ca::identity::NodeId;
 use serde::Serialize;
 use thiserror::Error;
 use tokio::sync::Notify;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::Fault;
 use super::edges::Direction;
+use crate::intercept::socket::{Standing, standing};
 
 /// How many connections a node holds.
 #[derive(Debug, Clone, Copy)]
@@ -69,6 +71,9 @@ pub enum Cut {
     /// It outlived the drain before a stop.
     #[error("meshd is stopping")]
     Stopping,
+    /// What the peer was sent has long had no answer.
+    #[error("the peer does not answer any more")]
+    Silent,
 }
 
 /// The registry.
@@ -120,10 +125,30 @@ impl State {
     }
 }
 
-#[derive(Default)]
 struct Slot {
     cut: OnceLock<Cut>,
     wake: Notify,
+    /// The descriptor of the tunnel's connection, or none yet.
+    wire: AtomicI32,
+}
+
+impl Default for Slot {
+    fn default() -> Self {
+        Self { cut: OnceLock::new(), wake: Notify::new(), wire: AtomicI32::new(NONE) }
+    }
+}
+
+/// No descriptor.
+const NONE: RawFd = -1;
+
+/// Since when connections wait for an answer, by their number in the registry: only those that do.
+type Waiting = HashMap<u64, Instant>;
+
+impl Slot {
+    /// False if it was cut before.
+    fn cut(&self, why: Cut) -> bool {
+        self.cut.set(why).map(|()| self.wake.notify_one()).is_ok()
+    }
 }
 
 impl Live {
@@ -168,8 +193,44 @@ impl Live {
 
     fn cut_where(&self, why: Cut, whose: impl Fn(NodeId) -> bool) -> usize {
         let s = self.state();
-        let chosen = s.connections.values().filter(|(peer, _)| whose(*peer));
-        chosen.map(|(_, slot)| slot.cut.set(why).map(|()| slot.wake.notify_one())).filter(Result::is_ok).count()
+        s.connections.values().filter(|(peer, slot)| whose(*peer) && slot.cut(why)).count()
+    }
+
+    /// Ends every connection whose peer has not answered for `patience` what it was sent. The kernel itself would go on for a quarter of an
+    /// hour. One look at all of them, now and then, costs a connection nothing. Never returns.
+    pub async fn look_after(&self, patience: Duration) {
+        let every = (patience / 8).clamp(Duration::from_secs(1), Duration::from_secs(10));
+        let mut waiting = Waiting::new();
+        loop {
+            sleep(every).await;
+            waiting = self.look(&waiting, Instant::now(), patience, standing);
+        }
+    }
+
+    /// The look of `now`; `before` is what the one before returned.
+    fn look(
+        &self,
+        before: &Waiting,
+        now: Instant,
+        patience: Duration,
+        standing: impl Fn(RawFd) -> std::io::Result<Standing>,
+    ) -> Waiting {
+        // Not asked under the lock: it is a system call for each.
+        let wires: Vec<_> = self.state().connections.iter().map(|(id, (_, slot))| (*id, slot.wire.load(Ordering::Relaxed))).collect();
+        // What has ended meanwhile, or was never there, has no standing. Should its number belong to another connection by now, that one
+        // answers for it, and nobody is cut for one look.
+        let stand = wires.into_iter().filter(|(_, wire)| *wire != NONE).filter_map(|(id, wire)| Some((id, standing(wire).ok()?)));
+        let waiting: Waiting = stand
+            .filter(|(_, s)| s.outstanding)
+            .map(|(id, s)| (id, before.get(&id).copied().filter(|since| s.silence >= now.duration_since(*since)).unwrap_or(now)))
+            .collect();
+        let s = self.state();
+        for (id, _) in waiting.iter().filter(|(_, since)| now.duration_since(**since) >= patience) {
+            if let Some((_, slot)) = s.connections.get(id) {
+                slot.cut(Cut::Silent);
+            }
+        }
+        waiting
     }
 
     /// Takes no new connections, waits up to `patience` for the live ones to end, then resets what is left. Returns how many that
@@ -255,6 +316,11 @@ pub struct Ticket<'a> {
 }
 
 impl Ticket<'_> {
+    /// From now on [`Live::look_after`] looks at this tunnel.
+    pub fn watch(&self, wire: &impl AsFd) {
+        self.slot.wire.store(wire.as_fd().as_raw_fd(), Ordering::Relaxed);
+    }
+
     /// Does the connection's work until it is done or the connection is cut.
     ///
     /// # Errors
@@ -406,6 +472,41 @@ mod tests {
         assert!(late.run(std::future::ready(Ok(()))).await.is_ok() && !live.is_empty());
         drop((before, late));
         assert!(live.is_empty());
+    }
+
+    #[test]
+    fn only_a_peer_that_answers_nothing_for_long_is_cut() {
+        let live = Live::new(Limits::default());
+        let enter = |wire| {
+            let ticket = live.enter(Direction::Inbound, A).unwrap();
+            ticket.slot.wire.store(wire, Ordering::Relaxed);
+            ticket
+        };
+        let [resting, busy, slow, gone, closed, dialling] = [1, 2, 3, 4, 5, NONE].map(enter);
+        let (start, second, patience) = (Instant::now(), Duration::from_secs(1), Duration::from_secs(7));
+        let stand = |after: Duration| {
+            move |wire| match wire {
+                1 => Ok(Standing { outstanding: false, silence: after + second * 3600 }),
+                2 => Ok(Standing { outstanding: true, silence: Duration::ZERO }),
+                // Its answers come, each just in time.
+                3 => Ok(Standing { outstanding: true, silence: second * (after.as_secs() % 7) as u32 }),
+                4 => Ok(Standing { outstanding: true, silence: second + after }),
+                _ => Err(std::io::Error::from_raw_os_error(libc::EBADF)),
+            }
+        };
+        let mut waiting = Waiting::new();
+        for n in 0..=7 {
+            assert!(gone.slot.cut.get().is_none(), "too early");
+            waiting = live.look(&waiting, start + second * n, patience, stand(second * n));
+        }
+        assert_eq!(gone.slot.cut.get(), Some(&Cut::Silent));
+        for n in 8..100 {
+            waiting = live.look(&waiting, start + second * n, patience, stand(second * n));
+        }
+        assert_eq!(waiting.len(), 3);
+        for ticket in [resting, busy, slow, closed, dialling] {
+            assert!(ticket.slot.cut.get().is_none(), "{ticket:?}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

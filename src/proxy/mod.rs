@@ -246,6 +246,11 @@ impl Proxy {
         cut
     }
 
+    /// Ends connections whose peer is gone, see [`Live::look_after`]. Never returns.
+    pub async fn look_after(self: Arc<Self>) {
+        self.live.look_after(socket::patience(self.settings.keepalive)).await;
+    }
+
     /// Takes no new connections and lets the live ones end, see [`Live::drain`].
     pub async fn drain(&self, patience: Duration) -> usize {
         self.pool.close();

@@ -104,6 +104,7 @@ async fn carry(proxy: &Proxy, app: &mut TcpStream, entry: &mut Entry) -> Result<
             true => said = Said::kept(),
             false => said.let_go(),
         }
+        ticket.watch(secured.tunnel.wire());
         let carried = secured.tunnel.carry(app, Role::Dialler(call.header()), &mut said, secured.edge.meter());
         let result = ticket.run(pin!(carried)).await;
         let again = used && undelivered(&result, &said);

@@ -88,7 +88,7 @@ impl Pool {
             };
             // Renewed meanwhile, too old or closed by the peer: the next one. It is closed outside the lock.
             let good = Arc::ptr_eq(&idle.svid, svid) && now.duration_since(idle.since) < self.patience && idle.tunnel.is_quiet();
-            if good && (!idle.watched || socket::tunnel(idle.tunnel.wire(), self.keepalive).is_ok()) {
+            if good && (!idle.watched || socket::wanted(idle.tunnel.wire(), self.keepalive).is_ok()) {
                 self.reused.fetch_add(1, Ordering::Relaxed);
                 return Some(idle.tunnel);
             }

@@ -4,6 +4,9 @@
 //! after both of its directions ended cleanly. So whatever path drops it early (an error, a panic, an aborted task) resets it, and
 //! a stream that was cut never looks like one that ended. A [`tunnel`] needs no reset for that: what ends it is `close_notify`, and
 //! an ordinary close lets the bytes in front of a break still arrive.
+//!
+//! An end that is gone is noticed by keepalive, or while something is outstanding by [`super::live::Live::look_after`]. Not by
+//! `TCP_USER_TIMEOUT`, which also ends a connection whose other end answers and has only not read for so long.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -49,6 +52,15 @@ pub fn waiting(stream: &TcpStream) -> io::Result<()> {
     socket.set_tcp_user_timeout(Some(GONE))
 }
 
+/// Readies the socket below a tunnel that was [`waiting`] for its next connection.
+///
+/// # Errors
+/// When the connection is gone.
+pub fn wanted(stream: &TcpStream, silence: Duration) -> io::Result<()> {
+    SockRef::from(stream).set_tcp_user_timeout(None)?;
+    lively(stream, silence)
+}
+
 /// Both directions of an application's connection ended cleanly: dropping it is not a reset any more.
 ///
 /// # Errors
@@ -57,15 +69,23 @@ pub fn ended(stream: &TcpStream) -> io::Result<()> {
     finish(stream, Finish::Clean)
 }
 
-/// No delay for small writes, and a dead other end is noticed after `silence` and a few probes (tcp(7)). What was sent and is not
-/// acknowledged for as long ends the connection too.
+/// After how long a dead other end is noticed: `silence` and a few probes. Both are a second at least.
+pub fn patience(silence: Duration) -> Duration {
+    let (silence, interval) = times(silence);
+    silence + interval * PROBES
+}
+
+fn times(silence: Duration) -> (Duration, Duration) {
+    let least = Duration::from_secs(1);
+    (silence.max(least), (silence / 3).max(least))
+}
+
+/// No delay for small writes, and a dead other end is noticed after its [`patience`] (tcp(7)).
 fn lively(stream: &impl AsFd, silence: Duration) -> io::Result<()> {
-    let interval = (silence / 3).max(Duration::from_secs(1));
+    let (silence, interval) = times(silence);
     let socket = SockRef::from(stream);
     socket.set_tcp_nodelay(true)?;
-    let silence = silence.max(Duration::from_secs(1));
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(silence).with_interval(interval).with_retries(PROBES))?;
-    socket.set_tcp_user_timeout(Some(silence + interval * PROBES))?;
     // Before Linux 4.18 each message costs one more read.
     let _ = tell_rest(stream);
     Ok(())

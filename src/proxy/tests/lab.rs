@@ -51,6 +51,8 @@ impl Kernel for World {
     fn mesh_socket(&self, _: IpAddr) -> io::Result<TcpSocket> {
         let socket = TcpSocket::new_v4()?;
         socket.bind(SocketAddr::new(self.ip, 0))?;
+        // As on a network: segments of 64 KiB, which only loopback has, are not sent into a smaller window.
+        socket2::SockRef::from(&socket).set_tcp_mss(1448)?;
         Ok(socket)
     }
     fn connect_service(&self, client: SocketAddr, service: SocketAddr) -> Connecting {
@@ -149,6 +151,7 @@ impl Node {
             dial: PATIENCE,
             handshake: PATIENCE,
             header: lab.header,
+            keepalive: lab.keepalive,
             hold: Duration::from_secs(2),
             ..Settings::default()
         };
@@ -188,11 +191,17 @@ pub(super) struct Options {
     pub(super) lifetime: Duration,
     pub(super) limits: Limits,
     pub(super) header: Duration,
+    pub(super) keepalive: Duration,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { lifetime: Duration::from_secs(72 * 3600), limits: Limits::default(), header: PATIENCE }
+        Self {
+            lifetime: Duration::from_secs(72 * 3600),
+            limits: Limits::default(),
+            header: PATIENCE,
+            keepalive: Settings::default().keepalive,
+        }
     }
 }
 

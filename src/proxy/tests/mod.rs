@@ -253,6 +253,31 @@ async fn urgent_bytes_are_bytes_and_hold_nothing_up() {
     }
 }
 
+#[tokio::test]
+async fn who_does_not_read_for_long_is_waited_for() {
+    // Silence of a second and six probes: whoever is gone is given up after seven.
+    let lab = lab_with(Options { keepalive: Duration::from_secs(1), ..Options::default() }).await;
+    let looks = [&lab.a, &lab.b].map(|node| tokio::spawn(node.proxy.clone().look_after()));
+    let (listener, at) = lab.service().await;
+    let mut app = lab.a.dial(at).await;
+    app.write_all(b"all of it").await.unwrap();
+    let (mut service, _) = listener.accept().await.unwrap();
+    let mut asked = [0; 9];
+    service.read_exact(&mut asked).await.unwrap();
+    const MUCH: usize = 64 << 20;
+    let answer = tokio::spawn(async move {
+        service.write_all(&vec![7; MUCH]).await.unwrap();
+        service
+    });
+    tokio::time::sleep(Duration::from_secs(15)).await;
+    let mut got = vec![0; MUCH];
+    app.read_exact(&mut got).await.unwrap();
+    assert!(got.iter().all(|b| *b == 7));
+    answer.await.unwrap();
+    assert!(lab.a.edges().iter().chain(&lab.b.edges()).all(|e| e.failed() == 0));
+    looks.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
 /// Passes bytes on between whoever connects and `to`, until told to end both sides with a FIN.
 async fn middleman(to: SocketAddr) -> (SocketAddr, Arc<tokio::sync::Notify>) {
     let listener = TcpListener::bind(SocketAddr::new(to.ip(), 0)).await.unwrap();
