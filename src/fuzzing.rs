@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use crate::admin::local;
 use crate::control::front::{self, Configs};
 use crate::control::link::Hello;
-use crate::control::serve::{SvidAnswer, SvidRequest};
+use crate::control::serve::{SvidAnswer, SvidRequest, TimeAnswer};
 use crate::control::{frames, front::Arrived};
 use crate::daemon::memory;
 use crate::identity::tls::{DataTls, NodeTls};
@@ -73,6 +73,22 @@ pub fn forgery(bytes: &mut [u8]) {
     assert!(believed.is_none() || length == traffic::HEADER + traffic::TRAILER, "a forged record was believed");
 }
 
+/// Has the pool of tunnels do what the bytes say, and its model the same.
+///
+/// # Panics
+/// When the two do not agree.
+pub fn pool(steps: &[u8]) {
+    crate::proxy::pool::model::run(steps);
+}
+
+/// Has a tunnel receive whatever records the bytes say, and its model the same.
+///
+/// # Panics
+/// When the application gets anything else than it should.
+pub fn tunnel(steps: &[u8]) {
+    crate::proxy::tunnel::model::run(steps);
+}
+
 /// The messages of a join in `bytes`, each of at most `limit` bytes, until one is no message.
 ///
 /// # Panics
@@ -107,6 +123,7 @@ pub fn cached(mut bytes: &[u8]) -> Vec<(NodeId, Vec<u8>)> {
 /// When one is not read again as what it was.
 pub fn member_bodies(body: &[u8]) {
     stable::<Hello>(body);
+    stable::<TimeAnswer>(body);
     stable::<SvidRequest>(body);
     stable::<SvidAnswer>(body);
 }

@@ -360,7 +360,7 @@ pub(crate) mod tests {
     fn what_others_would_refuse_is_not_signed() {
         let (keys, _) = mesh(1);
         assert!(matches!(SignedRecord::sign(&keys[0], record(&keys[0], 0, u64::MAX)), Err(RecordError::Malformed)));
-        let big = Listener { port: 1, ip: None, workload: Workload::User("host-0".parse().unwrap(), "u".repeat(200)) };
+        let big = Listener { port: 1, ip: None, workload: Workload::User("host-0".parse().unwrap(), "u".repeat(200).into()) };
         let big = NodeRecord { listeners: vec![big; 500], ..record(&keys[0], 0, 1) };
         assert_eq!(SignedRecord::sign(&keys[0], big).unwrap_err(), RecordError::TooLarge);
         let other = PrivateKey::generate().unwrap();

@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use data_encoding::{Encoding, Specification};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -133,7 +134,7 @@ id!(
 
 /// The name of a host in its mesh: one RFC 1123 label in lower case.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct HostName(String);
+pub struct HostName(Arc<str>);
 
 impl HostName {
     /// The name as text.
@@ -178,12 +179,12 @@ text_serde!(HostName);
 
 /// A SPIFFE trust domain.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct TrustDomain(String);
+pub struct TrustDomain(Arc<str>);
 
 impl TrustDomain {
     /// The trust domain a mesh has unless its founder chose another: `m<mesh id>.meshd.internal`.
     pub fn of(mesh: MeshId) -> Self {
-        Self(format!("m{mesh}.meshd.internal"))
+        Self(format!("m{mesh}.meshd.internal").into())
     }
     /// The trust domain as text, without a scheme.
     pub fn as_str(&self) -> &str {
@@ -206,7 +207,8 @@ text_serde!(TrustDomain);
 
 /// What a connection belongs to: the path of a SPIFFE id.
 ///
-/// The texts inside are the *unescaped* names (`getty@tty1.service`); the path carries them escaped, see [`escape`].
+/// The texts inside are the *unescaped* names (`getty@tty1.service`); the path carries them escaped, see [`escape`]. They are shared, as
+/// those of all names in here: every connection has copies of the ids at its ends.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Workload {
     /// `/node/<id>`: the daemon itself.
@@ -214,15 +216,15 @@ pub enum Workload {
     /// `/host/<host>`: a process of the host that is in no unit, container or session.
     Host(HostName),
     /// `/host/<host>/unit/<unit>`: a systemd unit.
-    Unit(HostName, String),
+    Unit(HostName, Arc<str>),
     /// `/host/<host>/container/<name>`: a container of a bare host.
-    Container(HostName, String),
+    Container(HostName, Arc<str>),
     /// `/host/<host>/user/<name>`: whatever runs below a user's slice.
-    User(HostName, String),
+    User(HostName, Arc<str>),
     /// `/svc/<name>`: granted by the operator, independent of the host.
-    Service(String),
+    Service(Arc<str>),
     /// `/ns/<namespace>/sa/<account>`: a Kubernetes service account.
-    ServiceAccount(String, String),
+    ServiceAccount(Arc<str>, Arc<str>),
 }
 
 impl Workload {
@@ -264,11 +266,11 @@ impl FromStr for Workload {
         Ok(match parts.as_slice() {
             ["node", id] => Self::Node(id.parse().map_err(|_| NameError::Path)?),
             ["host", h] => Self::Host(host(h)?),
-            ["host", h, "unit", n] => Self::Unit(host(h)?, unescape(n)?),
-            ["host", h, "container", n] => Self::Container(host(h)?, unescape(n)?),
-            ["host", h, "user", n] => Self::User(host(h)?, unescape(n)?),
-            ["svc", n] => Self::Service(unescape(n)?),
-            ["ns", ns, "sa", sa] => Self::ServiceAccount(unescape(ns)?, unescape(sa)?),
+            ["host", h, "unit", n] => Self::Unit(host(h)?, unescape(n)?.into()),
+            ["host", h, "container", n] => Self::Container(host(h)?, unescape(n)?.into()),
+            ["host", h, "user", n] => Self::User(host(h)?, unescape(n)?.into()),
+            ["svc", n] => Self::Service(unescape(n)?.into()),
+            ["ns", ns, "sa", sa] => Self::ServiceAccount(unescape(ns)?.into(), unescape(sa)?.into()),
             _ => return Err(NameError::Path),
         })
     }

@@ -405,7 +405,7 @@ mod tests {
         let (issuer, key, holder) = (issuer(), PrivateKey::generate().unwrap(), NodeId::from_bytes([9; 16]));
         let foreign = SpiffeId::new("elsewhere".parse().unwrap(), Workload::Service("db".into()));
         assert_eq!(issuer.issue(&foreign, key.public(), holder, DAY, NOW), Err(IssueError::ForeignName));
-        let long = SpiffeId::new(domain(), Workload::Unit("pi".parse().unwrap(), "@".repeat(100)));
+        let long = SpiffeId::new(domain(), Workload::Unit("pi".parse().unwrap(), "@".repeat(100).into()));
         assert_eq!(issuer.issue(&long, key.public(), holder, DAY, NOW), Err(IssueError::LongName));
     }
 

@@ -12,6 +12,7 @@ use super::metrics::{Page, Sum};
 use super::process;
 use crate::daemon::{Daemon, Member, Phase};
 use crate::proxy::edges::Direction;
+use crate::proxy::tunnel::lent;
 
 /// Everything there is to measure now.
 pub(super) fn page(daemon: &Daemon) -> Page {
@@ -141,6 +142,12 @@ fn proxy(page: &mut Page, member: &Member) {
         "Connections that found such a tunnel and needed no handshake",
         proxy.pool.reused(),
     );
+    page.counter("meshd_tunnels_ahead_total", "Tunnels dialled ahead of the connection that would need one", proxy.pool.ahead());
+    let lent = lent();
+    page.gauge("meshd_buffer_bytes", "Bytes of buffers for what connections have in hand at this moment", lent.bytes);
+    page.gauge("meshd_buffer_bytes_max", "The most that may be", lent.bound);
+    let help = "Times there was no buffer left, and a record was carried without";
+    page.counter("meshd_buffers_refused_total", help, lent.refused);
     page.counter("meshd_panics_total", "Connections ended by a defect of meshd", proxy.panics());
     page.edges = proxy.edges.snapshot(member.now());
     page.gauge("meshd_edges", "Pairs of talkers that have series of their own", page.edges.len());

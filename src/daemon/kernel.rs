@@ -47,9 +47,9 @@ impl Owners {
     pub(crate) fn workload(&self, socket: &SocketInfo) -> Workload {
         let host = self.host.clone();
         match self.attribution.owner(socket) {
-            Owner::Unit(unit) => Workload::Unit(host, unit),
-            Owner::Container(name) => Workload::Container(host, name),
-            Owner::User(name) => Workload::User(host, name),
+            Owner::Unit(unit) => Workload::Unit(host, unit.into()),
+            Owner::Container(name) => Workload::Container(host, name.into()),
+            Owner::User(name) => Workload::User(host, name.into()),
             Owner::Pod(_) | Owner::Host => Workload::Host(host),
         }
     }

@@ -127,7 +127,7 @@ impl Member {
     fn look_after(&self) {
         self.rules.tend();
         self.links.sweep();
-        self.proxy.pool.sweep();
+        self.proxy.pool.sweep(Instant::now());
         self.proxy.edges.expire(self.now(), EDGE_AGE);
     }
     /// Where a token should say that this host is.
@@ -258,13 +258,15 @@ pub(super) async fn run(
         carried: (std::mem::take(&mut *daemon.before.bound()), Instant::now() + rules::carry(config)),
     });
     let kernel = Arc::new(HostKernel { owners: owners.clone(), diag: SockDiag::open()?, rules: rules.clone() });
+    let memory = crate::intercept::process::memory();
+    proxy::tunnel::bound_by(memory);
     let proxy = Proxy::new(
         kernel,
         snapshots.clone(),
         svids.clone(),
         verifier.clone(),
         settings(daemon),
-        proxy::live::Limits::within(daemon.files, crate::intercept::process::memory()),
+        proxy::live::Limits::within(daemon.files, memory),
     );
 
     let waiting = Arc::new(Waiting::default());

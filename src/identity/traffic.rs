@@ -1,7 +1,7 @@
 //! The keys of application data on one TLS 1.3 connection, as a finished handshake left them (RFC 8446 section 5).
 //!
 //! Owns sealing and opening of single records in place, and the next keys of a direction. Does not own sockets or when to renew keys.
-//! Invariant: a sequence number is never used twice with one key; what was not opened is never looked at.
+//! Invariant: no two records leave this host under one sequence number and key; what was not opened is never looked at.
 //!
 //! A key that is ready for use is half a kilobyte of tables. A connection at rest keeps the 32 bytes they are made from; each thread has
 //! the tables of the keys that it used last.
@@ -26,7 +26,8 @@ pub const MAX_DATA: usize = 1 << 14;
 pub const TRAILER: usize = 1 + TAG;
 /// The longest record on the wire, its header included (RFC 8446 section 5.2).
 pub const MAX_RECORD: usize = HEADER + MAX_DATA + 256;
-const TAG: usize = 16;
+/// What makes a record believable.
+pub(crate) const TAG: usize = 16;
 /// Every protected record looks like application data of TLS 1.2.
 const OUTER: [u8; 3] = [23, 3, 3];
 
@@ -121,6 +122,11 @@ impl Traffic {
         self.sequence
     }
 
+    /// The next record is number `sequence` again: of the same bytes, if any of that one has left this host.
+    pub(crate) fn go_back_to(&mut self, sequence: u64) {
+        self.sequence = self.sequence.min(sequence);
+    }
+
     fn nonce(&mut self) -> Result<Nonce, RecordError> {
         let mut nonce = self.iv;
         for (n, s) in nonce[NONCE_LEN - 8..].iter_mut().zip(self.sequence.to_be_bytes()) {
@@ -136,13 +142,18 @@ impl Traffic {
     /// # Errors
     /// [`RecordError::Malformed`] when `len` is above [`MAX_DATA`] or the room too small, [`RecordError::Exhausted`].
     pub fn seal(&mut self, kind: Kind, room: &mut [u8], len: usize) -> Result<usize, RecordError> {
+        self.seal_ending(kind as u8, room, len)
+    }
+
+    /// As [`Traffic::seal`], with any byte in the place of the kind: 0 where the bytes end with the kind and padding.
+    pub(crate) fn seal_ending(&mut self, last: u8, room: &mut [u8], len: usize) -> Result<usize, RecordError> {
         let total = HEADER + len + TRAILER;
         let room = room.get_mut(..total).filter(|_| len <= MAX_DATA).ok_or(RecordError::Malformed)?;
         let (header, rest) = room.split_at_mut(HEADER);
         let (inner, tag) = rest.split_at_mut(len + 1);
         header[..3].copy_from_slice(&OUTER);
         header[3..].copy_from_slice(&((len + TRAILER) as u16).to_be_bytes());
-        inner[len] = kind as u8;
+        inner[len] = last;
         let nonce = self.nonce()?;
         self.with_key(|key| {
             let sealed = key.seal_in_place_separate_tag(nonce, Aad::from(&*header), inner);
@@ -199,13 +210,13 @@ pub enum Schedule {
     /// Of the side that was dialled.
     Server(KernelConnection<ServerConnectionData>),
     /// Made without a handshake, for a test.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     #[allow(private_interfaces)]
     Made(Made),
 }
 
 /// Keys for a test that has no time for a handshake: what is sent, and what is received, under which suite.
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 #[derive(Clone, Copy)]
 pub(crate) struct Made {
     pub(crate) sending: [u8; 32],
@@ -213,7 +224,7 @@ pub(crate) struct Made {
     pub(crate) aes: bool,
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 impl Made {
     /// The other end's.
     pub(crate) fn other(self) -> Self {
@@ -232,7 +243,7 @@ impl Made {
         ))
     }
 
-    fn next(&mut self, sending: bool) -> Result<Traffic, Error> {
+    pub(crate) fn next(&mut self, sending: bool) -> Result<Traffic, Error> {
         let secret = if sending { &mut self.sending } else { &mut self.receiving };
         *secret = meshd_ca::keys::sha256(&[&*secret]);
         self.traffic(sending)
@@ -248,7 +259,7 @@ impl Schedule {
         Traffic::new(match self {
             Self::Client(c) => c.update_tx_secret()?,
             Self::Server(c) => c.update_tx_secret()?,
-            #[cfg(test)]
+            #[cfg(any(test, feature = "fuzzing"))]
             Self::Made(made) => return made.next(true),
         })
     }
@@ -261,7 +272,7 @@ impl Schedule {
         Traffic::new(match self {
             Self::Client(c) => c.update_rx_secret()?,
             Self::Server(c) => c.update_rx_secret()?,
-            #[cfg(test)]
+            #[cfg(any(test, feature = "fuzzing"))]
             Self::Made(made) => return made.next(false),
         })
     }

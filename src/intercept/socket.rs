@@ -248,6 +248,20 @@ pub fn finish(stream: &impl AsFd, how: Finish) -> io::Result<()> {
     })
 }
 
+/// Room in the kernel for more to be received before anything of it is read. What is there counts for more than its bytes, and with large
+/// segments, as on loopback, the window may be shut with less than a record behind it.
+///
+/// # Errors
+/// The system call's.
+pub fn make_room(stream: &impl AsFd) -> io::Result<()> {
+    /// Twice the longest segment there is.
+    const ROOM: libc::c_int = 1 << 18;
+    const ANY: libc::c_int = 1;
+    // The kernel makes its buffer fit what is to be waited for, as far as tcp_rmem allows, and leaves it so.
+    set_option(stream.as_fd(), libc::SOL_SOCKET, libc::SO_RCVLOWAT, &ROOM)?;
+    set_option(stream.as_fd(), libc::SOL_SOCKET, libc::SO_RCVLOWAT, &ANY)
+}
+
 /// Shorthand for `finish(stream, Finish::Clean)`.
 ///
 /// # Errors

@@ -26,6 +26,9 @@ pub const MAX_HEADER: usize = 512;
 /// Bytes of the length in front of the fields.
 pub const PREFIX: usize = 2;
 
+/// The longest header that we make: port, address, client and flags.
+const LONGEST: usize = PREFIX + 4 + 18 + 20 + 3;
+
 const PORT: u8 = 1;
 const ADDRESS: u8 = 2;
 const CLIENT: u8 = 3;
@@ -72,7 +75,8 @@ pub enum HeaderError {
 impl Header {
     /// The header as it goes on the wire, length first.
     pub fn encode(&self) -> Vec<u8> {
-        let mut b = vec![0; PREFIX];
+        let mut b = Vec::with_capacity(LONGEST);
+        b.extend([0; PREFIX]);
         b.extend([PORT, 2]);
         b.extend(self.port.get().to_be_bytes());
         if let Some(ip) = self.address {
@@ -86,7 +90,7 @@ impl Header {
         if self.low_port {
             b.extend([FLAGS, 1, LOW_PORT]);
         }
-        // At most 2 + 4 + 18 + 20 + 3 bytes: the length fits.
+        // At most LONGEST: the length fits.
         let length = (b.len() - PREFIX) as u16;
         b[..PREFIX].copy_from_slice(&length.to_be_bytes());
         b

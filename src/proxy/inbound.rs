@@ -16,10 +16,10 @@ use meshd_ca::verify::Peer;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::access::Entry;
+use super::access::{AccessLog, Entry};
 use super::edges::{Direction, Key, OpenEdge};
 use super::header::{Header, Refusal};
-use super::live::Ticket;
+use super::live::{Live, Ticket};
 use super::outbound::canonical;
 use super::tunnel::{Role, Said, Tunnel, Version};
 use super::{Fault, Proxy, socket};
@@ -27,6 +27,9 @@ use crate::identity::svids::Svid;
 
 /// How long a refusal may take to reach the peer.
 const REFUSAL: Duration = Duration::from_secs(2);
+
+/// A header that leaves with the end of the handshake is there by then, even if the network lost it once.
+const TOGETHER: Duration = Duration::from_secs(1);
 
 /// A tunnel that a peer dialled, the handshake done and the peer's SVID verified in it.
 pub struct Arrival {
@@ -42,18 +45,31 @@ pub struct Arrival {
 /// be called in a task of its own.
 pub async fn serve(proxy: &Proxy, mut arrival: Arrival, from: SocketAddr) {
     let _counted = proxy.panic_guard();
-    let mut entry = proxy.settings.access.begin(Direction::Inbound, proxy.now());
-    let (mut ticket, ends) = match enter(proxy, &mut arrival, canonical(from), &mut entry).await {
+    // Dialled ahead of its first connection, perhaps: until that comes there is none.
+    let ahead = arrival.tunnel.version() == Version::Two && arrival.tunnel.is_quiet();
+    let begin = |log: &AccessLog| log.begin(Direction::Inbound, proxy.now());
+    let mut entry = if ahead { begin(&AccessLog::default()) } else { begin(&proxy.settings.access) };
+    let (mut ticket, ends) = match enter(proxy, &mut arrival, canonical(from), ahead, &mut entry).await {
         Ok(entered) => entered,
         Err(fault) => return ended(proxy, entry, &Err(fault)),
     };
+    if ahead {
+        if !Box::pin(first(proxy, &mut ticket, &mut arrival, ends.here)).await {
+            return;
+        }
+        entry = begin(&proxy.settings.access);
+        if let Err(fault) = ticket.wake() {
+            let fault = turned_away(proxy, &mut arrival, ends.client, &mut entry, fault).await;
+            return ended(proxy, entry, &Err(fault));
+        }
+    }
     loop {
         let result = stream(proxy, &ticket, &mut arrival, &ends, &mut entry).await;
         ended(proxy, entry, &result);
         if result.is_err() || !Box::pin(rest(proxy, &mut ticket, &mut arrival, ends.here)).await {
             return;
         }
-        entry = proxy.settings.access.begin(Direction::Inbound, proxy.now());
+        entry = begin(&proxy.settings.access);
     }
 }
 
@@ -71,7 +87,7 @@ fn ended(proxy: &Proxy, mut entry: Entry, result: &Result<(), Fault>) {
     }
 }
 
-/// Registers the tunnel and says where it arrived.
+/// Registers the tunnel, with a place unless it was dialled `ahead`, and says where it arrived.
 ///
 /// # Errors
 /// Why the peer was refused.
@@ -79,6 +95,7 @@ async fn enter<'a>(
     proxy: &'a Proxy,
     arrival: &mut Arrival,
     client: SocketAddr,
+    ahead: bool,
     entry: &mut Entry,
 ) -> Result<(Ticket<'a>, Ends), Fault> {
     let wire = arrival.tunnel.wire();
@@ -86,19 +103,34 @@ async fn enter<'a>(
     let arrived_at = canonical(wire.local_addr().map_err(Fault::Tunnel)?);
     entry.ends(client, SocketAddr::new(arrived_at.ip(), arrival.port.map_or(0, Into::into)));
     let peer = proxy.verifier.identify(&[arrival.tunnel.peer()])?;
-    match proxy.live.enter(Direction::Inbound, peer.holder) {
+    let enter = if ahead { Live::enter_ahead } else { Live::enter };
+    match enter(&proxy.live, Direction::Inbound, peer.holder) {
         Ok(ticket) => {
             ticket.watch(arrival.tunnel.wire());
             Ok((ticket, Ends { client, here: arrived_at }))
         }
-        Err(fault) => {
-            let key = key(arrival, &peer, client);
-            entry.between(&key, Some(peer.holder), true);
-            let why = if matches!(fault, Fault::Draining) { Refusal::Draining } else { Refusal::Overload };
-            proxy.edges.fail(key, Some(peer.holder), fault.reason(), proxy.now());
-            refuse(&mut arrival.tunnel, why).await;
-            Err(fault)
-        }
+        Err(fault) => Err(turned_away(proxy, arrival, client, entry, fault).await),
+    }
+}
+
+/// Tells the peer that there is no place for its stream, and notes it. Returns why.
+async fn turned_away(proxy: &Proxy, arrival: &mut Arrival, client: SocketAddr, entry: &mut Entry, fault: Fault) -> Fault {
+    if let Ok(peer) = proxy.verifier.identify(&[arrival.tunnel.peer()]) {
+        let key = key(arrival, &peer, client);
+        entry.between(&key, Some(peer.holder), true);
+        proxy.edges.fail(key, Some(peer.holder), fault.reason(), proxy.now());
+    }
+    let why = if matches!(fault, Fault::Draining) { Refusal::Draining } else { Refusal::Overload };
+    refuse(&mut arrival.tunnel, why).await;
+    fault
+}
+
+/// Waits for the first stream of a tunnel in which nothing came with the handshake: a header that was only late, or, of a tunnel that was
+/// dialled ahead, much later, after [`rest`]. One that ends before has carried nothing: no connection failed.
+async fn first(proxy: &Proxy, ticket: &mut Ticket<'_>, arrival: &mut Arrival, arrived_at: SocketAddr) -> bool {
+    match timeout(TOGETHER, arrival.tunnel.stirs()).await {
+        Ok(more) => more,
+        Err(_) => !ticket.rest() || rest(proxy, ticket, arrival, arrived_at).await,
     }
 }
 

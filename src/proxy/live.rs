@@ -167,18 +167,34 @@ impl Live {
     /// # Errors
     /// [`Fault::Overload`] when there are too many, [`Fault::Draining`] when no new ones are taken.
     pub fn enter(&self, direction: Direction, peer: NodeId) -> Result<Ticket<'_>, Fault> {
+        self.enter_as(direction, peer, false)
+    }
+
+    /// As [`Live::enter`], for a tunnel that carries nothing yet: it needs no place until its first stream ([`Ticket::wake`]), unless too
+    /// many rest already.
+    ///
+    /// # Errors
+    /// As [`Live::enter`].
+    pub fn enter_ahead(&self, direction: Direction, peer: NodeId) -> Result<Ticket<'_>, Fault> {
+        self.enter_as(direction, peer, true)
+    }
+
+    fn enter_as(&self, direction: Direction, peer: NodeId, ahead: bool) -> Result<Ticket<'_>, Fault> {
         let mut s = self.state();
         if s.draining {
             return Err(Fault::Draining);
         }
-        if !s.take(&self.limits, direction, peer) {
+        let resting = ahead && s.resting < self.limits.resting;
+        if resting {
+            s.resting += 1;
+        } else if !s.take(&self.limits, direction, peer) {
             self.overloads.fetch_add(1, Ordering::Relaxed);
             return Err(Fault::Overload);
         }
         s.next += 1;
         let (id, slot) = (s.next, Arc::<Slot>::default());
         s.connections.insert(id, (peer, slot.clone()));
-        Ok(Ticket { live: self, id, direction, peer, slot, resting: false })
+        Ok(Ticket { live: self, id, direction, peer, slot, resting })
     }
 
     /// Ends every connection with `peer` at once; the applications see resets. Returns how many there were.
@@ -216,7 +232,8 @@ impl Live {
         standing: impl Fn(RawFd) -> std::io::Result<Standing>,
     ) -> Waiting {
         // Not asked under the lock: it is a system call for each.
-        let wires: Vec<_> = self.state().connections.iter().map(|(id, (_, slot))| (*id, slot.wire.load(Ordering::Relaxed))).collect();
+        let wires: Vec<_> =
+            self.state().connections.iter().map(|(id, (_, slot))| (*id, slot.wire.load(Ordering::Relaxed))).collect();
         // What has ended meanwhile, or was never there, has no standing. Should its number belong to another connection by now, that one
         // answers for it, and nobody is cut for one look.
         let stand = wires.into_iter().filter(|(_, wire)| *wire != NONE).filter_map(|(id, wire)| Some((id, standing(wire).ok()?)));
@@ -442,7 +459,15 @@ mod tests {
         assert!(matches!(live.enter(Direction::Inbound, A), Err(Fault::Overload)));
         assert!(one.rest());
         assert_eq!(live.cut(A, Cut::Left), 2, "also the one at rest");
-        drop((one, two));
+        // There is a place only, and no rest.
+        drop(two);
+        let mut ahead = live.enter_ahead(Direction::Inbound, A).unwrap();
+        ahead.wake().unwrap();
+        assert_eq!(live.count(), 1);
+        drop((one, ahead));
+        let ahead = live.enter_ahead(Direction::Inbound, A).unwrap();
+        assert_eq!(live.count(), 0, "none until its first stream");
+        drop(ahead);
         let state = live.state();
         assert!(state.counts.is_empty() && state.resting == 0 && state.connections.is_empty());
     }

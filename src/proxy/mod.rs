@@ -180,6 +180,8 @@ pub struct Settings {
     /// How long a tunnel that carries nothing is kept by the side that dialled; the other side waits twice as long, so that it is
     /// the dialler who closes and no header crosses an end.
     pub idle: Duration,
+    /// Whether a tunnel is dialled ahead of its connection to where one is used after the other.
+    pub ahead: bool,
 }
 
 impl Default for Settings {
@@ -194,6 +196,7 @@ impl Default for Settings {
             keepalive: Duration::from_secs(30),
             access: access::AccessLog::default(),
             idle: Duration::from_secs(60),
+            ahead: true,
         }
     }
 }

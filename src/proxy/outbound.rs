@@ -24,6 +24,8 @@ use crate::identity::tls::server_name;
 
 /// How often a member that announced a restart is tried.
 const HOLD_STEP: Duration = Duration::from_millis(200);
+/// How long a tunnel that is dialled ahead leaves the processor to the connection that it comes after.
+const AHEAD_AFTER: Duration = Duration::from_millis(20);
 
 /// Takes captured connections from `listener`, each into a task of its own, until a drain begins or another process takes them.
 pub fn accept(proxy: Arc<Proxy>, listener: Arc<TcpListener>) -> impl Future<Output = ()> + Send {
@@ -58,7 +60,7 @@ async fn accept_all(proxy: &Arc<Proxy>, listener: &TcpListener) {
 }
 
 /// Carries one captured connection until it ends, and says in the log why if it failed. It resets when dropped ([`socket::application`]).
-pub async fn serve(proxy: &Proxy, mut app: TcpStream) {
+pub async fn serve(proxy: &Arc<Proxy>, mut app: TcpStream) {
     let _counted = proxy.panic_guard();
     let mut entry = proxy.settings.access.begin(Direction::Outbound, proxy.now());
     let result = carry(proxy, &mut app, &mut entry).await;
@@ -73,6 +75,7 @@ pub async fn serve(proxy: &Proxy, mut app: TcpStream) {
 }
 
 /// What is known of a connection before its peer is.
+#[derive(Clone)]
 struct Call {
     client: SocketAddr,
     destination: SocketAddr,
@@ -83,7 +86,7 @@ struct Call {
 
 /// # Errors
 /// Why the application got a reset.
-async fn carry(proxy: &Proxy, app: &mut TcpStream, entry: &mut Entry) -> Result<(), Fault> {
+async fn carry(proxy: &Arc<Proxy>, app: &mut TcpStream, entry: &mut Entry) -> Result<(), Fault> {
     let call = call(proxy, app, entry)?;
     let ticket = match proxy.live.enter(Direction::Outbound, call.member.node) {
         Ok(ticket) => ticket,
@@ -158,7 +161,7 @@ fn ended(
     if result.is_ok() && tunnel.version() == Version::Two {
         // The member may have come back at another port while this was held.
         let port = tunnel.wire().peer_addr().map_or(call.member.port, |at| at.port());
-        proxy.pool.give(pool::Key { port, ..call.pooled() }, tunnel, svid);
+        proxy.pool.give(pool::Key { port, ..call.pooled() }, tunnel, svid, Instant::now());
     }
     entry.bytes(edge.bytes());
     edge.settle(if again { &Ok(()) } else { &result }, proxy.now());
@@ -182,7 +185,7 @@ struct Secured {
 /// # Errors
 /// Why there is none.
 async fn secure(
-    proxy: &Proxy,
+    proxy: &Arc<Proxy>,
     ticket: &Ticket<'_>,
     call: &Call,
     entry: &mut Entry,
@@ -215,11 +218,65 @@ fn guard(proxy: &Proxy, destination: SocketAddr) -> Result<NonZeroU16, Fault> {
 type Found = (Arc<Svid>, Box<Tunnel>, SpiffeId);
 
 /// A tunnel that was used before, its peer looked at anew: trust may have changed since.
-async fn again(proxy: &Proxy, call: &Call) -> Option<Found> {
+async fn again(proxy: &Arc<Proxy>, call: &Call) -> Option<Found> {
     let svid = proxy.svids.for_client(&call.workload).await?;
-    let tunnel = proxy.pool.take(&call.pooled(), &svid)?;
+    let key = call.pooled();
+    let pool::Found { tunnel, ahead } = proxy.pool.take(&key, &svid, Instant::now());
+    if ahead {
+        dial_ahead(Ahead { proxy: proxy.clone(), key: Some(key) }, call);
+    }
+    let tunnel = tunnel?;
     let peer = proxy.verifier.identify(&[tunnel.peer()]).ok()?;
     (peer.holder == call.member.node).then_some((svid, tunnel, peer.id))
+}
+
+/// Dials a tunnel for the next connection like this one, not if there are many already or the member is about to go.
+fn dial_ahead(ahead: Ahead, call: &Call) {
+    let live = &ahead.proxy.live;
+    let room = ahead.proxy.settings.ahead && !live.is_draining() && live.count() < live.limits().both / 4 * 3;
+    if room && !call.member.restarting {
+        let call = call.clone();
+        tokio::spawn(async move { ahead.dial(&call).await });
+    }
+}
+
+/// A tunnel being dialled before there is a connection for it. However that ends the pool is told.
+struct Ahead {
+    proxy: Arc<Proxy>,
+    key: Option<pool::Key>,
+}
+
+impl Ahead {
+    async fn dial(mut self, call: &Call) {
+        let proxy = self.proxy.clone();
+        let _counted = proxy.panic_guard();
+        // The connection of this moment first.
+        sleep(AHEAD_AFTER).await;
+        // Among the connections, so that it is cut with them.
+        let Ok(ticket) = proxy.live.enter_ahead(Direction::Outbound, call.member.node) else { return };
+        let dialled = ticket.run(Box::pin(async {
+            let (svid, mut tunnel, _) = connect(&proxy, call).await?;
+            tunnel.settle().await?;
+            Ok::<_, Fault>((svid, tunnel))
+        }));
+        match dialled.await {
+            Ok((svid, tunnel)) if tunnel.version() == Version::Two => {
+                if let Some(key) = self.key.take() {
+                    proxy.pool.give_ahead(key, tunnel, svid, Instant::now());
+                }
+            }
+            Ok(_) => {}
+            Err(fault) => tracing::debug!(%fault, "no tunnel ahead"),
+        }
+    }
+}
+
+impl Drop for Ahead {
+    fn drop(&mut self) {
+        if let Some(key) = &self.key {
+            self.proxy.pool.not_ahead(key, Instant::now());
+        }
+    }
 }
 
 async fn connect(proxy: &Proxy, call: &Call) -> Result<Found, Fault> {

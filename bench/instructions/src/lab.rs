@@ -183,7 +183,8 @@ impl Pair {
             let other = Member { node: mesh.node(1 - number), port: mesh_port, restarting: false };
             let world = Arc::new(World { number, other, service: at });
             let ports = OwnPorts { mesh: mesh_port, capture: 1, admin: None };
-            let settings = Settings { ports, ..Settings::default() };
+            // What is dialled ahead is none of what a connection takes.
+            let settings = Settings { ports, ahead: false, ..Settings::default() };
             Ok::<_, anyhow::Error>(Proxy::new(world.clone(), world, node.svids, node.verifier, settings, Limits::default()))
         };
         let (client, server) = (proxy(0).await?, proxy(1).await?);

@@ -23,6 +23,7 @@ use rustls::crypto::cipher::{AeadKey, Iv};
 use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::runtime::Runtime;
+use tokio::time::Instant;
 
 use crate::lab::{Mesh, NOW, Node, Pair, unit};
 use crate::pipe::{Pipe, pipe};
@@ -359,9 +360,9 @@ fn sockets(runtime: &Runtime, measure: &mut impl Measure, mesh: &Arc<Mesh>) -> R
         let key = pool::Key { client, node: member.node, port: member.port, service: at, source: unit(0) };
         let mut held = 0;
         warm(measure, "pool:take-give", TURNS, || {
-            if let Some(tunnel) = pair.client.pool.take(&key, &svid) {
+            if let Some(tunnel) = pair.client.pool.take(&key, &svid, Instant::now()).tunnel {
                 held += 1;
-                pair.client.pool.give(key.clone(), tunnel, svid.clone());
+                pair.client.pool.give(key.clone(), tunnel, svid.clone(), Instant::now());
             }
         });
         anyhow::ensure!(held == TURNS + 4 || !measure.wants("pool:take-give"), "no tunnel was at rest");

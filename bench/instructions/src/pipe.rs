@@ -106,6 +106,22 @@ impl Stream for Pipe {
         self.peek()
     }
 
+    fn try_look(&self, into: &mut [u8], least: usize) -> io::Result<usize> {
+        let queue = lock(&self.incoming);
+        let there = queue.bytes.len().min(into.len());
+        into.iter_mut().zip(&queue.bytes).for_each(|(to, from)| *to = *from);
+        if there < least && !(there == 0 && queue.ended) { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(there) }
+    }
+
+    fn take(&self, into: &mut [u8]) -> io::Result<()> {
+        lock(&self.incoming).bytes.read_exact(into)
+    }
+
+    async fn more(&self) -> io::Result<bool> {
+        std::future::poll_fn(|context| self.poll_readable(context)).await?;
+        Ok(lock(&self.incoming).ended)
+    }
+
     fn end(&self) -> io::Result<()> {
         let mut queue = lock(&self.outgoing);
         queue.ended = true;

@@ -152,6 +152,7 @@ impl Node {
             handshake: PATIENCE,
             header: lab.header,
             keepalive: lab.keepalive,
+            ahead: lab.ahead,
             hold: Duration::from_secs(2),
             ..Settings::default()
         };
@@ -192,6 +193,8 @@ pub(super) struct Options {
     pub(super) limits: Limits,
     pub(super) header: Duration,
     pub(super) keepalive: Duration,
+    /// Tunnels are dialled ahead: then there are more than were asked for.
+    pub(super) ahead: bool,
 }
 
 impl Default for Options {
@@ -201,6 +204,7 @@ impl Default for Options {
             limits: Limits::default(),
             header: PATIENCE,
             keepalive: Settings::default().keepalive,
+            ahead: false,
         }
     }
 }

@@ -4,6 +4,7 @@ mod differential;
 mod lab;
 mod reference;
 mod reuse;
+mod stalled;
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;

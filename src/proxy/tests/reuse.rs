@@ -1,13 +1,14 @@
 //! Tunnels that carry one connection after another: who may use one again, and what happens when it is not as it was.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use meshd_ca::identity::Workload;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::lab::{B, Lab, Node, Options, failures, lab, lab_with, soon};
 use super::{PATIENCE, all, echo, middleman, reset};
@@ -177,6 +178,51 @@ async fn a_service_that_has_its_own_certificate_by_now_shows_it() {
 }
 
 #[tokio::test]
+async fn what_is_used_again_and_again_has_a_tunnel_ahead_of_the_next_connection() {
+    let lab = lab_with(Options { ahead: true, ..Options::default() }).await;
+    let (listener, at) = lab.service().await;
+    tokio::spawn(echo(listener));
+    let front = lab.a.capture(at).await;
+    for _ in 0..2 {
+        question(front, b"x").await;
+        rested(&lab.a, 1).await;
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(lab.a.proxy.pool.ahead(), 0, "it may be all there is to ask");
+    for _ in 0..20 {
+        question(front, b"x").await;
+        soon("one ahead", || lab.a.proxy.pool.ahead() == 1 && lab.a.proxy.pool.count() == 2).await;
+    }
+    // Two at once, after the other side has waited for longer than a header may take.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let reused = lab.a.proxy.pool.reused();
+    crowd(front, 2).await;
+    assert_eq!(lab.a.proxy.pool.reused(), reused + 2, "the second had to wait for a handshake");
+    // And there is another one ahead of a third.
+    rested(&lab.a, 3).await;
+    // Each connection came to the service once, and what was dialled ahead never.
+    assert_eq!(lab.b.world.connected.lock().unwrap().len(), 24);
+    soon("all at rest", || lab.a.proxy.live.count() + lab.b.proxy.live.count() == 0).await;
+    no_failure(&lab);
+}
+
+#[tokio::test]
+async fn nothing_is_dialled_ahead_toward_a_member_that_is_about_to_go() {
+    let lab = lab_with(Options { ahead: true, ..Options::default() }).await;
+    let (listener, at) = lab.service().await;
+    tokio::spawn(echo(listener));
+    let front = lab.a.capture(at).await;
+    lab.a.world.members.lock().unwrap().get_mut(&B).unwrap().restarting = true;
+    for _ in 0..6 {
+        question(front, b"x").await;
+        rested(&lab.a, 1).await;
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!((lab.a.proxy.pool.ahead(), lab.a.proxy.pool.count()), (0, 1));
+    no_failure(&lab);
+}
+
+#[tokio::test]
 async fn a_renewed_certificate_ends_the_tunnels_of_the_old_one() {
     let lab = lab_with(Options { lifetime: Duration::from_secs(2), ..Options::default() }).await;
     let (listener, at) = lab.service().await;
@@ -197,10 +243,10 @@ async fn a_renewed_certificate_ends_the_tunnels_of_the_old_one() {
 
 #[test]
 fn an_idle_connection_is_small() {
-    fn size<'a, A, B, F: Future>(_: impl FnOnce(&'a Proxy, A, B) -> F) -> usize {
+    fn size<'a, P: 'a, A, B, F: Future>(_: impl FnOnce(&'a P, A, B) -> F) -> usize {
         size_of::<F>()
     }
-    let outbound = size(|proxy, app, ()| outbound::serve(proxy, app));
+    let outbound = size(|proxy: &Arc<Proxy>, app, ()| outbound::serve(proxy, app));
     let inbound = size(inbound::serve);
     println!("outbound {outbound}, inbound {inbound}, tunnel {}", size_of::<Tunnel>());
     assert!(outbound.max(inbound) + size_of::<Tunnel>() < 8 * 1024, "{outbound}, {inbound}");
@@ -247,7 +293,7 @@ async fn a_tunnel_that_its_peer_closed_meanwhile_is_not_used() {
     rested(&lab.a, 1).await;
     cut.notify_one();
     soon("the end has arrived", || {
-        lab.a.proxy.pool.sweep();
+        lab.a.proxy.pool.sweep(Instant::now());
         lab.a.proxy.pool.count() == 0
     })
     .await;
@@ -315,7 +361,7 @@ async fn a_tunnel_that_is_watched_at_rest_is_as_before_in_use() {
     question(front, b"x").await;
     rested(&lab.a, 1).await;
     tokio::time::sleep(Duration::from_millis(2100)).await;
-    lab.a.proxy.pool.sweep();
+    lab.a.proxy.pool.sweep(Instant::now());
     question(front, b"y").await;
     rested(&lab.a, 1).await;
     assert_eq!(lab.a.proxy.pool.reused(), 1);

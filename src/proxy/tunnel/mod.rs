@@ -9,6 +9,9 @@
 //! header. In both, an end of the TCP connection in between is a break, never an end.
 
 mod buffers;
+mod lean;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod model;
 mod receiving;
 mod shake;
 mod shown;
@@ -30,6 +33,9 @@ use super::header::{Header, PREFIX, Refusal, Verdict};
 use crate::identity::tls::{ALPN_DATA, ALPN_STREAMS};
 use crate::identity::traffic::{HEADER, Kind, MAX_DATA, RecordError, Schedule, TRAILER, Traffic};
 use buffers::{Buffer, SLOT, SLOTS};
+pub use buffers::{Lent, bound_by, lent};
+#[cfg(test)]
+pub(crate) use buffers::{dry, own};
 use receiving::Receiving;
 pub use shake::Input;
 use shown::Shown;
@@ -86,6 +92,18 @@ impl Said {
     pub fn is_whole(&self) -> bool {
         self.keep
     }
+
+    /// Keeps what the application said now, if it fits one record with what is in front of it: `told` bytes of ours and what is in here.
+    fn keep(&mut self, said: &[u8], ended: bool, told: usize, keys: &Keys) {
+        if self.keep {
+            self.keep = told + self.bytes.len() + said.len() <= MAX_DATA && !keys.accepted.load(Ordering::Relaxed);
+            self.ended = ended;
+            match self.keep {
+                true => self.bytes.extend_from_slice(said),
+                false => self.bytes = Vec::new(),
+            }
+        }
+    }
 }
 
 /// A tunnel whose handshake is done.
@@ -105,6 +123,13 @@ struct Keys {
     owed: AtomicBool,
     /// The peer has accepted the stream of the moment.
     accepted: AtomicBool,
+}
+
+impl Keys {
+    /// The peer has accepted the stream of the moment.
+    fn accept(&self) {
+        self.accepted.store(true, Ordering::Relaxed);
+    }
 }
 
 struct Sending {
@@ -148,7 +173,8 @@ impl<W: Stream> Tunnel<W> {
     }
 
     /// As after a handshake that left these keys.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
+    #[allow(clippy::unwrap_used)] // what is made has keys of the right length
     pub(crate) fn made(wire: W, version: Version, keys: crate::identity::traffic::Made) -> Box<Self> {
         Box::new(Self {
             wire,
@@ -185,6 +211,15 @@ impl<W: Stream> Tunnel<W> {
         self.peer.der()
     }
 
+    /// Sends what is left of the handshake now, not with the first stream: the peer knows who dialled, and waits.
+    ///
+    /// # Errors
+    /// When the peer is gone.
+    pub async fn settle(&mut self) -> Result<(), Fault> {
+        let unsent = std::mem::take(&mut self.sending.unsent);
+        write_all(&self.wire, &mut [IoSlice::new(&unsent)]).await.map_err(Fault::Tunnel)
+    }
+
     /// Waits between two streams until something comes. Returns whether it is more than the end.
     pub async fn stirs(&self) -> bool {
         if self.receiving.held.is_some() || !self.receiving.early.is_empty() {
@@ -208,7 +243,16 @@ impl<W: Stream> Tunnel<W> {
                     return Ok(header);
                 }
             }
-            let batch = self.receiving.next(&self.wire, None::<&W>, &self.keys, self.version, false).await?;
+            let Some(batch) = self.receiving.next(&self.wire, None::<&W>, &self.keys, self.version, false).await? else {
+                let heard = |bytes: &[u8]| {
+                    said.extend_from_slice(bytes);
+                    Ok(bytes.len())
+                };
+                if self.lean(heard).await? {
+                    return Err(Fault::Tunnel(io::ErrorKind::UnexpectedEof.into()));
+                }
+                continue;
+            };
             if batch.is_empty() {
                 return Err(Fault::Tunnel(io::ErrorKind::UnexpectedEof.into()));
             }
@@ -301,7 +345,16 @@ impl<W: Stream> Tunnel<W> {
         self.finish()?;
         let mut ignored = 0;
         while ignored < MAX_IGNORED {
-            let batch = self.receiving.next(&self.wire, None::<&W>, &self.keys, self.version, false).await?;
+            let Some(batch) = self.receiving.next(&self.wire, None::<&W>, &self.keys, self.version, false).await? else {
+                let ended = self.lean(|bytes| {
+                    ignored += bytes.len();
+                    Ok(bytes.len())
+                });
+                if ended.await? {
+                    break;
+                }
+                continue;
+            };
             if batch.ended {
                 self.receiving.over = false;
                 break;
@@ -310,6 +363,14 @@ impl<W: Stream> Tunnel<W> {
             self.receiving.release();
         }
         Ok(())
+    }
+
+    /// One record that `heard` is told of, when there is no buffer to be had. Whether it ended the stream.
+    async fn lean(&mut self, heard: impl FnMut(&[u8]) -> io::Result<usize>) -> Result<bool, Fault> {
+        let Self { wire, version, receiving, keys, .. } = self;
+        let ended = Box::pin(receiving.lean(wire, None::<&W>, keys, *version, &mut false, heard)).await?;
+        receiving.over = false;
+        Ok(ended)
     }
 
     fn finish(&self) -> Result<(), Fault> {
@@ -368,7 +429,17 @@ impl Sending {
                 writable(wire).await.map_err(Fault::Tunnel)?;
                 readable(app).await.map_err(Fault::App)?;
             }
-            let mut buffer = if busy { Buffer::large() } else { Buffer::small() };
+            let Some(mut buffer) = Buffer::fitting(busy) else {
+                self.renew(keys)?;
+                let (said, ended) = Box::pin(self.lean(wire, app, keys, version, (&lead, told), now, before)).await?;
+                count.add(said);
+                if ended {
+                    return self.ended(wire, version);
+                }
+                (busy, now) = (false, false);
+                lead.clear();
+                continue;
+            };
             buffer[HEADER..][..lead.len()].copy_from_slice(&lead);
             let (said, ended) = match read(app, &mut buffer, lead.len(), now) {
                 _ if now && (before.ended || lead.len() >= MAX_DATA) => (0, before.ended),
@@ -377,33 +448,18 @@ impl Sending {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
                 Err(e) => return Err(Fault::App(e)),
             };
-            if before.keep {
-                let fits = told + before.bytes.len() + said <= MAX_DATA;
-                before.keep = fits && !keys.accepted.load(Ordering::Relaxed);
-                before.ended = ended;
-                match before.keep {
-                    true => before.bytes.extend_from_slice(&buffer[HEADER + lead.len()..][..said]),
-                    false => before.bytes = Vec::new(),
-                }
-            }
+            before.keep(&buffer[HEADER + lead.len()..][..said], ended, told, keys);
             self.renew(keys)?;
             let mut end = self.seal(&mut buffer, lead.len() + said)?;
             if ended {
-                let room = &mut buffer[end..];
-                end += match version {
-                    Version::One => self.seal_close(room)?,
-                    Version::Two => self.traffic.seal(Kind::Data, room, 0).map_err(broken)?,
-                };
+                end += self.seal_end(&mut buffer[end..], version)?;
             }
             let mut out = [IoSlice::new(&self.unsent), IoSlice::new(&buffer[..end])];
             write_all(wire, &mut out).await.map_err(Fault::Tunnel)?;
             self.unsent = Vec::new();
             count.add(said);
             if ended {
-                return match version {
-                    Version::One => wire.end().map_err(Fault::Tunnel),
-                    Version::Two => Ok(()),
-                };
+                return self.ended(wire, version);
             }
             busy = lead.len() + said >= MAX_DATA;
             turn += usize::from(busy);
@@ -424,6 +480,22 @@ impl Sending {
             end = start + self.traffic.seal(Kind::Data, &mut buffer[start..], MAX_DATA.min(total - at)).map_err(broken)?;
         }
         Ok(end)
+    }
+
+    /// What ends a direction.
+    fn seal_end(&mut self, room: &mut [u8], version: Version) -> Result<usize, Fault> {
+        match version {
+            Version::One => self.seal_close(room),
+            Version::Two => self.traffic.seal(Kind::Data, room, 0).map_err(broken),
+        }
+    }
+
+    /// And what is to be done after it.
+    fn ended(&self, wire: &impl Stream, version: Version) -> Result<(), Fault> {
+        match version {
+            Version::One => wire.end().map_err(Fault::Tunnel),
+            Version::Two => Ok(()),
+        }
     }
 
     fn seal_close(&mut self, room: &mut [u8]) -> Result<usize, Fault> {

@@ -4,7 +4,7 @@
 //! their record was found good, in order, and an end is told only where the peer said one.
 
 use std::future::poll_fn;
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::ops::Range;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
@@ -34,6 +34,10 @@ pub(super) struct Receiving {
     pub(super) early: Vec<u8>,
     /// The last read filled its buffer.
     busy: bool,
+    /// The kernel was asked to have room for whole records, see [`Receiving::lean`].
+    pub(super) roomy: bool,
+    /// There was no buffer, and the kernel has the beginning of a record.
+    pub(super) begun: bool,
     /// The direction has ended; what is behind it is the next stream's.
     pub(super) over: bool,
     /// What broke the tunnel behind records that are good.
@@ -44,6 +48,13 @@ pub(super) struct Held {
     pub(super) buffer: Buffer,
     start: usize,
     end: usize,
+}
+
+impl Held {
+    /// A buffer of which so much is filled.
+    pub(super) fn new(buffer: Buffer, end: usize) -> Self {
+        Self { buffer, start: 0, end }
+    }
 }
 
 /// What some whole records were: where in the buffer their data lies. Narrow numbers, because a connection at rest keeps room for it.
@@ -59,8 +70,8 @@ pub(super) struct Batch {
 impl Receiving {
     /// With what came behind the handshake.
     pub(super) fn new(traffic: Traffic, left: Option<(Buffer, usize)>) -> Self {
-        let held = left.map(|(buffer, end)| Held { buffer, start: 0, end });
-        Self { traffic, renewals: 0, held, early: Vec::new(), busy: false, over: false, fault: None }
+        let held = left.map(|(buffer, end)| Held::new(buffer, end));
+        Self { traffic, renewals: 0, held, early: Vec::new(), busy: false, roomy: false, begun: false, over: false, fault: None }
     }
 
     /// Out of the tunnel to the application.
@@ -81,7 +92,17 @@ impl Receiving {
         drop(early);
         let mut turn = 0;
         loop {
-            let mut batch = self.next(wire, Some(app), keys, version, verdict).await?;
+            let Some(mut batch) = self.next(wire, Some(app), keys, version, verdict).await? else {
+                let write = |bytes: &[u8]| {
+                    let written = app.try_write_vectored(&[IoSlice::new(bytes)])?;
+                    count.add(written);
+                    Ok(written)
+                };
+                if Box::pin(self.lean(wire, Some(app), keys, version, &mut verdict, write)).await? {
+                    return self.ended(app, verdict);
+                }
+                continue;
+            };
             if let Some(held) = &self.held {
                 if verdict && !batch.is_empty() {
                     match Verdict::decode(held.buffer[batch.pieces[0].start as usize]) {
@@ -89,7 +110,7 @@ impl Receiving {
                         Verdict::Refused(why) => return Err(Fault::Refused(why)),
                     }
                     verdict = false;
-                    keys.accepted.store(true, Ordering::Relaxed);
+                    keys.accept();
                 }
                 batch.write(&held.buffer, app, count).await.map_err(Fault::App)?;
             }
@@ -100,16 +121,30 @@ impl Receiving {
                 yield_now().await;
             }
             if batch.ended {
-                self.over = false;
-                if verdict {
-                    return Err(Fault::NoVerdict);
-                }
-                return app.end().map_err(Fault::App);
+                return self.ended(app, verdict);
             }
         }
     }
 
-    /// The next whole records, some data or an end. `app` is who will get them: nothing is read while it takes nothing.
+    fn ended(&mut self, app: &impl Stream, verdict: bool) -> Result<(), Fault> {
+        self.over = false;
+        match verdict {
+            true => Err(Fault::NoVerdict),
+            false => app.end().map_err(Fault::App),
+        }
+    }
+
+    /// The number of the next record.
+    pub(super) fn used(&self) -> u64 {
+        self.traffic.used()
+    }
+
+    pub(super) fn go_back_to(&mut self, record: u64) {
+        self.traffic.go_back_to(record);
+    }
+
+    /// The next whole records, some data or an end. `app` is who will get them: nothing is read while it takes nothing. None when there is
+    /// no buffer to be had and nothing in hand: [`Receiving::lean`] goes on.
     pub(super) async fn next<W: Stream, A: Stream>(
         &mut self,
         wire: &W,
@@ -117,17 +152,19 @@ impl Receiving {
         keys: &Keys,
         version: Version,
         unanswered: bool,
-    ) -> Result<Batch, Fault> {
+    ) -> Result<Option<Batch>, Fault> {
         loop {
             if let Some(batch) = self.batch(keys, version, unanswered)? {
-                return Ok(batch);
+                return Ok(Some(batch));
             }
-            self.fill(wire, app).await?;
+            if !self.fill(wire, app).await? {
+                return Ok(None);
+            }
         }
     }
 
     /// What is in hand, if it is something.
-    fn batch(&mut self, keys: &Keys, version: Version, unanswered: bool) -> Result<Option<Batch>, Fault> {
+    pub(super) fn batch(&mut self, keys: &Keys, version: Version, unanswered: bool) -> Result<Option<Batch>, Fault> {
         let mut batch = Batch::default();
         if let Some(fault) = self.fault.take() {
             return Err(fault);
@@ -142,15 +179,17 @@ impl Receiving {
         Ok((batch.ended || !batch.is_empty()).then_some(batch))
     }
 
-    /// Reads once.
-    async fn fill(&mut self, wire: &impl Stream, app: Option<&impl Stream>) -> Result<(), Fault> {
+    /// Reads once; not if there is no buffer to be had.
+    async fn fill(&mut self, wire: &impl Stream, app: Option<&impl Stream>) -> Result<bool, Fault> {
         self.release();
         if let Some(held) = &mut self.held {
             // The rest of a record is to come: it and what is behind it go to the front, of a large buffer if much is coming.
             let rest = held.start..held.end;
             let length = rest.len();
-            if self.busy && held.buffer.slots() < SLOTS {
-                let mut larger = Buffer::large();
+            if self.busy
+                && held.buffer.slots() < SLOTS
+                && let Some(mut larger) = Buffer::larger()
+            {
                 larger[..length].copy_from_slice(&held.buffer[rest]);
                 held.buffer = larger;
             } else {
@@ -162,27 +201,42 @@ impl Receiving {
             if let (None, Some(app)) = (&self.held, app) {
                 writable(app).await.map_err(Fault::App)?;
             }
-            poll_fn(|context| {
+            let begun = std::mem::take(&mut self.begun);
+            let ready = poll_fn(|context| {
                 let ready = wire.poll_readable(context);
                 if ready.is_pending() {
                     self.shrink();
                 }
                 ready
-            })
-            .await
-            .map_err(Fault::Tunnel)?;
-            let busy = self.busy;
-            let held = self.held.get_or_insert_with(|| Held {
-                buffer: if busy { Buffer::large() } else { Buffer::small() },
-                start: 0,
-                end: 0,
             });
-            match wire.try_read(&mut held.buffer[held.end..]) {
+            // Should the kernel have no room for the rest, nothing would ever stir: then it is looked whether there is a buffer by now.
+            let still = match begun {
+                false => ready.await.map(|()| false),
+                true => {
+                    Box::pin(async {
+                        tokio::select! { ready = ready => ready.map(|()| false), () = wire.a_moment() => Ok(true) }
+                    })
+                    .await
+                }
+            };
+            let still = still.map_err(Fault::Tunnel)?;
+            if self.held.is_none() {
+                self.held = Buffer::fitting(self.busy).map(|buffer| Held::new(buffer, 0));
+            }
+            let Some(held) = &mut self.held else {
+                if still {
+                    self.begun = true;
+                    continue;
+                }
+                return Ok(false);
+            };
+            let room = &mut held.buffer[held.end..];
+            match if still { wire.read_now(&mut [IoSliceMut::new(room)]) } else { wire.try_read(room) } {
                 Ok(0) => return Err(Fault::Tunnel(io::ErrorKind::UnexpectedEof.into())),
                 Ok(n) => {
                     held.end += n;
                     self.busy = held.end >= SLOT;
-                    return Ok(());
+                    return Ok(true);
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.release(),
                 Err(e) => return Err(Fault::Tunnel(e)),
@@ -205,10 +259,11 @@ impl Receiving {
         {
             let rest = held.start..held.end;
             let length = rest.len();
-            let mut smaller = Buffer::small();
-            if length <= smaller.len() {
+            if let Some(mut smaller) = Buffer::small()
+                && length <= smaller.len()
+            {
                 smaller[..length].copy_from_slice(&held.buffer[rest]);
-                *held = Held { buffer: smaller, start: 0, end: length };
+                *held = Held::new(smaller, length);
             }
         }
     }

@@ -11,7 +11,7 @@ use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, Insufficie
 use rustls::{ClientConfig, CommonState, ExtractedSecrets, ServerConfig};
 use rustls_pki_types::ServerName;
 
-use super::buffers::Buffer;
+use super::buffers::{Buffer, dialling};
 use super::stream::{Stream, readable, write_all};
 use crate::identity::traffic::{HEADER, MAX_RECORD, Schedule};
 
@@ -19,12 +19,15 @@ use crate::identity::traffic::{HEADER, MAX_RECORD, Schedule};
 pub struct Input {
     buffer: Buffer,
     have: usize,
+    /// The buffer is for the handshake only: nothing behind it is read.
+    lent: bool,
 }
 
 impl Input {
-    /// None yet.
+    /// None yet. Whoever has one bounds how many there are and for how long.
     pub fn empty() -> Self {
-        Self { buffer: Buffer::small(), have: 0 }
+        let buffer = Buffer::small();
+        Self { lent: buffer.is_none(), buffer: buffer.unwrap_or_else(Buffer::at_hand), have: 0 }
     }
 
     /// What is there.
@@ -37,12 +40,16 @@ impl Input {
     /// # Errors
     /// The connection's own, `UnexpectedEof` at its end, `InvalidData` when there is no room: more than any handshake needs.
     pub async fn more(&mut self, wire: &impl Stream) -> io::Result<()> {
-        if self.have == self.buffer.len() {
+        self.more_until(wire, self.buffer.len()).await
+    }
+
+    async fn more_until(&mut self, wire: &impl Stream, end: usize) -> io::Result<()> {
+        if self.have >= end {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "a handshake that does not end"));
         }
         loop {
             readable(wire).await?;
-            match wire.try_read(&mut self.buffer[self.have..]) {
+            match wire.try_read(&mut self.buffer[self.have..end]) {
                 Ok(0) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the connection ended in the handshake")),
                 Ok(n) => {
                     self.have += n;
@@ -57,16 +64,19 @@ impl Input {
     /// Waits until the record at `from` is whole; where it ends.
     async fn record(&mut self, from: usize, wire: &impl Stream) -> io::Result<usize> {
         loop {
+            let mut end = from + HEADER;
             if let Some((header, _)) = self.bytes().get(from..).and_then(|b| b.split_first_chunk::<HEADER>()) {
                 let len = HEADER + usize::from(u16::from_be_bytes([header[3], header[4]]));
                 if len > MAX_RECORD {
                     return Err(io::Error::new(io::ErrorKind::InvalidData, "not TLS"));
                 }
-                if from + len <= self.have {
-                    return Ok(from + len);
+                end = from + len;
+                if end <= self.have {
+                    return Ok(end);
                 }
             }
-            self.more(wire).await?;
+            let room = self.buffer.len();
+            self.more_until(wire, if self.lent { end.min(room) } else { room }).await?;
         }
     }
 
@@ -138,6 +148,7 @@ pub(super) async fn dial<T>(
     name: ServerName<'static>,
     look: impl FnOnce(&CommonState) -> io::Result<T>,
 ) -> io::Result<Shaken<T>> {
+    let _place = dialling().await;
     let side = UnbufferedClientConnection::new(config, name).map_err(invalid)?;
     shake(wire, side, Input::empty(), look).await
 }
@@ -199,6 +210,9 @@ async fn shake<S: Side, T>(
                 return Err(invalid(error));
             }
         }
+    }
+    if input.lent && input.have > 0 {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "more than a hello came before it was answered"));
     }
     let seen = look(side.common())?;
     let (secrets, schedule) = side.finish().map_err(invalid)?;

@@ -3,17 +3,20 @@
 //! Owns how to wait: one waits at a time, and needs no more than the place for one in the socket. What [`TcpStream::readable`] needs for
 //! any number is kept by every connection at rest.
 
-use std::future::poll_fn;
+use std::future::{pending, poll_fn};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::net::Shutdown;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
+use rustix::net::{RecvFlags, recv};
 use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
+use tokio::time::sleep;
 
-use crate::intercept::socket::receive;
+use crate::intercept::socket::{make_room, receive};
 
 /// A connection of bytes, both directions of which end by themselves. Whoever finds nothing to do is told `WouldBlock`.
 pub trait Stream: Send + Sync {
@@ -69,6 +72,35 @@ pub trait Stream: Send + Sync {
     /// As above.
     fn try_peek(&self) -> io::Result<usize>;
 
+    /// Looks at what would be read next, all that is there and fits. `WouldBlock` when that is fewer than `least` bytes, and it is waited
+    /// anew; 0 bytes at the end.
+    ///
+    /// # Errors
+    /// As above.
+    fn try_look(&self, into: &mut [u8], least: usize) -> io::Result<usize>;
+
+    /// Has more come although nothing is taken, if that is possible. Looking again is what tells the other end of it.
+    ///
+    /// # Errors
+    /// As above.
+    fn make_room(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Takes what was looked at: fills `into`.
+    ///
+    /// # Errors
+    /// As above; when it is not there.
+    fn take(&self, into: &mut [u8]) -> io::Result<()>;
+
+    /// Waits until there may be more to look at. Returns whether there will never be.
+    fn more(&self) -> impl Future<Output = io::Result<bool>> + Send;
+
+    /// Waits for as long as somebody may be kept waiting who hears of nothing. For ever where there is no clock.
+    fn a_moment(&self) -> impl Future<Output = ()> + Send {
+        pending()
+    }
+
     /// Ends what is written.
     ///
     /// # Errors
@@ -116,6 +148,35 @@ impl Stream for TcpStream {
 
     fn try_peek(&self) -> io::Result<usize> {
         self.try_io(Interest::READABLE, || Stream::peek(self))
+    }
+
+    fn try_look(&self, into: &mut [u8], least: usize) -> io::Result<usize> {
+        self.try_io(Interest::READABLE, || match recv(self, &mut *into, RecvFlags::PEEK)? {
+            (_, few) if 0 < few && few < least => Err(io::ErrorKind::WouldBlock.into()),
+            (_, enough) => Ok(enough),
+        })
+    }
+
+    fn make_room(&self) -> io::Result<()> {
+        make_room(self)
+    }
+
+    fn take(&self, mut into: &mut [u8]) -> io::Result<()> {
+        while !into.is_empty() {
+            match recv(self, &mut *into, RecvFlags::empty())? {
+                (_, 0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                (_, taken) => into = &mut into[taken..],
+            }
+        }
+        Ok(())
+    }
+
+    async fn more(&self) -> io::Result<bool> {
+        self.ready(Interest::READABLE).await.map(|ready| ready.is_read_closed())
+    }
+
+    async fn a_moment(&self) {
+        sleep(Duration::from_millis(100)).await;
     }
 
     fn end(&self) -> io::Result<()> {
