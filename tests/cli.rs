@@ -460,7 +460,8 @@ fn every_finding_has_a_section_a_place_and_a_test() {
         .filter_map(|(name, code)| Some((name, code.strip_suffix("\";")?)))
         .collect();
     assert_eq!(names.len(), code::ALL.len());
-    let (mut places, mut tests) = (read("src/cli/check.rs"), read("tests/namespaced/checks.rs") + &read("tests/cli.rs"));
+    let scenarios = read("tests/namespaced/checks.rs") + &read("tests/namespaced/breakages.rs");
+    let (mut places, mut tests) = (read("src/cli/check.rs"), scenarios + &read("tests/cli.rs"));
     for file in std::fs::read_dir(root.join("src/check")).unwrap().flatten().filter(|f| f.path().is_file()) {
         let text = std::fs::read_to_string(file.path()).unwrap();
         let (place, test) = text.split_once("#[cfg(test)]").unwrap_or((&text, ""));

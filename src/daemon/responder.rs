@@ -17,8 +17,9 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until, 
 
 use crate::intercept::{process, socket};
 
-/// How long it stays silent after trouble, at first and at most. A flood costs this host a responder's start in each pause.
-const PAUSE: Duration = Duration::from_secs(1);
+/// How long it stays silent after trouble, at first and at most. A flood costs this host a responder's start in each pause. Longer than the
+/// second for which neighbours keep what said goodbye (RFC 6762 section 10.1): what comes back just as that ends may be forgotten with it.
+const PAUSE: Duration = Duration::from_secs(2);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// A responder that worked for this long had no trouble: the next pause is a short one again.
 const WELL: Duration = Duration::from_secs(120);
