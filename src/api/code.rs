@@ -115,8 +115,6 @@ codes! {
     STATE_FILES = "check-state-files";
     /// The disk has room.
     DISK = "check-disk";
-    /// What only this host has is in a backup.
-    BACKUP = "check-backup";
 
     /// The node is a member.
     MEMBER = "check-member";
