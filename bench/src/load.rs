@@ -197,18 +197,30 @@ async fn beside(to: SocketAddr, time: Duration) -> Result<Outcome> {
     Ok(summary(begun, ok.into_iter().flatten().collect(), failed.len() as u64))
 }
 
-/// Opens `count` connections that have each carried a request, says so on standard output, and holds them until the process is ended.
+/// What [`hold`] says when all connections are open.
+pub(crate) const HELD: &str = "held";
+
+/// Opens `count` connections that have each carried a request, says so on standard output, asks each once more after they have rested for
+/// so long, one after the other, says in how many microseconds the slowest answered, and holds them until the process is ended.
 ///
 /// # Errors
-/// When one cannot be opened.
-pub(crate) async fn hold(to: SocketAddr, count: usize) -> Result<()> {
+/// When one cannot be opened, or is gone when it is asked again.
+pub(crate) async fn hold(to: SocketAddr, count: usize, rest: Duration) -> Result<()> {
     let mut held = Vec::new();
     for _ in 0..count {
         let mut stream = dial(to, ANSWER).await.with_context(|| format!("connection {}", held.len()))?;
         request(&mut stream).await.with_context(|| format!("the request of connection {}", held.len()))?;
         held.push(stream);
     }
-    println!("held");
+    println!("{HELD}");
+    tokio::time::sleep(rest).await;
+    let mut slowest = Duration::ZERO;
+    for (number, stream) in held.iter_mut().enumerate() {
+        let asked = Instant::now();
+        request(stream).await.with_context(|| format!("the second request of connection {number}"))?;
+        slowest = slowest.max(asked.elapsed());
+    }
+    println!("{}", slowest.as_micros());
     tokio::time::sleep(Duration::from_secs(3600)).await;
     Ok(())
 }

@@ -49,8 +49,11 @@ struct Cli {
     #[arg(long, value_enum, value_delimiter = ',', value_name = "NAMES")]
     loads: Vec<Load>,
     /// How many idle connections are held when memory is measured; 0 leaves that out
-    #[arg(long, default_value_t = 2000, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=8_000))]
+    #[arg(long, default_value_t = 2000, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=50_000))]
     held: u32,
+    /// For how many seconds they rest before each is asked again
+    #[arg(long, default_value_t = 4, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(3..=3_600))]
+    rest: u64,
     /// The meshd that is measured [default: the one built with this]
     #[arg(long, value_name = "FILE")]
     meshd: Option<PathBuf>,
@@ -88,6 +91,7 @@ enum Role {
     Hold {
         to: SocketAddr,
         count: usize,
+        rest: u64,
     },
 }
 
@@ -106,7 +110,7 @@ fn play(role: Role) -> Result<()> {
         match role {
             Role::Serve { at } => serve::serve(at).await,
             Role::Relay { listen, to, certificates, tls } => relay::relay(listen, to, tls, &certificates).await,
-            Role::Hold { to, count } => load::hold(to, count).await,
+            Role::Hold { to, count, rest } => load::hold(to, count, Duration::from_secs(rest)).await,
             Role::Load { load, to, seconds } => {
                 let outcome = load.run(to, Duration::from_secs(seconds)).await?;
                 println!("{}", serde_json::to_string(&outcome)?);
@@ -159,7 +163,12 @@ fn measure(cli: &Cli) -> Result<()> {
             };
             let mut found = Vec::new();
             if cli.held > 0 && *plane != Plane::Direct {
-                found.push((String::from("memory"), Outcome::default(), 0.0, Some(memory(&world, &running, cli.held as usize)?)));
+                found.push((
+                    String::from("memory"),
+                    Outcome::default(),
+                    0.0,
+                    Some(memory(&world, &running, cli, &format!("hold-{}-{round}", name(plane)))?),
+                ));
             }
             for load in loads {
                 match run(&world, &running, *load, cli.seconds) {
@@ -204,20 +213,23 @@ fn run(world: &World, running: &Running, load: Load, seconds: u64) -> Result<(Ou
     Ok((serde_json::from_slice(&output.stdout)?, cpu()? - before))
 }
 
-fn memory(world: &World, running: &Running, count: usize) -> Result<Memory> {
+/// `log` is where those who hold the connections write; nobody else does.
+fn memory(world: &World, running: &Running, cli: &Cli, log: &str) -> Result<Memory> {
     let both = || Ok::<_, anyhow::Error>((running.client.memory()?, running.server.memory()?));
     let idle = both()?;
     let mut command = Command::new(&world.me);
-    command.args(["role", "hold", &running.target.to_string(), &count.to_string()]);
-    let log = format!("hold-{}", running.target);
-    let mut process = client(world).spawn(&mut command, &log)?;
-    let before = process.log().matches("held").count();
-    while process.log().matches("held").count() == before {
+    command.args(["role", "hold", &running.target.to_string(), &cli.held.to_string(), &cli.rest.to_string()]);
+    let mut process = client(world).spawn(&mut command, log)?;
+    let mut said = |number: usize| loop {
         ensure!(process.running(), "the connections could not be held: {}", process.log());
+        if let Some(line) = process.log().lines().nth(number) {
+            return Ok(line.to_owned());
+        }
         std::thread::sleep(Duration::from_millis(50));
-    }
+    };
+    ensure!(said(0)? == load::HELD, "the connections could not be held");
     // What opening them needed is over.
     std::thread::sleep(Duration::from_secs(2));
     let held = both()?;
-    Ok(Memory { idle, held, count })
+    Ok(Memory { idle, held, count: cli.held as usize, slowest: said(1)?.parse()? })
 }

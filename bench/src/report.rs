@@ -33,6 +33,8 @@ pub(crate) struct Memory {
     pub(crate) held: (f64, f64),
     /// How many.
     pub(crate) count: usize,
+    /// Microseconds until the slowest of them answered after they had rested.
+    pub(crate) slowest: f64,
 }
 
 type Figure = fn(&Measurement) -> f64;
@@ -144,7 +146,7 @@ fn memory(all: &[Measurement]) -> String {
     if rows.is_empty() {
         return String::new();
     }
-    let mut text = "### Memory, client's host / service's host\n\n| | idle MiB | with connections held MiB | KiB each |\n| --- | --- | --- | --- |\n".to_owned();
+    let mut text = "### Memory, client's host / service's host\n\n| | idle MiB | with connections held MiB | KiB each | slowest answer after rest, ms |\n| --- | --- | --- | --- | --- |\n".to_owned();
     for (plane, rounds) in &rows {
         let of = |figure: fn(&Memory) -> f64| {
             median(&rounds.values().filter_map(|m| m.memory.as_ref().map(figure)).collect::<Vec<_>>())
@@ -152,13 +154,14 @@ fn memory(all: &[Measurement]) -> String {
         let mib = |k: f64| show(k / 1024.0, 1);
         let _ = writeln!(
             text,
-            "| {plane} | {} / {} | {} / {} | {} / {} |",
+            "| {plane} | {} / {} | {} / {} | {} / {} | {} |",
             mib(of(|m| m.idle.0)),
             mib(of(|m| m.idle.1)),
             mib(of(|m| m.held.0)),
             mib(of(|m| m.held.1)),
             show(of(|m| (m.held.0 - m.idle.0) / m.count as f64), 1),
             show(of(|m| (m.held.1 - m.idle.1) / m.count as f64), 1),
+            show(of(|m| m.slowest / 1e3), 1),
         );
     }
     text

@@ -254,8 +254,8 @@ pub fn finish(stream: &impl AsFd, how: Finish) -> io::Result<()> {
 /// # Errors
 /// The system call's.
 pub fn make_room(stream: &impl AsFd) -> io::Result<()> {
-    /// Twice the longest segment there is.
-    const ROOM: libc::c_int = 1 << 18;
+    /// Twice what segments that were put together count for until the last byte of them is read: 17 pieces of 32 KiB.
+    const ROOM: libc::c_int = 1 << 20;
     const ANY: libc::c_int = 1;
     // The kernel makes its buffer fit what is to be waited for, as far as tcp_rmem allows, and leaves it so.
     set_option(stream.as_fd(), libc::SOL_SOCKET, libc::SO_RCVLOWAT, &ROOM)?;
@@ -381,6 +381,45 @@ mod tests {
         assert_eq!(next(true, &[b"abc"]).await.0, (3, true));
         let (got, rest, _) = next(true, &[b"abc", b"!", b"def"]).await;
         assert_eq!((got, rest), ((3, false), Some((3, true))));
+    }
+
+    /// What is left of a segment counts for all of it and may keep the window shut. Who takes whole records only gets each of them all the same.
+    #[test]
+    fn there_is_room_for_a_record_behind_what_is_not_read_yet() {
+        use std::io::Write;
+        const RECORD: usize = 16_406;
+        const RECORDS: usize = 600;
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+                    let mut from = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+                    let (to, _) = listener.accept().unwrap();
+                    to.set_nonblocking(true).unwrap();
+                    // For the writer: it must not wait for ever where this fails.
+                    from.set_write_timeout(Some(Duration::from_secs(20))).unwrap();
+                    let writer = std::thread::spawn(move || from.write_all(&vec![7; RECORD * RECORDS]));
+                    let (mut record, mut roomy) = (vec![0; RECORD], false);
+                    for number in 0..RECORDS {
+                        if number % 4 == 0 {
+                            // The writer fills what there is.
+                            std::thread::sleep(Duration::from_millis(2));
+                        }
+                        let begun = std::time::Instant::now();
+                        while rustix::net::recv(&to, &mut record[..], rustix::net::RecvFlags::PEEK).map_or(0, |(_, n)| n) < RECORD
+                        {
+                            if !std::mem::replace(&mut roomy, true) {
+                                make_room(&to).unwrap();
+                            }
+                            assert!(begun.elapsed() < Duration::from_secs(10), "record {number} does not come to its end");
+                            std::thread::sleep(Duration::from_millis(1));
+                        }
+                        assert_eq!(rustix::net::recv(&to, &mut record[..], rustix::net::RecvFlags::empty()).unwrap().1, RECORD);
+                    }
+                    writer.join().unwrap().unwrap();
+                });
+            }
+        });
     }
 
     #[test]

@@ -47,8 +47,7 @@ async fn accept_all(proxy: &Arc<Proxy>, listener: &TcpListener) {
         };
         match accepted {
             Ok((app, _)) => {
-                let proxy = proxy.clone();
-                tokio::spawn(async move { serve(&proxy, app).await });
+                tokio::spawn(serve(proxy.clone(), app));
             }
             Err(error) => {
                 // No descriptors or memory, or a connection that was gone already: neither ends the listener.
@@ -60,16 +59,20 @@ async fn accept_all(proxy: &Arc<Proxy>, listener: &TcpListener) {
 }
 
 /// Carries one captured connection until it ends, and says in the log why if it failed. It resets when dropped ([`socket::application`]).
-pub async fn serve(proxy: &Arc<Proxy>, mut app: TcpStream) {
-    let _counted = proxy.panic_guard();
-    let mut entry = proxy.settings.access.begin(Direction::Outbound, proxy.now());
-    let result = carry(proxy, &mut app, &mut entry).await;
-    entry.end(&result);
-    if let Err(fault) = result {
-        proxy.edges.fault(Direction::Outbound, fault.reason());
-        match fault {
-            Fault::WrongPeer { .. } | Fault::NotCaptured(_) => tracing::warn!(%fault, "outbound connection reset"),
-            _ => tracing::debug!(%fault, "outbound connection reset"),
+// Not an `async fn`: that keeps its arguments twice, for as long as the connection lives.
+#[allow(clippy::manual_async_fn)]
+pub fn serve(proxy: Arc<Proxy>, mut app: TcpStream) -> impl Future<Output = ()> + Send {
+    async move {
+        let _counted = proxy.panic_guard();
+        let mut entry = proxy.settings.access.begin(Direction::Outbound, proxy.now());
+        let result = carry(&proxy, &mut app, &mut entry).await;
+        entry.end(&result);
+        if let Err(fault) = result {
+            proxy.edges.fault(Direction::Outbound, fault.reason());
+            match fault {
+                Fault::WrongPeer { .. } | Fault::NotCaptured(_) => tracing::warn!(%fault, "outbound connection reset"),
+                _ => tracing::debug!(%fault, "outbound connection reset"),
+            }
         }
     }
 }
@@ -86,36 +89,40 @@ struct Call {
 
 /// # Errors
 /// Why the application got a reset.
-async fn carry(proxy: &Arc<Proxy>, app: &mut TcpStream, entry: &mut Entry) -> Result<(), Fault> {
-    let call = call(proxy, app, entry)?;
-    let ticket = match proxy.live.enter(Direction::Outbound, call.member.node) {
-        Ok(ticket) => ticket,
-        Err(fault) => return Err(call.failed(proxy, entry, fault)),
-    };
-    let (mut said, mut fresh) = (Said::default(), false);
-    loop {
-        let (mut secured, used) = match secure(proxy, &ticket, &call, entry, fresh).await {
-            Ok(secured) => secured,
-            Err(fault) => {
-                if matches!(fault, Fault::Unreachable(_) | Fault::Timeout(_) | Fault::Handshake(_) | Fault::WrongPeer { .. }) {
-                    proxy.directory.suspect(call.destination.ip());
-                }
-                return Err(call.failed(proxy, entry, fault));
-            }
+#[allow(clippy::manual_async_fn)] // as `serve`
+fn carry(proxy: &Arc<Proxy>, app: &mut TcpStream, entry: &mut Entry) -> impl Future<Output = Result<(), Fault>> {
+    async move {
+        let call = call(proxy, app, entry)?;
+        let ticket = match proxy.live.enter(Direction::Outbound, call.member.node) {
+            Ok(ticket) => ticket,
+            Err(fault) => return Err(call.failed(proxy, entry, fault)),
         };
-        match used {
-            true => said = Said::kept(),
-            false => said.let_go(),
+        let (mut said, mut fresh) = (Said::default(), false);
+        loop {
+            let (mut secured, used) = match secure(proxy, &ticket, &call, entry, fresh).await {
+                Ok(secured) => secured,
+                Err(fault) => {
+                    if matches!(fault, Fault::Unreachable(_) | Fault::Timeout(_) | Fault::Handshake(_) | Fault::WrongPeer { .. })
+                    {
+                        proxy.directory.suspect(call.destination.ip());
+                    }
+                    return Err(call.failed(proxy, entry, fault));
+                }
+            };
+            match used {
+                true => said = Said::kept(),
+                false => said.let_go(),
+            }
+            ticket.watch(secured.tunnel.wire());
+            let carried = secured.tunnel.carry(app, Role::Dialler(call.header()), &mut said, secured.edge.meter());
+            let result = ticket.run(pin!(carried)).await;
+            let again = used && undelivered(&result, &said);
+            let result = ended(proxy, &call, secured, app, entry, result, again);
+            if !again {
+                return result;
+            }
+            fresh = true;
         }
-        ticket.watch(secured.tunnel.wire());
-        let carried = secured.tunnel.carry(app, Role::Dialler(call.header()), &mut said, secured.edge.meter());
-        let result = ticket.run(pin!(carried)).await;
-        let again = used && undelivered(&result, &said);
-        let result = ended(proxy, &call, secured, app, entry, result, again);
-        if !again {
-            return result;
-        }
-        fresh = true;
     }
 }
 

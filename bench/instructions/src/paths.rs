@@ -337,7 +337,7 @@ fn sockets(runtime: &Runtime, measure: &mut impl Measure, mesh: &Arc<Mesh>) -> R
             stream.write_all(&[7; WORDS]).await
         };
         let carried = async {
-            outbound::serve(&pair.client, captured).await;
+            outbound::serve(pair.client.clone(), captured).await;
             Ok(())
         };
         tokio::try_join!(client, service, carried)?;

@@ -699,8 +699,9 @@ async fn what_a_connection_keeps_is_small() {
         unreachable!("only its type counts")
     }
     let Lab { a, .. } = lab().await;
-    let outbound = size(|| super::outbound::serve(&a.proxy, never()));
+    let outbound = size(|| super::outbound::serve(a.proxy.clone(), never()));
     let inbound = size(|| super::inbound::serve(&a.proxy, never(), never()));
     let tunnel = size_of::<super::tunnel::Tunnel>();
-    assert!(outbound <= 1664 && inbound <= 1792 && tunnel <= 1024, "outbound {outbound}, inbound {inbound}, tunnel {tunnel}");
+    // The allocator's sizes are 896, 1,024, 1,280, 1,536 and so on. Around the first one there is a task, which takes 200 bytes more.
+    assert!(outbound <= 1336 && inbound <= 1536 && tunnel <= 896, "outbound {outbound}, inbound {inbound}, tunnel {tunnel}");
 }

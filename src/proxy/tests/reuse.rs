@@ -1,7 +1,6 @@
 //! Tunnels that carry one connection after another: who may use one again, and what happens when it is not as it was.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -13,8 +12,6 @@ use tokio::time::{Instant, timeout};
 use super::lab::{B, Lab, Node, Options, failures, lab, lab_with, soon};
 use super::{PATIENCE, all, echo, middleman, reset};
 use crate::proxy::live::{Cut, Limits};
-use crate::proxy::tunnel::Tunnel;
-use crate::proxy::{Proxy, inbound, outbound};
 
 /// One connection through `front` to a service that echoes.
 async fn question(front: SocketAddr, words: &[u8]) {
@@ -239,17 +236,6 @@ async fn a_renewed_certificate_ends_the_tunnels_of_the_old_one() {
     let fresh = connections - lab.a.proxy.pool.reused();
     assert!(fresh >= 2 && lab.a.proxy.pool.reused() > fresh, "{fresh} of {connections}");
     no_failure(&lab);
-}
-
-#[test]
-fn an_idle_connection_is_small() {
-    fn size<'a, P: 'a, A, B, F: Future>(_: impl FnOnce(&'a P, A, B) -> F) -> usize {
-        size_of::<F>()
-    }
-    let outbound = size(|proxy: &Arc<Proxy>, app, ()| outbound::serve(proxy, app));
-    let inbound = size(inbound::serve);
-    println!("outbound {outbound}, inbound {inbound}, tunnel {}", size_of::<Tunnel>());
-    assert!(outbound.max(inbound) + size_of::<Tunnel>() < 8 * 1024, "{outbound}, {inbound}");
 }
 
 /// A second stream in a tunnel whose wire is cut once the service has it: nobody knows what the service did with it.

@@ -290,30 +290,34 @@ impl<W: Stream> Tunnel<W> {
     }
 
     /// With `now` the lead does not wait for the application, and the peer's verdict is awaited.
-    async fn relay(
+    // Not an `async fn`: that keeps its arguments twice, for as long as the connection lives.
+    #[allow(clippy::manual_async_fn)]
+    fn relay(
         &mut self,
         app: &impl Stream,
         lead: Vec<u8>,
         now: bool,
         said: &mut Said,
         meter: Meter<'_>,
-    ) -> Result<(), Fault> {
-        let Self { wire, version, sending, receiving, keys, .. } = self;
-        keys.accepted.store(false, Ordering::Relaxed);
-        let mut send = pin!(sending.send(wire, app, keys, *version, lead, now, said, meter.sent));
-        let mut receive = pin!(receiving.receive(wire, app, keys, *version, now, meter.received));
-        let all_sent = tokio::select! {
-            sent = &mut send => sent.map(|()| true)?,
-            received = &mut receive => received.map(|()| false)?,
-        };
-        // A side that is done is not read from any more: that it is gone would be noticed with the next byte for it only. Boxed, for most
-        // connections never come to wait for that.
-        if all_sent {
-            let gone = Box::pin(app.broken_off());
-            tokio::select! { biased; received = receive => received, e = gone => Err(Fault::App(e)) }
-        } else {
-            let gone = Box::pin(silent(wire, *version));
-            tokio::select! { biased; sent = send => sent, e = gone => Err(Fault::Tunnel(e)) }
+    ) -> impl Future<Output = Result<(), Fault>> {
+        async move {
+            let Self { wire, version, sending, receiving, keys, .. } = self;
+            keys.accepted.store(false, Ordering::Relaxed);
+            let mut send = pin!(sending.send(wire, app, keys, *version, lead, now, said, meter.sent));
+            let mut receive = pin!(receiving.receive(wire, app, keys, *version, now, meter.received));
+            let all_sent = tokio::select! {
+                sent = &mut send => sent.map(|()| true)?,
+                received = &mut receive => received.map(|()| false)?,
+            };
+            // A side that is done is not read from any more: that it is gone would be noticed with the next byte for it only. Boxed, for most
+            // connections never come to wait for that.
+            if all_sent {
+                let gone = Box::pin(app.broken_off());
+                tokio::select! { biased; received = receive => received, e = gone => Err(Fault::App(e)) }
+            } else {
+                let gone = Box::pin(silent(wire, *version));
+                tokio::select! { biased; sent = send => sent, e = gone => Err(Fault::Tunnel(e)) }
+            }
         }
     }
 
@@ -408,7 +412,9 @@ async fn silent(wire: &impl Stream, version: Version) -> io::Error {
 impl Sending {
     /// From the application into the tunnel. With `now` the lead does not wait for the application to say something.
     #[allow(clippy::too_many_arguments)] // the halves of one tunnel, lent apart so that both directions run at once
-    async fn send(
+    // As [`Tunnel::relay`].
+    #[allow(clippy::manual_async_fn)]
+    fn send(
         &mut self,
         wire: &impl Stream,
         app: &impl Stream,
@@ -418,57 +424,59 @@ impl Sending {
         mut now: bool,
         before: &mut Said,
         count: Count<'_>,
-    ) -> Result<(), Fault> {
-        let (mut busy, mut turn) = (false, 0);
-        let told = lead.len();
-        lead.extend_from_slice(&before.bytes);
-        loop {
-            // With `now`, what the application has said by now goes along; the runtime may not have heard of it yet.
-            if !now {
-                // A peer that does not read costs no buffer: nothing is taken from the application before it does.
-                writable(wire).await.map_err(Fault::Tunnel)?;
-                readable(app).await.map_err(Fault::App)?;
-            }
-            let Some(mut buffer) = Buffer::fitting(busy) else {
+    ) -> impl Future<Output = Result<(), Fault>> {
+        async move {
+            let (mut busy, mut turn) = (false, 0);
+            let told = lead.len();
+            lead.extend_from_slice(&before.bytes);
+            loop {
+                // With `now`, what the application has said by now goes along; the runtime may not have heard of it yet.
+                if !now {
+                    // A peer that does not read costs no buffer: nothing is taken from the application before it does.
+                    writable(wire).await.map_err(Fault::Tunnel)?;
+                    readable(app).await.map_err(Fault::App)?;
+                }
+                let Some(mut buffer) = Buffer::fitting(busy) else {
+                    self.renew(keys)?;
+                    let (said, ended) = Box::pin(self.lean(wire, app, keys, version, (&lead, told), now, before)).await?;
+                    count.add(said);
+                    if ended {
+                        return self.ended(wire, version);
+                    }
+                    (busy, now) = (false, false);
+                    lead.clear();
+                    continue;
+                };
+                buffer[HEADER..][..lead.len()].copy_from_slice(&lead);
+                let (said, ended) = match read(app, &mut buffer, lead.len(), now) {
+                    _ if now && (before.ended || lead.len() >= MAX_DATA) => (0, before.ended),
+                    Ok(n) => (n, n == 0),
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock && now => (0, false),
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
+                    Err(e) => return Err(Fault::App(e)),
+                };
+                before.keep(&buffer[HEADER + lead.len()..][..said], ended, told, keys);
                 self.renew(keys)?;
-                let (said, ended) = Box::pin(self.lean(wire, app, keys, version, (&lead, told), now, before)).await?;
+                let mut end = self.seal(&mut buffer, lead.len() + said)?;
+                if ended {
+                    end += self.seal_end(&mut buffer[end..], version)?;
+                }
+                let mut out = [IoSlice::new(&self.unsent), IoSlice::new(&buffer[..end])];
+                write_all(wire, &mut out).await.map_err(Fault::Tunnel)?;
+                self.unsent = Vec::new();
                 count.add(said);
                 if ended {
                     return self.ended(wire, version);
                 }
-                (busy, now) = (false, false);
+                busy = lead.len() + said >= MAX_DATA;
+                turn += usize::from(busy);
+                if turn == TURN {
+                    turn = 0;
+                    yield_now().await;
+                }
                 lead.clear();
-                continue;
-            };
-            buffer[HEADER..][..lead.len()].copy_from_slice(&lead);
-            let (said, ended) = match read(app, &mut buffer, lead.len(), now) {
-                _ if now && (before.ended || lead.len() >= MAX_DATA) => (0, before.ended),
-                Ok(n) => (n, n == 0),
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock && now => (0, false),
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
-                Err(e) => return Err(Fault::App(e)),
-            };
-            before.keep(&buffer[HEADER + lead.len()..][..said], ended, told, keys);
-            self.renew(keys)?;
-            let mut end = self.seal(&mut buffer, lead.len() + said)?;
-            if ended {
-                end += self.seal_end(&mut buffer[end..], version)?;
+                now = false;
             }
-            let mut out = [IoSlice::new(&self.unsent), IoSlice::new(&buffer[..end])];
-            write_all(wire, &mut out).await.map_err(Fault::Tunnel)?;
-            self.unsent = Vec::new();
-            count.add(said);
-            if ended {
-                return self.ended(wire, version);
-            }
-            busy = lead.len() + said >= MAX_DATA;
-            turn += usize::from(busy);
-            if turn == TURN {
-                turn = 0;
-                yield_now().await;
-            }
-            lead.clear();
-            now = false;
         }
     }
 

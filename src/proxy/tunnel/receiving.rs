@@ -40,8 +40,8 @@ pub(super) struct Receiving {
     pub(super) begun: bool,
     /// The direction has ended; what is behind it is the next stream's.
     pub(super) over: bool,
-    /// What broke the tunnel behind records that are good.
-    fault: Option<Fault>,
+    /// What broke the tunnel behind records that are good. Boxed: every connection at rest keeps room for it.
+    fault: Option<Box<Fault>>,
 }
 
 pub(super) struct Held {
@@ -75,7 +75,9 @@ impl Receiving {
     }
 
     /// Out of the tunnel to the application.
-    pub(super) async fn receive(
+    // As `Tunnel::relay`.
+    #[allow(clippy::manual_async_fn)]
+    pub(super) fn receive(
         &mut self,
         wire: &impl Stream,
         app: &impl Stream,
@@ -83,47 +85,53 @@ impl Receiving {
         version: Version,
         mut verdict: bool,
         count: Count<'_>,
-    ) -> Result<(), Fault> {
-        let early = std::mem::take(&mut self.early);
-        if !early.is_empty() {
-            write_all(app, &mut [IoSlice::new(&early)]).await.map_err(Fault::App)?;
-            count.add(early.len());
-        }
-        drop(early);
-        let mut turn = 0;
-        loop {
-            let Some(mut batch) = self.next(wire, Some(app), keys, version, verdict).await? else {
-                let write = |bytes: &[u8]| {
-                    let written = app.try_write_vectored(&[IoSlice::new(bytes)])?;
-                    count.add(written);
-                    Ok(written)
+    ) -> impl Future<Output = Result<(), Fault>> {
+        async move {
+            if !self.early.is_empty() {
+                Box::pin(self.hand_on_early(app, count)).await?;
+            }
+            let mut turn = 0;
+            loop {
+                let Some(mut batch) = self.next(wire, Some(app), keys, version, verdict).await? else {
+                    let write = |bytes: &[u8]| {
+                        let written = app.try_write_vectored(&[IoSlice::new(bytes)])?;
+                        count.add(written);
+                        Ok(written)
+                    };
+                    if Box::pin(self.lean(wire, Some(app), keys, version, &mut verdict, write)).await? {
+                        return self.ended(app, verdict);
+                    }
+                    continue;
                 };
-                if Box::pin(self.lean(wire, Some(app), keys, version, &mut verdict, write)).await? {
+                if let Some(held) = &self.held {
+                    if verdict && !batch.is_empty() {
+                        match Verdict::decode(held.buffer[batch.pieces[0].start as usize]) {
+                            Verdict::Accepted => batch.pieces[0].start += 1,
+                            Verdict::Refused(why) => return Err(Fault::Refused(why)),
+                        }
+                        verdict = false;
+                        keys.accept();
+                    }
+                    batch.write(&held.buffer, app, count).await.map_err(Fault::App)?;
+                }
+                self.release();
+                turn += usize::from(self.busy);
+                if turn == TURN {
+                    turn = 0;
+                    yield_now().await;
+                }
+                if batch.ended {
                     return self.ended(app, verdict);
                 }
-                continue;
-            };
-            if let Some(held) = &self.held {
-                if verdict && !batch.is_empty() {
-                    match Verdict::decode(held.buffer[batch.pieces[0].start as usize]) {
-                        Verdict::Accepted => batch.pieces[0].start += 1,
-                        Verdict::Refused(why) => return Err(Fault::Refused(why)),
-                    }
-                    verdict = false;
-                    keys.accept();
-                }
-                batch.write(&held.buffer, app, count).await.map_err(Fault::App)?;
-            }
-            self.release();
-            turn += usize::from(self.busy);
-            if turn == TURN {
-                turn = 0;
-                yield_now().await;
-            }
-            if batch.ended {
-                return self.ended(app, verdict);
             }
         }
+    }
+
+    async fn hand_on_early(&mut self, app: &impl Stream, count: Count<'_>) -> Result<(), Fault> {
+        let early = std::mem::take(&mut self.early);
+        write_all(app, &mut [IoSlice::new(&early)]).await.map_err(Fault::App)?;
+        count.add(early.len());
+        Ok(())
     }
 
     fn ended(&mut self, app: &impl Stream, verdict: bool) -> Result<(), Fault> {
@@ -167,13 +175,13 @@ impl Receiving {
     pub(super) fn batch(&mut self, keys: &Keys, version: Version, unanswered: bool) -> Result<Option<Batch>, Fault> {
         let mut batch = Batch::default();
         if let Some(fault) = self.fault.take() {
-            return Err(fault);
+            return Err(*fault);
         }
         if let Err(fault) = self.open(&mut batch, keys, version, unanswered) {
             if batch.is_empty() {
                 return Err(fault);
             }
-            self.fault = Some(fault);
+            self.fault = Some(Box::new(fault));
         }
         batch.ended = self.over;
         Ok((batch.ended || !batch.is_empty()).then_some(batch))
