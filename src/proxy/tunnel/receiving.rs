@@ -88,7 +88,9 @@ impl Receiving {
     ) -> impl Future<Output = Result<(), Fault>> {
         async move {
             if !self.early.is_empty() {
-                Box::pin(self.hand_on_early(app, count)).await?;
+                write_all(app, &mut [IoSlice::new(&self.early)]).await.map_err(Fault::App)?;
+                count.add(self.early.len());
+                self.early = Vec::new();
             }
             let mut turn = 0;
             loop {
@@ -125,13 +127,6 @@ impl Receiving {
                 }
             }
         }
-    }
-
-    async fn hand_on_early(&mut self, app: &impl Stream, count: Count<'_>) -> Result<(), Fault> {
-        let early = std::mem::take(&mut self.early);
-        write_all(app, &mut [IoSlice::new(&early)]).await.map_err(Fault::App)?;
-        count.add(early.len());
-        Ok(())
     }
 
     fn ended(&mut self, app: &impl Stream, verdict: bool) -> Result<(), Fault> {
