@@ -20,6 +20,8 @@
 //! | `GET /v1/roster` | the roster, as members give it to each other |
 //! | `POST /v1/roster` [`RecoveryWords`] | [`Done`] |
 //! | `POST /v1/recover` | [`NewRoot`] |
+//! | `GET /v1/clock` | [`MeshTime`] |
+//! | `POST /v1/clock` [`ClockWord`] | [`Done`] |
 //! | `GET /v1/tokens` | array of [`TokenInfo`] |
 //! | `POST /v1/tokens` [`NewToken`] | [`CreatedToken`] |
 //! | `DELETE /v1/tokens/ID` | [`Done`] |
@@ -42,9 +44,11 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use meshd_ca::bundle::RootId;
+use meshd_ca::clock::Era;
 use meshd_ca::identity::{HostName, MeshId, NodeId, SpiffeId, TrustDomain, Workload};
 use meshd_ca::keys::base64url;
 use meshd_ca::roster::Entry;
+use meshd_ca::signed::Signed;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -90,6 +94,8 @@ pub mod path {
     pub const ROSTER: &str = "/v1/roster";
     /// An empty body posted; [`super::NewRoot`].
     pub const RECOVER: &str = "/v1/recover";
+    /// [`super::MeshTime`]; a [`super::ClockWord`] posted.
+    pub const CLOCK: &str = "/v1/clock";
     /// [`super::JoinRequest`] posted.
     pub const JOIN: &str = "/v1/join";
     /// [`super::Pending`] hosts.
@@ -597,6 +603,24 @@ pub struct Banishment {
 pub struct RecoveryWords {
     /// The entries, in the order in which the others are to hear them.
     pub entries: Vec<Entry>,
+}
+
+/// What a host knows of the time of its mesh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MeshTime {
+    /// Mesh time, in seconds since 1970.
+    pub now: u64,
+    /// Nothing was signed in the mesh at a later time than this, as far as is known there.
+    pub beyond: u64,
+    /// The last word of the recovery key about the clock.
+    pub era: Era,
+}
+
+/// The recovery key's word that sets the clock of the mesh back. The key itself stays with the command.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClockWord {
+    /// As it is handed on (`meshd_ca::clock::reset`).
+    pub reset: Signed,
 }
 
 /// The root that a host would have as an authority.

@@ -21,6 +21,8 @@ use crate::daemon::{GONE, SEQUENCE};
 use crate::membership::fleet::FLEET;
 use crate::membership::{KEY, ROSTER, TOKENS};
 
+pub(crate) mod last;
+
 /// The directory in the state directory that is not locked by the daemon, and the file in it: what seals backups.
 pub(crate) const DIRECTORY: &str = "backup";
 const SEALING: &str = "key";
@@ -133,11 +135,13 @@ pub(crate) fn restore(state: &Path, backup: &Backup) -> anyhow::Result<()> {
     store.save(SEQUENCE, last.saturating_add(JUMP).to_string().as_bytes())?;
     let roster = backup.files.get(ROSTER).context("the backup has no roster")?;
     store.save(ROSTER, roster.bytes())?;
+    last::remember(state, backup)?;
     Ok(store.remove(GONE)?)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::sync::Arc;
 
     use meshd_ca::identity::HostName;
@@ -183,6 +187,52 @@ mod tests {
         assert!(again.tokens().await.unwrap().is_empty(), "a token came back");
         assert_eq!(&store.load(SEQUENCE).unwrap().unwrap().bytes[..], (3000 + JUMP).to_string().as_bytes());
         assert_eq!(store.load(GONE).unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn the_last_backup_is_remembered_here_and_where_it_was_restored_and_what_happens_since_is_seen() {
+        let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (_store, key, membership) = found(from.path());
+        let (node, mesh) = (key.public().node_id(), membership.roster().mesh());
+        let last = |dir: &Path| last::last(dir, mesh, node).unwrap();
+        assert_eq!(last(from.path()), None);
+        let now = |m: &Membership| last::Weight::of(&m.roster(), node);
+        let kept = |m: &Membership| {
+            last::remember(from.path(), &collect(from.path(), NOW).unwrap()).unwrap();
+            let last = last(from.path()).unwrap();
+            assert_eq!((last.made, last.weight.since(&now(m))), (NOW, vec![]));
+            last
+        };
+        kept(&membership);
+        assert!(last::last(from.path(), mesh, NodeId::from_bytes([9; 16])).unwrap().is_none(), "another life of the host");
+        let other = meshd_ca::identity::MeshId::from_bytes([9; 10]);
+        assert!(last::last(from.path(), other, node).unwrap().is_none());
+        // A host that is let in is nothing, one that is put out is.
+        let guest = PrivateKey::generate().unwrap();
+        let mut roster = (*membership.roster()).clone();
+        roster.admit(&key, guest.public(), &HostName::nearest("b"), NOW).unwrap();
+        membership.merge(roster.entry(guest.public().node_id()).unwrap().clone()).await.unwrap();
+        let since = |m: &Membership| last(from.path()).unwrap().weight.since(&now(m));
+        assert!(since(&membership).is_empty());
+        membership.banish(guest.public().node_id()).await.unwrap();
+        assert_eq!(since(&membership), ["a host was banished, or taken back"]);
+        kept(&membership);
+        // A root that is to follow counts from when the others hear of it, and a backup of that day has the keys of both.
+        membership.prepare_next().await.unwrap();
+        assert!(since(&membership).is_empty());
+        membership.publish_next().await.unwrap();
+        assert_eq!(since(&membership), ["this host has another root"]);
+        kept(&membership);
+        membership.activate_next().await.unwrap();
+        assert!(since(&membership).is_empty());
+        let last_one = kept(&membership);
+        restore(to.path(), &collect(from.path(), NOW).unwrap()).unwrap();
+        assert_eq!(last(to.path()), Some(last_one));
+        // What cannot be read is no reason to say that there is none.
+        for name in ["made", "made.other"] {
+            fs::write(to.path().join(DIRECTORY).join(name), b"torn").unwrap();
+        }
+        assert!(last::last(to.path(), mesh, node).is_err());
     }
 
     #[tokio::test]

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use meshd_ca::bundle::Bundle;
-use meshd_ca::clock::{AGREEMENT, MeshClock, Said, Source, Told};
+use meshd_ca::clock::{AGREEMENT, Era, MeshClock, Reset, Said, Source, Told};
 use meshd_ca::store::{Store, StoreError};
 use meshd_ca::time::UnixTime;
 use tokio::sync::Notify;
@@ -63,6 +63,31 @@ impl Clock {
     /// Raises the floor to a time that one authority signed, within the bounds for that. Returns whether that changed it.
     pub(crate) fn hear(&self, signed: UnixTime) -> bool {
         self.with(|c| c.hear(signed, since_boot()))
+    }
+
+    /// Obeys the recovery key, which sets the clock back.
+    pub(crate) fn reset(&self, word: &Reset) {
+        self.with(|c| c.reset(word, since_boot()));
+    }
+
+    /// Goes on in the era of a word that was obeyed earlier.
+    pub(crate) fn obeyed(&self, word: &Reset) {
+        self.with(|c| c.obeyed(word));
+    }
+
+    /// Which word of the recovery key was obeyed last.
+    pub(crate) fn era(&self) -> Era {
+        self.with(|c| c.era())
+    }
+
+    /// This mesh is another one: nothing was obeyed in it yet.
+    pub(crate) fn forget_era(&self) {
+        self.with(MeshClock::forget_era);
+    }
+
+    /// Beyond all that can have been signed in the mesh, as far as is known here.
+    pub(crate) fn beyond(&self) -> UnixTime {
+        self.with(|c| c.beyond(system(), since_boot()))
     }
 
     /// These roots are in force now.

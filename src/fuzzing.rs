@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use crate::admin::local;
 use crate::control::front::{self, Configs};
 use crate::control::link::Hello;
-use crate::control::serve::{SvidAnswer, SvidRequest};
+use crate::control::serve::{SvidAnswer, SvidRequest, TimeAnswer};
 use crate::control::{frames, front::Arrived};
 use crate::daemon::memory;
 use crate::identity::tls::{DataTls, NodeTls};
@@ -123,6 +123,7 @@ pub fn cached(mut bytes: &[u8]) -> Vec<(NodeId, Vec<u8>)> {
 /// When one is not read again as what it was.
 pub fn member_bodies(body: &[u8]) {
     stable::<Hello>(body);
+    stable::<TimeAnswer>(body);
     stable::<SvidRequest>(body);
     stable::<SvidAnswer>(body);
 }

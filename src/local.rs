@@ -21,9 +21,9 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use crate::api::{
-    Appointment, ApproveRequest, Approved, Authority, Banishment, CreatedToken, Done, Edge, Enrolment, EnrolmentWish, ErrorBody,
-    Finding, Identity, JoinRequest, Joined, LogLevel, MAX_ANSWER, NewRoot, NewToken, Node, Pending, RecoveryWords, Resolve,
-    Rotation, Service, Status, TokenInfo, Upgraded, VERSION_HEADER, path,
+    Appointment, ApproveRequest, Approved, Authority, Banishment, ClockWord, CreatedToken, Done, Edge, Enrolment, EnrolmentWish,
+    ErrorBody, Finding, Identity, JoinRequest, Joined, LogLevel, MAX_ANSWER, MeshTime, NewRoot, NewToken, Node, Pending,
+    RecoveryWords, Resolve, Rotation, Service, Status, TokenInfo, Upgraded, VERSION_HEADER, path,
 };
 
 /// How long the daemon may take to accept a connection.
@@ -226,6 +226,20 @@ impl Local {
     /// [`LocalError`].
     pub async fn new_root(&self) -> Result<NewRoot, LocalError> {
         self.ask(Method::POST, path::RECOVER, Bytes::new(), LOOK).await
+    }
+    /// What the host knows of the time of its mesh.
+    ///
+    /// # Errors
+    /// [`LocalError`].
+    pub async fn mesh_time(&self) -> Result<MeshTime, LocalError> {
+        self.look(path::CLOCK).await
+    }
+    /// Hands in that the recovery key sets the clock back.
+    ///
+    /// # Errors
+    /// [`LocalError`].
+    pub async fn set_back(&self, word: &ClockWord) -> Result<Done, LocalError> {
+        self.ask(Method::POST, path::CLOCK, self.json(word)?, WORK).await
     }
     /// Joins the mesh that a token is for.
     ///

@@ -2,7 +2,7 @@
 //!
 //! Owns the one mutable roster of the process and its file. Everything else reads immutable snapshots from [`Membership::watch`].
 //! A change is on disk before anybody is told that it happened. Files of the state directory: `node.key`, `roster`, `root.key`,
-//! `root.crt`, `root2.key`, `root2.crt`, `tokens`, `signs`, `fleet`, each in two generations (`meshd_ca::store`).
+//! `root.crt`, `root2.key`, `root2.crt`, `tokens`, `signs`, `fleet`, `reset`, each in two generations (`meshd_ca::store`).
 //!
 //! An office begins in steps, each of which may be the last before the plug is pulled: the root key is made and saved ([`Membership::prepare`]),
 //! another authority makes the root known, this node takes the office and says itself which root it has ([`Membership::assume`]), and it signs with it
@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use meshd_ca::approval::{ApprovalCode, Approvals};
 use meshd_ca::bundle::{Bundle, RootId};
+use meshd_ca::clock::reset::{Reset, ResetError};
 use meshd_ca::clock::statement::{Question, StatementError};
 use meshd_ca::fleet::{Fleet, FleetToken};
 use meshd_ca::identity::{HostName, MeshId, NodeId, SpiffeId, TrustDomain, Workload};
@@ -24,7 +25,7 @@ use meshd_ca::issue::{Issuer, Leaf, may_hold};
 use meshd_ca::join::{Admission, Admitted, Authority, JoinError, Reason, Reception, Step};
 use meshd_ca::keys::{self, PrivateKey, PublicKey};
 use meshd_ca::recovery::Recovery;
-use meshd_ca::roster::{Entry, Member, Roster, RosterError, Standing};
+use meshd_ca::roster::{Chain, Entry, Member, Roster, RosterError, Standing};
 use meshd_ca::signed::Signed;
 use meshd_ca::store::{Store, StoreError};
 use meshd_ca::token::{JoinToken, TokenInfo, TokenTable};
@@ -39,6 +40,7 @@ use rotation::published;
 
 pub(crate) mod fleet;
 mod office;
+mod reset;
 mod rotation;
 #[cfg(test)]
 mod tests;
@@ -51,6 +53,9 @@ pub(crate) const ROSTER: &str = "roster";
 pub(crate) const ROOT_KEY: &str = "root.key";
 pub(crate) const ROOT2_KEY: &str = "root2.key";
 const ROOT_CERTIFICATE: &str = "root.crt";
+const ROOT2_CERTIFICATE: &str = "root2.crt";
+/// The certificates of the roots that this host has the keys of.
+pub(crate) const ROOT_CERTIFICATES: [&str; 2] = [ROOT_CERTIFICATE, ROOT2_CERTIFICATE];
 pub(crate) const TOKENS: &str = "tokens";
 /// How long the keys of an office that was lost are kept, unused. When the authority that made it is banished, somebody else's word that it stands
 /// may come a moment later.
@@ -76,6 +81,9 @@ pub(crate) enum MembershipError {
     /// A token could not be made.
     #[error(transparent)]
     Token(#[from] meshd_ca::token::TokenError),
+    /// Not the recovery key's word about the clock.
+    #[error(transparent)]
+    Reset(#[from] ResetError),
     /// A question for the time could not be answered.
     #[error(transparent)]
     Time(#[from] StatementError),
@@ -106,6 +114,8 @@ pub(crate) struct Membership {
     state: Mutex<State>,
     roster: watch::Sender<Arc<Roster>>,
     signs: watch::Sender<Option<RootId>>,
+    /// The last word of the recovery key about the clock.
+    reset: watch::Sender<Option<Arc<Reset>>>,
     /// Whether this node is about to leave its mesh for another one of the fleet.
     leaving: AtomicBool,
 }
@@ -299,11 +309,12 @@ impl Membership {
         fleet: Option<Keeping>,
     ) -> Self {
         clock.within(&roster.bundle());
+        let (reset, _) = watch::channel(reset::load(&store, &roster, &clock));
         let (sender, _) = watch::channel(Arc::new(roster.clone()));
         let signs = office.as_ref().filter(|o| o.signs).map(|o| RootId::of(o.issuer.root_der()));
         let (signs, _) = watch::channel(signs);
         let state = Mutex::new(State { roster, office, fleet, lost: None, unsaved: HashSet::new() });
-        Self { key, store, clock, state, roster: sender, signs, leaving: AtomicBool::new(false) }
+        Self { key, store, clock, state, roster: sender, signs, reset, leaving: AtomicBool::new(false) }
     }
 
     /// This node's id.
@@ -314,6 +325,11 @@ impl Membership {
     /// This node's key.
     pub(crate) fn key(&self) -> &Arc<PrivateKey> {
         &self.key
+    }
+
+    /// The clock that this membership goes by.
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.clock
     }
 
     /// The roster as it is now.
@@ -359,6 +375,19 @@ impl Membership {
             self.close_window(&mut state).await;
         }
         Ok(changed || unsaved)
+    }
+
+    /// Takes in what a node shows of itself, and the grants that lead to whoever signed that, if they hang from an authority that is known here. Returns
+    /// what was new, to be passed on.
+    pub(crate) async fn introduced(&self, chain: Chain, entry: Entry) -> Result<Vec<Entry>, MembershipError> {
+        let led = self.roster().follows(&chain, &entry);
+        let mut new = Vec::new();
+        for entry in chain.into_entries().into_iter().filter(|_| led).chain([entry]) {
+            if self.merge(entry.clone()).await? {
+                new.push(entry);
+            }
+        }
+        Ok(new)
     }
 
     /// One step of somebody's join. What the answer depends on is on disk when this returns.
@@ -410,7 +439,7 @@ impl Membership {
         if !roster.member(self.me()).is_some_and(Member::is_authority) {
             return Err(self.not_authority(&roster));
         }
-        Ok(question.answer(&self.key, roster.mesh(), asker, self.clock.say())?)
+        Ok(question.answer_within(self.clock.era(), &self.key, roster.mesh(), asker, self.clock.say())?)
     }
 
     /// Notes that a person typed the code of a host that waits. Returns whom it has let in already.

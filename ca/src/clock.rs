@@ -6,10 +6,12 @@
 //! [`LONE_STEP`] at most: one forged NTP packet must not brick a mesh for good.
 //!
 //! Being of one mind matters more than being right: a certificate is issued by one host's clock and judged by another's. So everybody
-//! follows the authorities, whatever they show, and is back with them when they are set right.
+//! follows the authorities, whatever they show, and is back with them when they are set right. Where the floor itself is ahead, only the recovery
+//! key helps ([`reset`]).
 //!
 //! Pure: what the system's clocks show is a parameter. Saving the floor is the caller's.
 
+pub mod reset;
 pub mod statement;
 #[cfg(test)]
 mod tests;
@@ -19,6 +21,7 @@ use std::time::Duration;
 use crate::bundle::Bundle;
 use crate::time::UnixTime;
 
+pub use reset::{Era, Reset};
 pub use statement::Said;
 
 /// 2026-01-01. No meshd was made before: a clock that shows less has not been set since the host was started, and a mesh founded by
@@ -90,13 +93,17 @@ pub struct MeshClock {
     ends: (UnixTime, UnixTime),
     /// What authorities said, and whether one of them read it off a clock.
     anchor: Option<(Moment, bool)>,
+    /// The last word of the recovery key that was obeyed, and until when what certificates say is void by it.
+    era: Era,
+    void: UnixTime,
 }
 
 impl MeshClock {
     /// A clock with the floor that was saved, or [`EARLIEST`].
     pub fn new(floor: UnixTime, boot: Duration) -> Self {
         let start = Moment { time: floor.max(EARLIEST), boot };
-        Self { floor: start.time, running: start, base: start, ends: (UnixTime(u64::MAX), UnixTime(u64::MAX)), anchor: None }
+        let ends = (UnixTime(u64::MAX), UnixTime(u64::MAX));
+        Self { floor: start.time, running: start, base: start, ends, anchor: None, era: Era::default(), void: UnixTime(0) }
     }
 
     /// Mesh time and why, when the system clock shows `system`.
@@ -151,21 +158,21 @@ impl MeshClock {
                 return false;
             }
             self.anchor = None;
-            return self.hear(own, boot);
+            return self.step(own, boot);
         }
         clocks.extend(own);
         clocks.sort_unstable();
         if let Some(median) = middle(&clocks) {
             self.anchor = Some((Moment { time: median, boot }, true));
             let agree = clocks.iter().filter(|c| c.distance(median) <= AGREEMENT).count();
-            return if agree > 1 { self.raise(median, boot) } else { self.hear(median, boot) };
+            return if agree > 1 { self.raise(median, boot) } else { self.step(median, boot) };
         }
         let mut floors: Vec<UnixTime> = others.iter().filter(possible).map(|s| s.time).collect();
         floors.sort_unstable();
         let Some(median) = middle(&floors).filter(|_| !by_clock) else { return false };
         let latest = floors.into_iter().rfind(|f| *f <= median + LONE_STEP).unwrap_or(median);
         self.anchor = Some((Moment { time: latest, boot }, false));
-        self.hear(latest, boot)
+        self.step(latest, boot)
     }
 
     /// Raises the floor to a time that an authority signed and that the operator (by letting a host in) or a second authority stands
@@ -178,10 +185,15 @@ impl MeshClock {
         higher
     }
 
-    /// Raises the floor to a time that one authority alone signed, unless it is more than [`LONE_STEP`] ahead of what more than one stood
-    /// behind, or of the floor that was saved: that authority may be wrong or in wrong hands, and the floor is for ever. Returns whether
-    /// that changed it.
+    /// Raises the floor to a time at which one authority alone signed a certificate, unless it is more than [`LONE_STEP`] ahead of what more than
+    /// one stood behind, or of the floor that was saved: that authority may be wrong or in wrong hands, and the floor is for ever. One of before the
+    /// recovery key set the clock back says nothing. Returns whether that changed it.
     pub fn hear(&mut self, signed: UnixTime, boot: Duration) -> bool {
+        signed > self.void && self.step(signed, boot)
+    }
+
+    /// What one authority alone says.
+    fn step(&mut self, signed: UnixTime, boot: Duration) -> bool {
         signed <= self.base.at(boot) + LONE_STEP && self.lift(signed, boot)
     }
 
@@ -201,6 +213,43 @@ impl MeshClock {
         let ends = || bundle.roots.iter().map(|r| r.not_after);
         let never = UnixTime(u64::MAX);
         self.ends = (ends().min().unwrap_or(never), ends().max().unwrap_or(never));
+    }
+
+    /// Obeys the recovery key: the floor is what it says, and everything that was signed before counts for nothing. `false`, and nothing
+    /// happens, when that word was obeyed already, or a newer one. The floor stays where it is if it is beyond all that is void: it was raised
+    /// by what was signed since.
+    pub fn reset(&mut self, reset: &Reset, boot: Duration) -> bool {
+        if reset.era() <= self.era {
+            return false;
+        }
+        (self.era, self.void, self.anchor) = (reset.era(), reset.void(), None);
+        if self.running.at(boot) <= reset.void() {
+            let time = reset.time().min(self.ends.0 - Duration::from_secs(1)).max(EARLIEST);
+            (self.floor, self.running, self.base) = (time, Moment { time, boot }, Moment { time, boot });
+        }
+        true
+    }
+
+    /// Goes on in an era that was begun earlier, with the floor of that time.
+    pub fn obeyed(&mut self, reset: &Reset) {
+        if reset.era() > self.era {
+            (self.era, self.void) = (reset.era(), reset.void());
+        }
+    }
+
+    /// Which word of the recovery key was obeyed last. What nodes of another era say about the time is not to be compared.
+    pub fn era(&self) -> Era {
+        self.era
+    }
+
+    /// In another mesh nothing was obeyed yet.
+    pub fn forget_era(&mut self) {
+        (self.era, self.void) = (Era::default(), UnixTime(0));
+    }
+
+    /// Beyond all that was or could have been signed in this mesh as far as is known here, and in one that a lone authority leads away.
+    pub fn beyond(&self, system: UnixTime, boot: Duration) -> UnixTime {
+        self.tell(system, boot).time.max(self.running.at(boot)).max(self.base.at(boot)) + LONE_STEP
     }
 
     /// The floor, to be saved.

@@ -26,6 +26,7 @@
 //!
 //! Not here: whether an admission was deserved ([`crate::join`]), and how entries travel.
 
+mod chain;
 mod change;
 mod entry;
 mod settle;
@@ -45,6 +46,7 @@ use crate::recovery::Recovery;
 use crate::signed::Signed;
 use crate::time::UnixTime;
 
+pub use chain::{Chain, MAX_CHAIN};
 use entry::Slot;
 pub use entry::{Entry, MAX_ENTRY, MAX_ROOTS, Member, Standing};
 
@@ -96,8 +98,14 @@ pub enum RosterError {
     /// Another authority can be banished, or lose its office, by the founder or the recovery key only; it may give up the office itself.
     #[error("only the founder decides about another authority: run the command on {0}")]
     NeedsFounder(HostName),
+    /// The same, for a banishment, which takes either of the two.
+    #[error(
+        "only the founder or the recovery key of the mesh puts out another authority: run the command on {0}, or on any member with \
+         `--recovery-key-file FILE` or the key typed on a terminal"
+    )]
+    NeedsFounderOrRecovery(HostName),
     /// Only the recovery key may say that.
-    #[error("that takes the recovery key of the mesh")]
+    #[error("that takes the recovery key of the mesh: on any member, in `--recovery-key-file FILE` or typed on a terminal")]
     NeedsRecovery,
     /// The mesh has none: it was founded by an earlier version.
     #[error("this mesh was founded without a recovery key, and none can be added: found a new mesh to have one")]

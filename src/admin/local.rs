@@ -27,7 +27,7 @@ use super::{authorities, view};
 use crate::api::{self, ErrorBody, path};
 use crate::check;
 use crate::control::crowd::Crowd;
-use crate::daemon::{Daemon, approve, enrolment};
+use crate::daemon::{Daemon, approve, enrolment, set_back};
 use crate::intercept::process::effective_uid;
 
 /// Connections answered at once, and of one user.
@@ -205,6 +205,8 @@ async fn route(daemon: &Arc<Daemon>, trusted: bool, request: Request<Incoming>) 
         (&Method::GET, path::ROSTER) => Ok(daemon.member()?.membership.roster().to_bytes().into()),
         (&Method::POST, path::ROSTER) => json(&authorities::recovered(&*daemon.member()?, read(body).await?).await?),
         (&Method::POST, path::RECOVER) => json(&authorities::prepare(&*daemon.member()?).await?),
+        (&Method::GET, path::CLOCK) => json(&set_back::time(&*daemon.member()?)),
+        (&Method::POST, path::CLOCK) => json(&set_back::set_back(&*daemon.member()?, read(body).await?).await?),
         (&Method::POST, path::JOIN) => json(&daemon.join(read(body).await?).await?),
         (&Method::GET, path::PENDING) => json(&approve::pending(&*daemon.member()?).await?),
         (&Method::POST, path::APPROVE) => json(&approve::approve(&*daemon.member()?, read(body).await?).await?),

@@ -115,6 +115,8 @@ codes! {
     STATE_FILES = "check-state-files";
     /// The disk has room.
     DISK = "check-disk";
+    /// What only this host has is in a backup.
+    BACKUP = "check-backup";
 
     /// The node is a member.
     MEMBER = "check-member";

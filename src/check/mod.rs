@@ -8,6 +8,7 @@
 //! ([`of_host`]). The groups run at the same time, each within [`PATIENCE`], and few checks at once.
 
 mod addresses;
+mod backup;
 mod clock;
 mod coverage;
 mod findings;
@@ -76,7 +77,23 @@ pub(crate) async fn of_daemon(daemon: &Arc<Daemon>) -> Vec<Finding> {
         Some(member) if member.membership.is_authority().await => member.membership.window().await,
         _ => None,
     };
-    let (process, permissions, kernel, ports, rules, firewall, clock, state, fleet, paper, met, addresses, network, coverage) = tokio::join!(
+    let (
+        process,
+        permissions,
+        kernel,
+        ports,
+        rules,
+        firewall,
+        clock,
+        state,
+        kept,
+        fleet,
+        paper,
+        met,
+        addresses,
+        network,
+        coverage,
+    ) = tokio::join!(
         reading("daemon", {
             let (uptime, counters) = (daemon.uptime().as_secs(), some.as_deref().map(counters));
             move || [process::findings(&process::Facts::read(uptime, counters)), process::others(By::Daemon)].concat()
@@ -111,6 +128,10 @@ pub(crate) async fn of_daemon(daemon: &Arc<Daemon>) -> Vec<Finding> {
             let (path, store) = (config.state_dir.clone(), daemon.store().clone());
             move || state::findings(&state::Facts::read(&path, By::Daemon, Some((store.noticed(), store.narrowed()))))
         }),
+        reading("state", {
+            let (path, member) = (config.state_dir.clone(), some.clone());
+            move || backup::findings(member.and_then(|m| backup::Facts::read(&path, &m)).as_ref())
+        }),
         reading("fleet", {
             let (config, member) = (config.clone(), some.is_some());
             move || fleet::findings(&fleet::Facts::read(&config, member, window))
@@ -139,7 +160,7 @@ pub(crate) async fn of_daemon(daemon: &Arc<Daemon>) -> Vec<Finding> {
             }
         }),
     );
-    let mut found = [process, permissions, kernel, ports, rules, firewall, clock, state].concat();
+    let mut found = [process, permissions, kernel, ports, rules, firewall, clock, state, kept].concat();
     match (member, met) {
         (Ok(member), Ok(met)) => {
             found.extend(mesh::findings(&in_mesh(daemon, &member, &met), &met));

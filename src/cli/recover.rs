@@ -1,16 +1,19 @@
-//! `meshd recover` and `meshd unbanish`: what the recovery key says to the mesh.
+//! `meshd recover` and `meshd unbanish`: what the recovery key says to the mesh, about authorities, the banished and the clock.
 //!
 //! The key is used here and never given to the daemon: this command reads the roster, signs, and hands the signed entries in.
 
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use meshd_ca::clock::{AGREEMENT, Reset};
 use meshd_ca::keys::PrivateKey;
 use meshd_ca::roster::{Entry, Roster, RosterError, Standing};
+use meshd_ca::time::UnixTime;
 use serde::Serialize;
 
 use super::{Around, Exit, Failure, Output, recovery_key, terminal};
-use crate::api::{MAX_REQUEST, RecoveryWords};
+use crate::api::{ClockWord, MAX_REQUEST, RecoveryWords};
+use crate::clock::Clock;
 use crate::daemon::AHEAD;
 use crate::local::Local;
 
@@ -26,8 +29,13 @@ For a mesh whose authorities are all gone, so that nobody can renew or join; to 
 is asked for. This host becomes an authority with a new root. Authorities that are not heard now lose their office; they stay members, and \
 certificates they signed stay valid (`meshd banish` puts one out that was stolen). It signs as soon as the members that are there know its root, a minute at most after the others fell silent.
 
+With --clock it does nothing of that: it sets the clock of the mesh back to what the clock of this host shows, for a mesh, or an authority, that followed \
+clocks that were ahead and would be alone with that until the time has come. Set the clocks right first, and run it on a host that is ahead (`meshd check` \
+there says so). Authorities may be there or not. Every member in reach obeys at once, the others when they are back; join tokens of before end.
+
 Examples:
   sudo meshd recover
+  sudo meshd recover --clock
   sudo meshd recover --yes --recovery-key-file /mnt/usb/recovery-key.txt";
 
 /// Where the recovery key comes from, if not from the terminal.
@@ -57,17 +65,29 @@ pub(super) struct Unbanish {
     output: Output,
 }
 
-/// Make this host an authority when all are gone
+/// Make this host an authority when all are gone, or set the clock of the mesh back
 #[derive(Debug, Args)]
 #[command(after_help = RECOVER)]
 pub(super) struct Recover {
     #[command(flatten)]
     key: KeyFile,
+    /// Set the clock of the mesh back to this host's, and nothing else
+    #[arg(long)]
+    clock: bool,
     /// Do not ask
     #[arg(short, long)]
     yes: bool,
     #[command(flatten)]
     output: Output,
+}
+
+/// What `recover --clock` shows with `-o json`.
+#[derive(Debug, Serialize)]
+struct SetBack {
+    /// Mesh time before, in seconds since 1970.
+    from: u64,
+    /// And now.
+    to: u64,
 }
 
 /// What `recover` shows with `-o json`.
@@ -144,6 +164,9 @@ impl Unbanish {
 
 impl Recover {
     pub(super) async fn run(self, around: &Around<'_>) -> Result<Exit, Failure> {
+        if self.clock {
+            return self.set_back(around).await;
+        }
         const WHAT: &str = "this host is not made an authority";
         let local = around.local()?;
         let mut roster = local.roster().await?;
@@ -168,6 +191,27 @@ impl Recover {
         hand_in(&local, words).await?;
         let text = "this host is an authority; it signs when everybody who is there believes its root (`meshd authority list`)\n";
         around.screen(self.output).show(&Recovered { removed }, || text.into())?;
+        Ok(Exit::Ok)
+    }
+    async fn set_back(self, around: &Around<'_>) -> Result<Exit, Failure> {
+        const WHAT: &str = "the clock of the mesh is not set back";
+        let local = around.local()?;
+        let (roster, time) = (local.roster().await?, local.mesh_time().await?);
+        let (from, to) = (UnixTime(time.now), Clock::system_time());
+        if to + AGREEMENT >= from {
+            return Err(Failure::new(Exit::Failed, WHAT)
+                .why(format!("it is not ahead here: mesh time is {from}, and the clock of this host shows {to}"))
+                .remedy("set the clock of this host right, and run the command on a host that is ahead (`meshd check` there)"));
+        }
+        if !self.yes {
+            terminal::confirm(&format!("Set the clock of the mesh back from {from} to {to}, for all its hosts?"))?;
+        }
+        let key = recovery_key::signing(&roster, self.key.path())?;
+        let signed = Reset::sign(&key, roster.mesh(), time.era, to, UnixTime(time.beyond));
+        let word = signed.map_err(|e| Failure::new(Exit::Failed, WHAT).why(e.to_string()))?;
+        local.set_back(&ClockWord { reset: word.signed().clone() }).await?;
+        let text = format!("the clock of the mesh is at {to} again; what was signed before for later counts for nothing\n");
+        around.screen(self.output).show(&SetBack { from: from.0, to: to.0 }, || text)?;
         Ok(Exit::Ok)
     }
 }

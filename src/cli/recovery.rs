@@ -97,6 +97,7 @@ impl Backup {
         };
         let sealed = backup.seal(&key).map_err(|e| refused("cannot make a backup")(e.into()))?;
         write(&self.file, &sealed)?;
+        backup::last::remember(&state, &backup).map_err(refused("the backup is made, but `meshd check` will not know of it"))?;
         let shown = Shown::from(&backup);
         around.screen(self.output).show(&shown, || format!("kept the state of {} in {}\n", shown.host, self.file.display()))?;
         Ok(Exit::Ok)

@@ -15,7 +15,7 @@ use hyper::client::conn::http2::SendRequest;
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use meshd_ca::identity::NodeId;
-use meshd_ca::roster::Entry;
+use meshd_ca::roster::{Chain, Entry, Roster};
 use rustls::ClientConfig;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -78,6 +78,18 @@ pub(crate) struct Hello {
     pub(crate) entry: Entry,
     /// The mesh port, so that whoever was called can call back before it has the caller's record.
     pub(crate) port: u16,
+    /// What made the signer of the entry an authority, for one who was away when that happened and hears nobody else.
+    #[serde(default, skip_serializing_if = "Chain::is_empty")]
+    pub(crate) chain: Chain,
+}
+
+impl Hello {
+    /// What this node shows of itself; none when it is not in its roster.
+    pub(crate) fn of(roster: &Roster, me: NodeId, port: u16) -> Option<Self> {
+        let hello = Self { entry: roster.introduction(me)?.clone(), port, chain: roster.chain(me) };
+        let short = serde_json::to_vec(&hello).is_ok_and(|bytes| bytes.len() <= MAX_HELLO);
+        Some(if short { hello } else { Self { chain: Chain::default(), ..hello } })
+    }
 }
 
 /// Opens TCP connections that carry meshd's mark, so that they are never captured.
@@ -182,7 +194,7 @@ impl Links {
 
     /// Tells a member that this node has left; it passes that on.
     pub(crate) async fn farewell(&self, to: NodeId, entry: Entry) {
-        let body = serde_json::to_vec(&Hello { entry, port: self.port }).unwrap_or_default();
+        let body = serde_json::to_vec(&Hello { entry, port: self.port, chain: Chain::default() }).unwrap_or_default();
         // Its answer is a refusal: we are no member any more.
         let _ = self.post(to, "/v1/hello", body).await;
     }
@@ -306,13 +318,9 @@ impl Links {
 
     async fn hello(&self, send: &mut SendRequest<Full<Bytes>>, owner: NodeId) -> Result<(), LinkError> {
         let broken = |e: String| LinkError::Broken(owner, e);
-        let mine = self
-            .membership
-            .roster()
-            .introduction(self.membership.me())
-            .cloned()
+        let mine = Hello::of(&self.membership.roster(), self.membership.me(), self.port)
             .ok_or_else(|| broken("this host is not in its roster".into()))?;
-        let body = serde_json::to_vec(&Hello { entry: mine, port: self.port }).map_err(|e| broken(e.to_string()))?;
+        let body = serde_json::to_vec(&mine).map_err(|e| broken(e.to_string()))?;
         let answer = match exchange(send.clone(), owner, Method::POST, "/v1/hello", body.into(), MAX_HELLO).await {
             Ok(answer) => answer,
             Err(error) => {
@@ -321,7 +329,7 @@ impl Links {
             }
         };
         let theirs: Hello = serde_json::from_slice(&answer).map_err(|e| broken(e.to_string()))?;
-        self.membership.merge(theirs.entry).await.map_err(|e| broken(e.to_string()))?;
+        self.membership.introduced(theirs.chain, theirs.entry).await.map_err(|e| broken(e.to_string()))?;
         Ok(())
     }
 }

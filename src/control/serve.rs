@@ -14,9 +14,11 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use meshd_agent::gossip::MAX_PACKET;
+use meshd_ca::clock::statement::Question;
 use meshd_ca::identity::{NodeId, Workload};
 use meshd_ca::keys::{PublicKey, Signature, base64url};
 use meshd_ca::roster::{MAX_MEMBERS, Member, Standing};
+use meshd_ca::signed::Signed;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::server::TlsStream;
@@ -82,6 +84,16 @@ pub(crate) struct SvidAnswer {
 pub(crate) struct Pong {
     /// What the system clock shows, in milliseconds since 1970.
     pub(crate) time_millis: u64,
+}
+
+/// The answer to a question for the time.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct TimeAnswer {
+    #[serde(flatten)]
+    pub(crate) said: Signed,
+    /// The last word of the recovery key about the clock, when the asker has not heard of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) reset: Option<Signed>,
 }
 
 /// A code that a person typed on a member.
@@ -261,6 +273,7 @@ impl Api {
             }
             "/v1/ping" => to_json(&Pong { time_millis: Clock::system_millis() }),
             "/v1/time" => self.time(node, &body),
+            "/v1/reset" => self.set_back(&body).await,
             "/v1/svid" => self.svid(node, &body).await,
             "/v1/approve" => self.approve(node, &body).await,
             "/v1/pending" => to_json(&self.waiting.list()),
@@ -285,20 +298,19 @@ impl Api {
         if hello.entry.member().node() != node {
             return Err(No(StatusCode::FORBIDDEN, "that is the entry of another node".into()));
         }
-        // An entry whose signer is not known is kept until he is: that is for members to hand over, not for anybody.
+        // An entry whose signer is not known is kept until he is: that is for members to hand over, not for anybody. One who was made an authority
+        // while this host was away brings along what made it one.
         let known = {
             let roster = self.membership.roster();
             let by = hello.entry.member().by;
-            // What the recovery key signed needs nobody to vouch for it; the signature is looked at below.
-            roster.is_active(node) || roster.member(by).is_some() || roster.is_recovery(by)
+            let signer = roster.member(by).is_some() || roster.is_recovery(by);
+            roster.is_active(node) || signer || roster.follows(&hello.chain, &hello.entry)
         };
         if !known {
             return Err(No(StatusCode::FORBIDDEN, "not an active member of this mesh".into()));
         }
-        let changed = self.membership.merge(hello.entry.clone()).await.map_err(|e| No(StatusCode::FORBIDDEN, e.to_string()))?;
-        if changed {
-            self.gossip.entry(hello.entry);
-        }
+        let new = self.membership.introduced(hello.chain, hello.entry).await;
+        new.map_err(|e| No(StatusCode::FORBIDDEN, e.to_string()))?.into_iter().for_each(|entry| self.gossip.entry(entry));
         // A hello may also be a farewell: the entry by which the caller leaves.
         let roster = self.membership.roster();
         if !roster.is_active(node) {
@@ -306,13 +318,21 @@ impl Api {
         }
         from.set_port(hello.port);
         self.links.called(node, from);
-        let mine = roster.introduction(self.membership.me()).cloned().ok_or_else(busy)?;
-        to_json(&Hello { entry: mine, port: self.port })
+        to_json(&Hello::of(&roster, self.membership.me(), self.port).ok_or_else(busy)?)
     }
 
     fn time(&self, node: NodeId, body: &[u8]) -> Result<Bytes, No> {
-        let answer = self.membership.time(node, &parse(body)?).map_err(|e| No(StatusCode::FORBIDDEN, e.to_string()))?;
-        to_json(&answer)
+        let question: Question = parse(body)?;
+        let said = self.membership.time(node, &question).map_err(|e| No(StatusCode::FORBIDDEN, e.to_string()))?;
+        // Whoever has not heard how the clock was set back hears it with the answer, which is of no use to it before.
+        let reset = self.membership.reset().borrow().as_ref().filter(|r| r.era() > question.era()).map(|r| r.signed().clone());
+        to_json(&TimeAnswer { said, reset })
+    }
+
+    async fn set_back(&self, body: &[u8]) -> Result<Bytes, No> {
+        let word = parse(body)?;
+        self.membership.set_back(word).await.map_err(|e| No(StatusCode::FORBIDDEN, e.to_string()))?;
+        Ok(Bytes::new())
     }
 
     async fn approve(&self, node: NodeId, body: &[u8]) -> Result<Bytes, No> {

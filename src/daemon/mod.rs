@@ -24,6 +24,7 @@ mod reload;
 mod responder;
 mod retired;
 pub(crate) mod rules;
+pub(crate) mod set_back;
 mod successor;
 mod tell;
 mod timekeeper;

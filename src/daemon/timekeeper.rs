@@ -7,17 +7,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use meshd_ca::clock::statement::Question;
-use meshd_ca::clock::{AGREEMENT, Said};
+use meshd_ca::clock::statement::{Question, StatementError};
+use meshd_ca::clock::{AGREEMENT, Era, Said};
 use meshd_ca::identity::NodeId;
 use meshd_ca::keys::PublicKey;
-use meshd_ca::signed::Signed;
 use meshd_ca::time::UnixTime;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::clock::{self, Clock};
 use crate::control::link::Links;
+use crate::control::serve::TimeAnswer;
 use crate::intercept::process::since_boot;
 use crate::membership::Membership;
 
@@ -47,7 +47,7 @@ impl Timekeeper {
     pub(super) async fn run(self) {
         let mut tick = interval(LOOK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut roster = self.membership.watch();
+        let (mut roster, mut reset) = (self.membership.watch(), self.membership.reset());
         let (mut last, mut next, mut again) = (None, Duration::ZERO, AGAIN);
         let (mut offset, mut authorities) = (Clock::offset(), Vec::new());
         let mut saved = self.clock.floor();
@@ -55,6 +55,8 @@ impl Timekeeper {
             let now = tokio::select! {
                 _ = tick.tick() => false,
                 () = self.clock.doubted() => true,
+                // What was said of before says nothing any more.
+                changed = reset.changed() => if changed.is_err() { return } else { true },
                 changed = roster.changed() => if changed.is_err() { return } else { false },
             };
             let all = self.authorities();
@@ -68,7 +70,12 @@ impl Timekeeper {
             if boot < next || last.is_some_and(|last| boot.saturating_sub(last) < PAUSE) {
                 continue;
             }
-            let said = self.ask(&all).await;
+            let era = self.clock.era();
+            let mut said = self.ask(&all).await;
+            if self.clock.era() != era {
+                // An answer was that the clock was set back: the others are of before.
+                said.clear();
+            }
             let before = self.clock.told();
             self.clock.agree(&said, self.membership.roster().member(self.membership.me()).is_some_and(|m| m.is_authority()));
             let after = self.clock.told();
@@ -93,9 +100,9 @@ impl Timekeeper {
     async fn ask(&self, all: &[(NodeId, PublicKey)]) -> Vec<Said> {
         let mut asked = JoinSet::new();
         for (node, key) in all.iter().copied().filter(|(node, _)| self.links.knows(*node)) {
-            let (links, mesh, me) = (self.links.clone(), self.membership.roster().mesh(), self.membership.me());
+            let (links, membership, era) = (self.links.clone(), self.membership.clone(), self.clock.era());
             asked.spawn(async move {
-                let answer = timeout(ANSWER, ask_one(&links, node, &key, mesh, me)).await;
+                let answer = timeout(ANSWER, ask_one(&links, &membership, era, (node, &key))).await;
                 answer.unwrap_or_else(|_| Err("no answer in time".into())).map_err(|why| (node, why))
             });
         }
@@ -112,6 +119,8 @@ impl Timekeeper {
 
     async fn save(&self, saved: &mut UnixTime) {
         let floor = self.clock.floor();
+        // Set back, which was written then.
+        *saved = floor.min(*saved);
         if floor.since(*saved) < WRITE {
             return;
         }
@@ -122,16 +131,24 @@ impl Timekeeper {
     }
 }
 
-async fn ask_one(
-    links: &Links,
-    node: NodeId,
-    key: &PublicKey,
-    mesh: meshd_ca::identity::MeshId,
-    me: NodeId,
-) -> Result<Said, String> {
-    let question = Question::new().map_err(|e| e.to_string())?;
+async fn ask_one(links: &Links, membership: &Membership, era: Era, (node, key): (NodeId, &PublicKey)) -> Result<Said, String> {
+    let question = Question::within(era).map_err(|e| e.to_string())?;
     let body = serde_json::to_vec(&question).map_err(|e| e.to_string())?;
     let answer = links.post(node, "/v1/time", body).await.map_err(|e| e.to_string())?;
-    let answer: Signed = serde_json::from_slice(&answer).map_err(|e| e.to_string())?;
-    question.read(&answer, key, mesh, me).map_err(|e| e.to_string())
+    let answer: TimeAnswer = serde_json::from_slice(&answer).map_err(|e| e.to_string())?;
+    let said = question.read(&answer.said, key, membership.roster().mesh(), membership.me());
+    if said == Err(StatementError::OtherEra) {
+        let own = membership.reset().borrow().clone();
+        match (answer.reset, own) {
+            (Some(word), _) => drop(membership.set_back(word).await.map_err(|e| e.to_string())?),
+            // The other one has not heard of it.
+            (None, Some(word)) => {
+                let body = serde_json::to_vec(word.signed()).map_err(|e| e.to_string())?;
+                links.post(node, "/v1/reset", body).await.map_err(|e| e.to_string())?;
+                membership.clock().doubt();
+            }
+            (None, None) => {}
+        }
+    }
+    said.map_err(|e| e.to_string())
 }

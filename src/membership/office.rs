@@ -8,12 +8,12 @@ use meshd_ca::issue::Issuer;
 use meshd_ca::store::{Store, StoreError};
 use meshd_ca::token::TokenTable;
 
-use super::{MembershipError, ROOT_CERTIFICATE, ROOT_KEY, ROOT2_KEY, TOKENS};
+use super::{MembershipError, ROOT_CERTIFICATE, ROOT_KEY, ROOT2_CERTIFICATE, ROOT2_KEY, TOKENS};
 
 /// The name of the root that this authority began to sign with. A founder signs from the beginning and needs none.
 pub(super) const SIGNS: &str = "signs";
 /// Key and certificate of a root. There are two places: while one root signs, the one that is to follow is made in the other.
-pub(super) const ROOTS: [(&str, &str); 2] = [(ROOT_KEY, ROOT_CERTIFICATE), (ROOT2_KEY, "root2.crt")];
+pub(super) const ROOTS: [(&str, &str); 2] = [(ROOT_KEY, ROOT_CERTIFICATE), (ROOT2_KEY, ROOT2_CERTIFICATE)];
 
 /// What an authority has besides its membership.
 pub(super) struct Office {

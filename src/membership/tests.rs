@@ -215,3 +215,55 @@ async fn an_authority_outlives_the_founder_that_made_it_in_whatever_order_it_hea
     here.assume().await.unwrap();
     assert!(store.load(ROOT_KEY).unwrap().is_none());
 }
+
+#[tokio::test]
+async fn a_clock_that_is_set_back_survives_a_pulled_plug_at_every_file() {
+    let (dir, paper) = (tempfile::tempdir().unwrap(), RecoveryKey::generate().unwrap());
+    let store = Arc::new(Store::open(dir.path()).unwrap());
+    let key = Arc::new(node_key(&store).unwrap());
+    let clock = Clock::new(meshd_ca::time::UnixTime(0));
+    let recovery = Some(Recovery::new(&paper).unwrap());
+    let m = Membership::found(key, store.clone(), clock, HostName::nearest("a"), None, recovery).unwrap();
+    let right = m.clock.now();
+    let ahead = right + Duration::from_secs(90 * 86_400);
+    m.clock.raise(ahead);
+    store.save(clock::FILE, &m.clock.to_bytes()).unwrap();
+    m.create_token(Duration::from_secs(60), 1, &[]).await.unwrap();
+    let signing = m.roster().recovery().unwrap().open(&paper).unwrap();
+    let word = Reset::sign(&signing, m.roster().mesh(), m.clock.era(), right, m.clock.beyond()).unwrap();
+    let thief = Reset::sign(&PrivateKey::generate().unwrap(), m.roster().mesh(), m.clock.era(), right, ahead).unwrap();
+    assert!(m.set_back(thief.signed().clone()).await.is_err(), "not the recovery key's word");
+    let before = tempfile::tempdir().unwrap();
+    copy(dir.path(), before.path());
+    assert!(m.set_back(word.signed().clone()).await.unwrap());
+    assert!(!m.set_back(word.signed().clone()).await.unwrap(), "once");
+    let near = |m: &Membership| m.clock.now().distance(right) < Duration::from_secs(60);
+    assert!(near(&m) && m.tokens().await.unwrap().is_empty());
+    assert_eq!(m.reset().borrow().as_deref(), Some(&word));
+    drop((m, store));
+    // The first file decides: without it the clock is where it was and the word can be given again, with it it is obeyed.
+    for done in 0..=3 {
+        let cut = tempfile::tempdir().unwrap();
+        copy(before.path(), cut.path());
+        for name in &[reset::RESET, TOKENS, clock::FILE][..done] {
+            for file in [(*name).to_owned(), format!("{name}.other")] {
+                let (from, to) = (dir.path().join(&file), cut.path().join(&file));
+                // Written twice: as it was after the first time, which was not the end.
+                match *name == reset::RESET {
+                    true => drop(Store::open(cut.path()).unwrap().save(name, &reset::bytes(&word, false))),
+                    false if from.exists() => drop(std::fs::copy(from, to).unwrap()),
+                    false => {}
+                }
+            }
+        }
+        let store = Arc::new(Store::open(cut.path()).unwrap());
+        let key = Arc::new(node_key(&store).unwrap());
+        let m = Membership::load(key, store.clone(), Clock::load(&store).unwrap()).unwrap().unwrap();
+        assert_eq!(near(&m), done > 0, "after {done} files");
+        assert_eq!(m.set_back(word.signed().clone()).await.unwrap(), done == 0);
+        assert!(near(&m));
+        drop(m);
+        let clock = Clock::load(&store).unwrap();
+        assert!(clock.floor().distance(right) < Duration::from_secs(60), "the floor on the disk");
+    }
+}

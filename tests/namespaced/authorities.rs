@@ -18,6 +18,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario!("authorities", the_founder_is_gone_for_good_under_load),
     scenario!("authorities", added_and_removed_under_load),
     scenario!("authorities", a_root_is_replaced_under_load_and_twice_while_a_host_is_away),
+    scenario!("authorities", an_authority_whose_maker_is_gone_introduces_itself_to_a_host_that_was_away),
     scenario!("authorities", a_banished_host_is_out_at_once_and_stays_out),
 ];
 
@@ -377,5 +378,53 @@ fn a_banished_host_is_out_at_once_and_stays_out() -> Result<()> {
     let (ok, _, err) = mesh.at("c").try_cli(&["join", &token])?;
     ensure!(!ok && err.contains("banished"), "it joined, or was told something else: {err}");
     equal!(mesh.at("a").nodes()?.len(), 3, "nodes that a knows");
+    Ok(())
+}
+
+/// b is off while a lets c in and makes it an authority, and a is gone when b is back: c is all there is, and b has never heard of it.
+fn an_authority_whose_maker_is_gone_introduces_itself_to_a_host_that_was_away() -> Result<()> {
+    let mut mesh = Setup::of(&["a", "b", "c"]).configured_on("b", "authority = false").hosts()?;
+    for name in ["a", "b", "c"] {
+        mesh.at_mut(name).start()?;
+        mesh.at(name).until_answers()?;
+        if name != "a" {
+            let token = mesh.at("a").token()?;
+            mesh.at(name).cli(&["join", &token])?;
+        }
+        mesh.at(name).until(State::Member)?;
+        if name == "b" {
+            mesh.settled()?;
+            mesh.at_mut("b").kill();
+        }
+    }
+    mesh.at("a").cli(&["authority", "add", "c"])?;
+    eventually(SETTLED, "c stands", || {
+        ensure!(mesh.at("c").status()?.authority, "{:?}", mesh.at("c").status()?);
+        Ok(())
+    })?;
+    mesh.at_mut("a").kill();
+    mesh.at_mut("b").start()?;
+    mesh.at("b").until(State::Member)?;
+    let c_of_b = || {
+        let all: Vec<Authority> = mesh.at("b").json(&["authority", "list"])?;
+        all.into_iter().find(|a| a.name.as_str() == "c").context("b does not know of c")
+    };
+    eventually(2 * SETTLED, "b believes c", || {
+        let c = c_of_b()?;
+        ensure!(c.reachable && c.roots.iter().any(|root| root.believed_by >= 2), "{c:?}");
+        Ok(())
+    })?;
+    // c signs when a has heard of its root too, and all of them are one mesh.
+    mesh.at_mut("a").start()?;
+    mesh.at("a").until(State::Member)?;
+    mesh.settled()?;
+    eventually(4 * SETTLED, "c signs", || {
+        let all: Vec<Authority> = mesh.at("b").json(&["authority", "list"])?;
+        ensure!(all.iter().any(|a| a.name.as_str() == "c" && a.state == AuthorityState::Signing), "{all:?}");
+        Ok(())
+    })?;
+    for (from, to, port) in [("b", "c", PORT), ("c", "b", PORT + 1)] {
+        eventually(2 * SETTLED, "it is secured", || mesh.secured_between(from, to, port))?;
+    }
     Ok(())
 }

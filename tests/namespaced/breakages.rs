@@ -46,6 +46,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario!("checks", a_member_that_answers_and_is_not_heard, Need::Program("nft")),
     scenario!("checks", one_authority_is_left),
     scenario!("checks", a_recovery_key_that_cannot_be_read),
+    scenario!("checks", a_mesh_of_before_there_were_recovery_keys),
+    scenario!("checks", a_backup_that_was_never_made_and_one_that_is_old, Need::FakeTime),
     scenario!("checks", workloads_without_certificates, Need::Cgroups),
     scenario!("checks", a_defect_that_ends_a_connection, Need::Root, Need::Program("gdb")),
     scenario!("checks", a_sandbox_without_netlink),
@@ -377,6 +379,81 @@ fn a_recovery_key_that_cannot_be_read() -> Result<()> {
     ensure!(detail_of(&found, code::RECOVERY_KEY).contains("is damaged"), "{found:#?}");
     let (taken, _, error) = mesh.at("a").try_cli(&["recovery-key", "--file", "x"])?;
     ensure!(!taken && error.contains("is damaged"), "{error}");
+    Ok(())
+}
+
+/// Founded by a version that made no recovery key: it never has one, and every way to it says so.
+fn a_mesh_of_before_there_were_recovery_keys() -> Result<()> {
+    let mut mesh = Setup::of(&["a"]).hosts()?;
+    mesh.at_mut("a").start()?;
+    mesh.at("a").until(State::Member)?;
+    mesh.at_mut("a").stop()?;
+    let store = Store::open(&mesh.at("a").dir().join("state"))?;
+    let load = |name: &str| Ok::<_, anyhow::Error>(store.load(name)?.with_context(|| format!("no {name}"))?.bytes);
+    let (key, made) = (PrivateKey::from_pkcs8(&load("node.key")?)?, Roster::from_bytes(&load("roster")?)?);
+    let (root, then) = (load("root.crt")?.to_vec(), UnixTime(1_768_000_000));
+    let mut old = Roster::found(made.mesh(), made.trust_domain().clone(), &key, HostName::nearest("a"), root, then)?;
+    old.admit(&key, PrivateKey::generate()?.public(), &HostName::nearest("b"), then)?;
+    store.save("roster", &old.to_bytes())?;
+    drop(store);
+    mesh.at_mut("a").start()?;
+    mesh.at("a").until(State::Member)?;
+    let found = among(mesh.at("a"), &[code::RECOVERY_KEY, code::BACKUP])?;
+    ensure!(detail_of(&found, code::RECOVERY_KEY).contains("made none, and none can be added"), "{found:#?}");
+    ensure!(detail_of(&found, code::BACKUP).contains("this host founded the mesh, which has no recovery key"), "{found:#?}");
+    for words in
+        [&["recovery-key", "--file", "x"][..], &["recover", "--yes"], &["recover", "--clock", "--yes"], &["unbanish", "b"]]
+    {
+        let (ok, _, error) = mesh.at("a").try_cli(words)?;
+        ensure!(!ok && (error.contains("without a recovery key") || words.contains(&"--clock")), "{words:?}: {error}");
+    }
+    Ok(())
+}
+
+fn a_backup_that_was_never_made_and_one_that_is_old() -> Result<()> {
+    let mut mesh = Setup::of(&["a", "b"]).configured("authority = false").hosts()?;
+    clocks::start(&mut mesh, "a", clocks::RIGHT)?;
+    mesh.at("a").until(State::Member)?;
+    mesh.at_mut("b").start()?;
+    mesh.at("b").until_answers()?;
+    let token = mesh.at("a").token()?;
+    mesh.at("b").cli(&["join", &token])?;
+    mesh.settled()?;
+    let found = only(mesh.at("a"), &[], &[])?;
+    ensure!(detail_of(&found, code::BACKUP).starts_with("there is none yet"), "{found:#?}");
+    ensure!(detail_of(&check(mesh.at("b"), &[])?, code::BACKUP).contains("another one joins in its place"), "of a member");
+    // A day later nobody has thought of it.
+    clocks::set(&mesh, "a", "+25h")?;
+    let found = among(mesh.at("a"), &[code::BACKUP])?;
+    ensure!(
+        detail_of(&found, code::BACKUP).starts_with("there is none, and this is the only authority that signs"),
+        "{found:#?}"
+    );
+    let file = |name: &str| mesh.at("a").dir().join(name).display().to_string();
+    mesh.at("a").cli(&["recovery-key", "--file", &file("paper")])?;
+    let keep = || {
+        mesh.at("a").cli(&["backup", &file("a.meshd")])?;
+        let found = check(mesh.at("a"), &[])?;
+        ensure!(detail_of(&found, code::BACKUP).starts_with("made 1d1h ago"), "{found:#?}");
+        ensure!(found.iter().all(|f| f.code != code::BACKUP || f.level == Level::Ok), "{found:#?}");
+        Ok(())
+    };
+    keep()?;
+    // What a host that was restored from it would not know.
+    mesh.at("a").cli(&["banish", "--yes", "b"])?;
+    let found = among(mesh.at("a"), &[code::BACKUP])?;
+    ensure!(detail_of(&found, code::BACKUP).contains("since then a host was banished"), "{found:#?}");
+    keep()?;
+    mesh.at("a").cli(&["authority", "rotate"])?;
+    let found = among(mesh.at("a"), &[code::BACKUP])?;
+    ensure!(detail_of(&found, code::BACKUP).contains("since then this host has another root"), "{found:#?}");
+    keep()?;
+    // Where that cannot be told, it is not said that there is none.
+    for name in ["made", "made.other"] {
+        std::fs::write(mesh.at("a").dir().join("state/backup").join(name), b"torn")?;
+    }
+    let found = among(mesh.at("a"), &[code::BACKUP])?;
+    ensure!(detail_of(&found, code::BACKUP).contains("is damaged"), "{found:#?}");
     Ok(())
 }
 

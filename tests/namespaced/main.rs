@@ -69,6 +69,7 @@ fn main() -> ExitCode {
         edge::power::SCENARIOS,
         edge::cuts::SCENARIOS,
         edge::clocks::SCENARIOS,
+        edge::set_back::SCENARIOS,
         checks::SCENARIOS,
         breakages::SCENARIOS,
         tour::SCENARIOS,

@@ -134,7 +134,10 @@ fn a_stolen_founder_is_put_out() -> Result<()> {
     let wrong = mesh.at("b").dir().join("wrong.txt").display().to_string();
     fs::write(&wrong, &*RecoveryKey::generate()?.to_text())?;
     let (ok, _, err) = mesh.at("b").try_cli(&["banish", "--yes", "a"])?;
-    ensure!(!ok && err.contains("takes the recovery key"), "{err}");
+    ensure!(!ok && err.contains("takes the recovery key") && err.contains("--recovery-key-file"), "{err}");
+    // Nor is it, or a plain member, against another authority: the founder is one remedy, and the key the other.
+    let (ok, _, err) = mesh.at("c").try_cli(&["banish", "--yes", "b"])?;
+    ensure!(!ok && err.contains("run the command on a") && err.contains("--recovery-key-file"), "{err}");
     let (ok, _, err) = mesh.at("c").try_cli(&["banish", "--yes", "--recovery-key-file", &wrong, "a"])?;
     ensure!(!ok && err.contains("not the recovery key of this mesh"), "{err}");
     equal!(mesh.at("a").status()?.state, State::Member, "what a is");

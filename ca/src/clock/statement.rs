@@ -1,11 +1,13 @@
 //! What an authority says the time is: signed, and an answer to one question.
 //!
 //! A statement is bound to who asked and to a number that only this question has, so that an old one is worth nothing. What an authority
-//! says is worth, all together, is for [`super::MeshClock::agree`].
+//! says is worth, all together, is for [`super::MeshClock::agree`]. It counts for those only who obey the same word of the recovery key
+//! ([`super::reset`]): question and answer name the era.
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::reset::Era;
 use crate::identity::{MeshId, NodeId};
 use crate::keys::{KeyError, PrivateKey, PublicKey, base64url, random};
 use crate::signed::Signed;
@@ -19,6 +21,12 @@ const CONTEXT: &str = "time";
 pub struct Question {
     #[serde(with = "base64url")]
     nonce: Vec<u8>,
+    #[serde(default, skip_serializing_if = "is_first")]
+    era: Era,
+}
+
+fn is_first(era: &Era) -> bool {
+    *era == Era::default()
 }
 
 /// The time, as an authority has it.
@@ -41,6 +49,9 @@ pub enum StatementError {
     /// Not a statement, or a question of another form.
     #[error("the statement of the time cannot be read")]
     Malformed,
+    /// Of an authority that has not heard how the recovery key set the clock back, or has heard more.
+    #[error("the statement of the time is of a node that obeys another word of the recovery key about the clock")]
+    OtherEra,
     /// An answer to another question: an old one, or somebody else's.
     #[error("the statement of the time answers another question")]
     Foreign,
@@ -56,6 +67,8 @@ struct Payload {
     clock: bool,
     #[serde(default)]
     agreed: UnixTime,
+    #[serde(default, skip_serializing_if = "is_first")]
+    era: Era,
 }
 
 impl Question {
@@ -64,7 +77,20 @@ impl Question {
     /// # Errors
     /// [`KeyError::Random`] when the system has no random bytes.
     pub fn new() -> Result<Self, KeyError> {
-        Ok(Self { nonce: random::<16>()?.to_vec() })
+        Self::within(Era::default())
+    }
+
+    /// A new question of a node that is in this era.
+    ///
+    /// # Errors
+    /// As [`Question::new`].
+    pub fn within(era: Era) -> Result<Self, KeyError> {
+        Ok(Self { nonce: random::<16>()?.to_vec(), era })
+    }
+
+    /// Which era the asker is in.
+    pub fn era(&self) -> Era {
+        self.era
     }
 
     /// Answers the question that `asker` asked with `said`.
@@ -72,10 +98,26 @@ impl Question {
     /// # Errors
     /// [`StatementError::Malformed`] for a question of another length, [`StatementError::Key`] without randomness.
     pub fn answer(&self, key: &PrivateKey, mesh: MeshId, asker: NodeId, said: Said) -> Result<Signed, StatementError> {
+        self.answer_within(Era::default(), key, mesh, asker, said)
+    }
+
+    /// The same, of an authority that is in this era.
+    ///
+    /// # Errors
+    /// As [`Question::answer`].
+    pub fn answer_within(
+        &self,
+        era: Era,
+        key: &PrivateKey,
+        mesh: MeshId,
+        asker: NodeId,
+        said: Said,
+    ) -> Result<Signed, StatementError> {
         if self.nonce.len() != 16 {
             return Err(StatementError::Malformed);
         }
-        let payload = Payload { mesh, asker, nonce: self.nonce.clone(), time: said.time, clock: said.clock, agreed: said.agreed };
+        let Said { time, clock, agreed } = said;
+        let payload = Payload { mesh, asker, nonce: self.nonce.clone(), time, clock, agreed, era };
         let payload = serde_json::to_vec(&payload).map_err(|_| StatementError::Malformed)?;
         Ok(Signed::new(key, CONTEXT, payload)?)
     }
@@ -90,12 +132,16 @@ impl Question {
         if (p.mesh, p.asker, &p.nonce) != (mesh, me, &self.nonce) {
             return Err(StatementError::Foreign);
         }
+        if p.era != self.era {
+            return Err(StatementError::OtherEra);
+        }
         Ok(Said { time: p.time, clock: p.clock, agreed: p.agreed })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::reset::Reset;
     use super::*;
 
     #[test]
@@ -117,8 +163,17 @@ mod tests {
         forged.payload = String::from_utf8(forged.payload).unwrap().replace("1800000000", "1900000000").into_bytes();
         assert_ne!(forged, answer);
         assert!(matches!(question.read(&forged, key.public(), mesh, me), Err(StatementError::Key(_))));
+        // Of another era it says nothing.
+        let recovery = PrivateKey::generate().unwrap();
+        let era = Reset::sign(&recovery, mesh, Era::default(), UnixTime(1_800_000_000), UnixTime(1_900_000_000)).unwrap().era();
+        let later = Question::within(era).unwrap();
+        let answers = |of| later.answer_within(of, &key, mesh, me, said).unwrap();
+        assert_eq!(later.read(&answers(era), key.public(), mesh, me), Ok(said));
+        assert_eq!(later.read(&answers(Era::default()), key.public(), mesh, me), Err(StatementError::OtherEra));
+        let answer = question.answer_within(era, &key, mesh, me, said).unwrap();
+        assert_eq!(question.read(&answer, key.public(), mesh, me), Err(StatementError::OtherEra));
         // Nobody makes an authority sign bytes of any length.
-        let long = Question { nonce: vec![0; 17] };
+        let long = Question { nonce: vec![0; 17], era };
         assert_eq!(long.answer(&key, mesh, me, said), Err(StatementError::Malformed));
     }
 }

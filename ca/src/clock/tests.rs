@@ -184,3 +184,69 @@ fn who_was_lifted_by_one_alone_stands_behind_nothing() {
     }
     assert!(a.floor() > NOW + DAY * 29, "the lie was heard");
 }
+
+fn set_back(last: Era, time: UnixTime, void: UnixTime) -> Reset {
+    let key = crate::keys::PrivateKey::generate().unwrap();
+    Reset::sign(&key, crate::identity::MeshId::from_bytes([1; 10]), last, time, void).unwrap()
+}
+
+#[test]
+fn the_recovery_key_sets_a_clock_back_once_and_nothing_of_before_leads_it_away_again() {
+    // Two followed clocks that were ahead, and are alone with that.
+    let ahead = NOW + DAY * 90;
+    let mut clock = clock();
+    clock.agree(&[by_clock(ahead), by_clock(ahead)], None, BOOT);
+    assert_eq!(tell(&clock, NOW, BOOT), (ahead, "signed"));
+    clock.agree(&[by_clock(NOW)], None, BOOT);
+    assert_eq!(tell(&clock, NOW, BOOT), (ahead, "floor"));
+    let void = clock.beyond(NOW, BOOT);
+    assert_eq!(void, ahead + LONE_STEP);
+    let reset = set_back(Era::default(), NOW + HOUR, void);
+    assert!(clock.reset(&reset, BOOT + HOUR));
+    assert_eq!((clock.floor(), clock.era()), (NOW + HOUR, reset.era()));
+    assert_eq!(tell(&clock, NOW + HOUR * 2, BOOT + HOUR * 2), (NOW + HOUR * 2, "system"));
+    assert_eq!(clock.say(NOW, BOOT + HOUR).agreed, NOW + HOUR, "it does not say that it knows of more");
+    // Certificates of before, also of hosts that were further ahead, by what one authority can.
+    for old in [NOW + DAY, ahead, void] {
+        assert!(!clock.hear(old, BOOT + HOUR), "{old}");
+    }
+    // The same word again does nothing, after the floor was raised.
+    clock.raise(NOW + DAY, BOOT + HOUR);
+    assert!(!clock.reset(&reset, BOOT + HOUR));
+    let older = set_back(Era::default(), NOW, void);
+    assert!(!clock.reset(&older, BOOT + HOUR), "nor does one of before");
+    assert_eq!(clock.floor(), NOW + DAY);
+    // Authorities lead on as before: one by a month, two without a bound.
+    assert!(clock.agree(&[by_clock(NOW + DAY * 2)], None, BOOT + HOUR));
+    assert!(!clock.agree(&[by_clock(NOW + DAY * 40)], None, BOOT + HOUR));
+    assert!(clock.agree(&[by_clock(NOW + DAY * 40), by_clock(NOW + DAY * 40)], None, BOOT + HOUR));
+    // And again, for whatever reason.
+    let again = set_back(reset.era(), NOW + DAY, NOW + DAY * 80);
+    assert!(clock.reset(&again, BOOT + HOUR) && clock.floor() == NOW + DAY);
+}
+
+#[test]
+fn who_hears_late_that_the_clock_was_set_back_loses_nothing_that_was_signed_since() {
+    let reset = set_back(Era::default(), NOW + HOUR, NOW + DAY * 120);
+    // Joined a year later: the time that it was given is none of those that are void.
+    let mut late = clock();
+    late.raise(NOW + YEAR, BOOT);
+    assert!(late.reset(&reset, BOOT));
+    assert_eq!((late.floor(), late.era()), (NOW + YEAR, reset.era()));
+    // It had been off, and knows of an earlier time: the person stands behind this one.
+    let mut cold = clock();
+    assert!(cold.reset(&reset, BOOT));
+    assert_eq!(cold.floor(), NOW + HOUR);
+    // Not beyond a root, and not before there was a meshd.
+    let mut short = MeshClock { ends: (NOW, NOW), ..clock() };
+    short.reset(&reset, BOOT);
+    assert_eq!(short.floor(), NOW - Duration::from_secs(1));
+    // Over a restart the era goes on with the floor that was saved; in another mesh there was none.
+    let mut restarted = MeshClock::new(NOW + DAY, BOOT);
+    restarted.obeyed(&reset);
+    assert!(!restarted.reset(&reset, BOOT) && !restarted.hear(NOW + DAY * 2, BOOT));
+    assert_eq!(restarted.floor(), NOW + DAY);
+    restarted.forget_era();
+    assert_eq!(restarted.era(), Era::default());
+    assert!(restarted.hear(NOW + DAY * 2, BOOT));
+}

@@ -94,21 +94,26 @@ impl Roster {
     ///
     /// # Errors
     /// [`RosterError::NotAuthority`], [`RosterError::NotMember`], [`RosterError::Founder`], [`RosterError::NeedsRecovery`],
-    /// [`RosterError::NeedsFounder`], [`RosterError::Exhausted`], [`RosterError::Key`].
+    /// [`RosterError::NeedsFounder`], [`RosterError::NeedsFounderOrRecovery`], [`RosterError::Exhausted`], [`RosterError::Key`].
     pub fn banish(&mut self, authority: &PrivateKey, node: NodeId) -> Result<Vec<Entry>, RosterError> {
-        let by = self.authority(authority)?;
-        let seat = self.seats.get(&node).ok_or(RosterError::NotMember)?;
+        let by = authority.public().node_id();
         let recovery = self.is_recovery(by);
+        let seat = self.seats.get(&node).ok_or(RosterError::NotMember)?;
+        // Who may do that is what everybody has to be told who may not, authority or not.
         if node == self.founder && !recovery {
             return Err(if self.recovery.is_some() { RosterError::NeedsRecovery } else { RosterError::Founder });
         }
+        let office = self.granted.contains(&node);
+        if office && !recovery && by != self.founder && seat.member.standing != Standing::Banished {
+            return Err(match self.needs_founder() {
+                RosterError::NeedsFounder(founder) if self.recovery.is_some() => RosterError::NeedsFounderOrRecovery(founder),
+                other => other,
+            });
+        }
+        self.authority(authority)?;
         let above = recovery && self.heard.contains(&node) && !self.is_recovery(seat.entry.member().by);
         if seat.member.standing == Standing::Banished && !above {
             return Ok(vec![Entry::clone(&seat.entry)]);
-        }
-        let office = self.granted.contains(&node);
-        if office && !recovery && by != self.founder {
-            return Err(self.needs_founder());
         }
         let mut after = self.clone();
         let ban = Entry::sign(authority, self.mesh(), self.next(by, node, Standing::Banished)?)?;

@@ -79,7 +79,8 @@ fn only_authorities_admit() {
     assert_eq!(r.admit(&a, a.public(), &name("a"), NOW), Err(RosterError::NotAuthority));
     r.admit(&f, a.public(), &name("a"), NOW).unwrap();
     assert_eq!(r.admit(&a, b.public(), &name("b"), NOW), Err(RosterError::NotAuthority));
-    assert_eq!(r.banish(&a, id(&f)), Err(RosterError::NotAuthority));
+    assert_eq!(r.banish(&a, id(&a)), Err(RosterError::NotAuthority));
+    assert_eq!(r.banish(&a, id(&f)), Err(RosterError::Founder));
     assert_eq!(r.grant(&a, id(&a), vec![root()]), Err(RosterError::NotAuthority));
     // Nor does what they sign anyway count.
     let rogue = plain(&b, "b", 9, id(&a));
@@ -480,6 +481,11 @@ fn a_stolen_founder_is_put_out_by_the_recovery_key_and_nothing_it_signs_counts()
     r.banish(&f, id(&x)).unwrap();
     assert_eq!(r.banish(&a, id(&f)), Err(RosterError::NeedsRecovery));
     assert_eq!(r.banish(&recovery, NodeId::from_bytes([0; 16])), Err(RosterError::NotMember));
+    // Whoever may not is told who may, authority or not.
+    for k in [&a, &c] {
+        assert!(matches!(r.banish(k, id(&b)), Err(RosterError::NeedsFounderOrRecovery(_))));
+    }
+    assert_eq!(r.banish(&c, id(&c)), Err(RosterError::NotAuthority));
     let mut thief = r.clone();
     let words = r.banish(&recovery, id(&f)).unwrap();
     assert_eq!(words.last().unwrap().member().node(), id(&f));
@@ -597,7 +603,8 @@ fn a_mesh_of_before_has_no_recovery_key_and_nobody_else_is_one() {
     let (mut r, [f, a, _, c]) = three();
     let (stranger, signing) = (key(), Recovery::new(&RecoveryKey::generate().unwrap()).unwrap());
     assert!(r.recovery().is_none() && !r.is_recovery(id(&stranger)));
-    assert_eq!(r.banish(&stranger, id(&f)), Err(RosterError::NotAuthority));
+    assert_eq!(r.banish(&stranger, id(&c)), Err(RosterError::NotAuthority));
+    assert_eq!(r.banish(&stranger, id(&f)), Err(RosterError::Founder));
     assert_eq!(r.banish(&a, id(&f)), Err(RosterError::Founder));
     r.banish(&a, id(&c)).unwrap();
     assert_eq!(r.unbanish(&f, id(&c)), Err(RosterError::NoRecovery));

@@ -10,6 +10,7 @@ pub(crate) mod cuts;
 pub(crate) mod network;
 pub(crate) mod power;
 pub(crate) mod resources;
+pub(crate) mod set_back;
 
 use anyhow::Result;
 use meshd::api::State;

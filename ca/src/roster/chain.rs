@@ -1,0 +1,208 @@
+//! How a member shows to somebody who does not know its authority that this is one: the grants that lead to it.
+//!
+//! A host that was away may not have heard of an authority that was made meanwhile, nor of whom that one let in. Each of them then brings the grants
+//! along, from one that everybody knows to the signer of what is said of itself. Nothing follows from a chain as such: whoever it is shown to
+//! looks whether it hangs from an authority of its own roster ([`Roster::follows`]), keeps the entries, and the roster says what they are worth.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::{Entry, Roster, Standing};
+use crate::identity::NodeId;
+use crate::signed::Signed;
+
+/// Most grants of a chain. Authorities are made by authorities, but a mesh has three.
+pub const MAX_CHAIN: usize = 8;
+
+/// Grants of authority, each but the first by the one whom the grant before it is about.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Chain(Vec<Entry>);
+
+impl Chain {
+    /// Whether there is nothing to show: the signer is the founder, the recovery key, or not known.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The grants, in the order in which they are to be kept.
+    pub fn into_entries(self) -> Vec<Entry> {
+        self.0
+    }
+}
+
+impl<'de> Deserialize<'de> for Chain {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        use serde::de::Error;
+        let signed = Vec::<Signed>::deserialize(d)?;
+        // Strangers send them, and to check a signature takes time.
+        if signed.len() > MAX_CHAIN {
+            return Err(D::Error::custom(format!("more than {MAX_CHAIN} grants")));
+        }
+        signed.into_iter().map(|s| Entry::from_signed(s).map_err(D::Error::custom)).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+impl Roster {
+    /// What leads from the founder or the recovery key to the signer of what a node shows of itself ([`Roster::introduction`]).
+    pub fn chain(&self, node: NodeId) -> Chain {
+        let mut by = self.introduction(node).map(|e| e.member().by);
+        // The everyday case.
+        if by.is_none_or(|by| by == self.founder || self.is_recovery(by)) {
+            return Chain::default();
+        }
+        let made = self.makers();
+        let mut grants = Vec::new();
+        while let Some(grant) = by.and_then(|by| made.get(&by)) {
+            if grants.len() == MAX_CHAIN {
+                return Chain::default();
+            }
+            grants.push(Entry::clone(grant));
+            by = Some(grant.member().by);
+        }
+        grants.reverse();
+        Chain(grants)
+    }
+
+    /// For each authority but the founder, one of the shortest ways to it ends with this grant.
+    fn makers(&self) -> BTreeMap<NodeId, &Arc<Entry>> {
+        let counts = |node, by| node != by && self.trusted.contains(&node) && self.trusted.contains(&by);
+        let grants = || self.entries.iter().filter(|((node, by, _), e)| e.grants() && counts(*node, *by));
+        let mut reached: BTreeSet<NodeId> = self.recovery.into_iter().chain([self.founder]).collect();
+        let mut made = BTreeMap::new();
+        loop {
+            let next: Vec<_> = grants().filter(|((node, by, _), _)| reached.contains(by) && !reached.contains(node)).collect();
+            if next.is_empty() {
+                return made;
+            }
+            for ((node, ..), grant) in next {
+                reached.insert(*node);
+                made.entry(*node).or_insert(grant);
+            }
+        }
+    }
+
+    /// Whether a chain leads from an authority of this roster to the signer of what a node shows of itself, past nobody who was put out.
+    pub fn follows(&self, chain: &Chain, entry: &Entry) -> bool {
+        let out = |node| self.member(node).is_some_and(|m| m.standing == Standing::Banished);
+        let mut counts = BTreeSet::new();
+        for grant in &chain.0 {
+            let (node, by, _) = grant.slot();
+            let from = self.trusted.contains(&by) || counts.contains(&by);
+            if !from || !grant.grants() || out(node) || self.belongs(grant).is_err() {
+                return false;
+            }
+            counts.insert(node);
+        }
+        let (node, by, _) = entry.slot();
+        counts.contains(&by) && !out(node) && self.belongs(entry).is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::{HostName, MeshId, TrustDomain};
+    use crate::issue::Issuer;
+    use crate::keys::PrivateKey;
+    use crate::time::UnixTime;
+
+    const NOW: UnixTime = UnixTime(1_800_000_000);
+
+    fn root(key: &PrivateKey) -> Vec<u8> {
+        let domain = TrustDomain::of(MeshId::from_bytes([1; 10]));
+        let issuer = Issuer::create(&domain, key.public().node_id(), NOW, std::time::Duration::from_secs(86_400)).unwrap();
+        issuer.root_der().to_vec()
+    }
+
+    /// A mesh in which each authority was made by the one before; the last key is a plain member of the last of them.
+    fn line(n: usize) -> (Roster, Vec<PrivateKey>) {
+        let keys: Vec<PrivateKey> = (0..n).map(|_| PrivateKey::generate().unwrap()).collect();
+        let mesh = MeshId::from_bytes([1; 10]);
+        let name = |i: usize| HostName::nearest(&format!("h{i}"));
+        let mut r = Roster::found(mesh, TrustDomain::of(mesh), &keys[0], name(0), root(&keys[0]), NOW).unwrap();
+        for i in 1..n {
+            r.admit(&keys[i - 1], keys[i].public(), &name(i), NOW).unwrap();
+            if i + 1 < n {
+                r.grant(&keys[i - 1], keys[i].public().node_id(), vec![root(&keys[i])]).unwrap();
+                r.stand(&keys[i], vec![root(&keys[i])]).unwrap();
+            }
+        }
+        (r, keys)
+    }
+
+    /// Tells a roster what a host says of itself, as it is told by the host.
+    fn told(here: &mut Roster, chain: Chain, entry: &Entry) -> bool {
+        if !here.follows(&chain, entry) {
+            return false;
+        }
+        for grant in chain.into_entries() {
+            here.merge(grant).unwrap();
+        }
+        here.merge(entry.clone()).unwrap();
+        true
+    }
+
+    #[test]
+    fn whoever_was_away_believes_an_authority_that_its_own_made_and_whom_that_let_in() {
+        let (full, keys) = line(4);
+        let id = |i: usize| keys[i].public().node_id();
+        // It knew the founder only, or the first authority beside it.
+        let (founded, _) = line(1);
+        for known in [1, 2] {
+            let mut entries: Vec<Entry> = full.entries().cloned().collect();
+            entries.retain(|e| keys[..known].iter().any(|k| k.public().node_id() == e.member().node()));
+            let bytes = serde_json::to_value(String::from_utf8(full.to_bytes()).unwrap()).unwrap();
+            let mut document: serde_json::Value = serde_json::from_str(bytes.as_str().unwrap()).unwrap();
+            document["entries"] = serde_json::to_value(&entries).unwrap();
+            let away = Roster::from_bytes(document.to_string().as_bytes()).unwrap();
+            assert_eq!(away.active().count(), known);
+            for i in known..4 {
+                let (chain, entry) = (full.chain(id(i)), full.introduction(id(i)).unwrap());
+                let mut here = away.clone();
+                assert!(told(&mut here, chain.clone(), entry), "{i} where {known} are known");
+                assert!(here.is_active(id(i)) && here.member(id(i)).unwrap().is_authority() == (i < 3));
+                // Over the wire it is the same.
+                let wire: Chain = serde_json::from_slice(&serde_json::to_vec(&chain).unwrap()).unwrap();
+                assert_eq!(wire, chain);
+                // Without a link, in another order, or where one of them was put out, it leads nowhere.
+                for left_out in known.saturating_sub(1)..chain.0.len() {
+                    let mut torn = chain.clone();
+                    torn.0.remove(left_out);
+                    assert!(!away.clone().follows(&torn, entry), "{i} without {left_out}");
+                }
+                let mut turned = chain.clone();
+                turned.0.reverse();
+                assert!(chain.0.len() < 2 || known > 1 || !away.follows(&turned, entry));
+                let mut strict = full.clone();
+                strict.banish(&keys[0], id(i)).unwrap();
+                assert!(!strict.follows(&chain, entry), "{i} was put out");
+            }
+            assert!(!founded.follows(&full.chain(id(3)), full.introduction(id(3)).unwrap()), "of another founder");
+        }
+        assert!(full.chain(id(0)).is_empty(), "the founder needs none");
+        assert!(!full.follows(&full.chain(id(0)), full.introduction(id(1)).unwrap()), "and an empty one shows nothing");
+    }
+
+    #[test]
+    fn a_chain_is_short_and_hangs_from_nobody_who_is_no_authority() {
+        let (long, keys) = line(MAX_CHAIN + 4);
+        let id = |i: usize| keys[i].public().node_id();
+        assert_eq!(long.chain(id(MAX_CHAIN)).0.len(), MAX_CHAIN);
+        assert!(long.chain(id(MAX_CHAIN + 2)).is_empty());
+        let nine: Vec<Entry> = (1..=MAX_CHAIN + 1).map(|i| long.makers()[&id(i)]).map(|e| Entry::clone(e)).collect();
+        assert!(serde_json::from_slice::<Chain>(&serde_json::to_vec(&nine).unwrap()).is_err());
+        // A plain member makes an authority of its own in a roster of its own.
+        let (real, keys) = line(3);
+        let (thief, puppet) = (&keys[2], PrivateKey::generate().unwrap());
+        let domain = TrustDomain::of(MeshId::from_bytes([1; 10]));
+        let mesh = MeshId::from_bytes([1; 10]);
+        let mut fake = Roster::found(mesh, domain, thief, HostName::nearest("x"), root(thief), NOW).unwrap();
+        fake.admit(thief, puppet.public(), &HostName::nearest("p"), NOW).unwrap();
+        let grant = fake.grant(thief, puppet.public().node_id(), vec![root(&puppet)]).unwrap();
+        let own = fake.stand(&puppet, vec![root(&puppet)]).unwrap();
+        assert!(!real.follows(&Chain(vec![grant]), &own));
+        assert!(!real.follows(&Chain(vec![own.clone()]), &own), "its own word is none");
+    }
+}
