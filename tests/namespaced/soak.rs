@@ -232,7 +232,7 @@ fn flat(what: &str, sizes: &[Size]) -> Result<String> {
     Ok(shown)
 }
 
-/// All packets from one host to the other are lost, in both directions.
+/// All packets from one host to the other are lost, in both directions; not those in which a service is told, on its own host, who connects.
 fn cut(mesh: &Mesh, ends: [&str; 2]) -> Result<()> {
     for (here, there) in [(ends[0], ends[1]), (ends[1], ends[0])] {
         let other = mesh.host(there);
@@ -247,7 +247,7 @@ fn cut(mesh: &Mesh, ends: [&str; 2]) -> Result<()> {
             .collect();
         mesh.at(here).nft(&format!(
             "table inet apart {{ chain in {{ type filter hook prerouting priority -400; policy accept; \
-             ip saddr {} drop; ip6 saddr {{ {}{local} }} drop; }}; }}",
+             iifname != lo ip saddr {} drop; iifname != lo ip6 saddr {{ {}{local} }} drop; }}; }}",
             other.ipv4, other.ipv6
         ))?;
     }
