@@ -405,7 +405,7 @@ mod tests {
                             // The writer fills what there is.
                             std::thread::sleep(Duration::from_millis(2));
                         }
-                        let begun = std::time::Instant::now();
+                        let begun = tokio::time::Instant::now();
                         while rustix::net::recv(&to, &mut record[..], rustix::net::RecvFlags::PEEK).map_or(0, |(_, n)| n) < RECORD
                         {
                             if !std::mem::replace(&mut roomy, true) {

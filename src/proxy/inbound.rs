@@ -49,8 +49,8 @@ pub fn serve(proxy: &Proxy, mut arrival: Arrival, from: SocketAddr) -> impl Futu
     let mut ends = Ends { client: canonical(from), here: Ipv4Addr::UNSPECIFIED.into() };
     async move {
         let _counted = proxy.panic_guard();
-        // Dialled ahead of its first connection, perhaps: until that comes there is none.
-        let ahead = arrival.tunnel.version() == Version::Two && arrival.tunnel.is_quiet();
+        // Dialled ahead of its first connection, perhaps: until that comes there is none, also where it is gone already.
+        let ahead = arrival.tunnel.version() == Version::Two && arrival.tunnel.is_silent();
         let begin = |log: &AccessLog| log.begin(Direction::Inbound, proxy.now());
         let mut entry = if ahead { begin(&AccessLog::default()) } else { begin(&proxy.settings.access) };
         let mut ticket = match enter(proxy, &mut arrival, &mut ends, ahead, &mut entry).await {

@@ -6,12 +6,15 @@ use std::time::Duration;
 
 use meshd_ca::identity::Workload;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{Instant, timeout};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::lab::{B, Lab, Node, Options, failures, lab, lab_with, soon};
 use super::{PATIENCE, all, echo, middleman, reset};
+use crate::identity::tls::server_name;
+use crate::intercept::socket::{Finish, finish};
 use crate::proxy::live::{Cut, Limits};
+use crate::proxy::tunnel::Tunnel;
 
 /// One connection through `front` to a service that echoes.
 async fn question(front: SocketAddr, words: &[u8]) {
@@ -200,6 +203,30 @@ async fn what_is_used_again_and_again_has_a_tunnel_ahead_of_the_next_connection(
     // Each connection came to the service once, and what was dialled ahead never.
     assert_eq!(lab.b.world.connected.lock().unwrap().len(), 24);
     soon("all at rest", || lab.a.proxy.live.count() + lab.b.proxy.live.count() == 0).await;
+    no_failure(&lab);
+}
+
+/// One that is gone before it is looked at: the process that dialled it was replaced, say.
+#[tokio::test]
+async fn a_tunnel_that_ends_before_its_first_connection_is_no_failure() {
+    let lab = lab().await;
+    let (_service, at) = lab.service().await;
+    let svid = lab.a.svids.own().unwrap();
+    for reset in [true, false] {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::new(lab.a.ip, 0)).unwrap();
+        let wire = socket.connect(lab.b.mesh).await.unwrap();
+        wire.set_nodelay(true).unwrap();
+        let name = server_name(at.port().try_into().unwrap());
+        let mut tunnel = Tunnel::dial(wire, svid.client().clone(), name).await.unwrap();
+        // Nobody else has a turn until it is gone.
+        tunnel.settle().await.unwrap();
+        if reset {
+            finish(tunnel.wire(), Finish::Reset).unwrap();
+        }
+        drop(tunnel);
+    }
+    sleep(Duration::from_millis(300)).await;
     no_failure(&lab);
 }
 

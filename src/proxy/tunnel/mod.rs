@@ -268,6 +268,11 @@ impl<W: Stream> Tunnel<W> {
         self.receiving.held.is_none() && self.wire.peek().is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock)
     }
 
+    /// Whether no stream has begun since the last one, as [`Tunnel::is_quiet`], or never will.
+    pub fn is_silent(&self) -> bool {
+        self.receiving.held.is_none() && !matches!(self.wire.peek(), Ok(1..))
+    }
+
     /// Relays between `app` and the tunnel until both directions have ended. The bytes are counted in `meter` as they pass. What
     /// `said` holds was taken from the application before and goes first.
     ///
