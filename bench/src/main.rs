@@ -231,5 +231,7 @@ fn memory(world: &World, running: &Running, cli: &Cli, log: &str) -> Result<Memo
     // What opening them needed is over.
     std::thread::sleep(Duration::from_secs(2));
     let held = both()?;
-    Ok(Memory { idle, held, count: cli.held as usize, slowest: said(1)?.parse()? })
+    let slowest = said(1)?;
+    let slowest = slowest.parse().with_context(|| format!("after their rest: {slowest}"))?;
+    Ok(Memory { idle, held, count: cli.held as usize, slowest })
 }
