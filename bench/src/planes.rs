@@ -20,7 +20,7 @@ const SERVICE: u16 = 9000;
 const NEAR: u16 = 9100;
 const FAR: u16 = 9443;
 /// How long one may take until it carries a connection.
-const READY: Duration = Duration::from_secs(120);
+const READY: Duration = Duration::from_secs(30);
 
 /// One way to carry connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -82,7 +82,7 @@ impl Plane {
     /// Starts it, and the service behind it, and waits until it carries a connection.
     ///
     /// # Errors
-    /// When it does not within two minutes; with what it printed.
+    /// When it does not within half a minute; with what it printed.
     pub(crate) fn start(self, world: &World) -> Result<Running> {
         let [a, b] = world.lab.hosts() else { bail!("two hosts") };
         let mut serve = Command::new(&world.me);

@@ -193,6 +193,7 @@ impl Recover {
         around.screen(self.output).show(&Recovered { removed }, || text.into())?;
         Ok(Exit::Ok)
     }
+
     async fn set_back(self, around: &Around<'_>) -> Result<Exit, Failure> {
         const WHAT: &str = "the clock of the mesh is not set back";
         let local = around.local()?;

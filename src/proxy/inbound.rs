@@ -5,7 +5,7 @@
 //! the tunnel.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::num::NonZeroU16;
 use std::pin::pin;
 use std::sync::Arc;
@@ -43,45 +43,40 @@ pub struct Arrival {
 
 /// Serves one tunnel that was dialled from `from`, one stream after another, until it ends, and says in the log why a stream failed. To
 /// be called in a task of its own.
-// Not an `async fn`: that keeps its arguments twice, for as long as the connection lives.
-#[allow(clippy::manual_async_fn)]
-pub fn serve(proxy: &Proxy, mut arrival: Arrival, from: SocketAddr) -> impl Future<Output = ()> + Send {
-    let mut ends = Ends { client: canonical(from), here: Ipv4Addr::UNSPECIFIED.into() };
-    async move {
-        let _counted = proxy.panic_guard();
-        // Dialled ahead of its first connection, perhaps: until that comes there is none, also where it is gone already.
-        let ahead = arrival.tunnel.version() == Version::Two && arrival.tunnel.is_silent();
-        let begin = |log: &AccessLog| log.begin(Direction::Inbound, proxy.now());
-        let mut entry = if ahead { begin(&AccessLog::default()) } else { begin(&proxy.settings.access) };
-        let mut ticket = match enter(proxy, &mut arrival, &mut ends, ahead, &mut entry).await {
-            Ok(ticket) => ticket,
-            Err(fault) => return ended(proxy, entry, &Err(fault)),
-        };
-        if ahead {
-            if !Box::pin(first(proxy, &mut ticket, &mut arrival, ends.here)).await {
-                return;
-            }
-            entry = begin(&proxy.settings.access);
-            if let Err(fault) = ticket.wake() {
-                let fault = turned_away(proxy, &mut arrival, ends.client, &mut entry, fault).await;
-                return ended(proxy, entry, &Err(fault));
-            }
+pub async fn serve(proxy: &Proxy, mut arrival: Arrival, from: SocketAddr) {
+    let _counted = proxy.panic_guard();
+    // Dialled ahead of its first connection, perhaps: until that comes there is none, also where it is gone already.
+    let ahead = arrival.tunnel.version() == Version::Two && arrival.tunnel.is_silent();
+    let begin = |log: &AccessLog| log.begin(Direction::Inbound, proxy.now());
+    let mut entry = if ahead { begin(&AccessLog::default()) } else { begin(&proxy.settings.access) };
+    let (mut ticket, ends) = match enter(proxy, &mut arrival, canonical(from), ahead, &mut entry).await {
+        Ok(entered) => entered,
+        Err(fault) => return ended(proxy, entry, &Err(fault)),
+    };
+    if ahead {
+        if !Box::pin(first(proxy, &mut ticket, &mut arrival, ends.here)).await {
+            return;
         }
-        loop {
-            let result = stream(proxy, &ticket, &mut arrival, &ends, &mut entry).await;
-            ended(proxy, entry, &result);
-            if result.is_err() || !Box::pin(rest(proxy, &mut ticket, &mut arrival, ends.here)).await {
-                return;
-            }
-            entry = begin(&proxy.settings.access);
+        entry = begin(&proxy.settings.access);
+        if let Err(fault) = ticket.wake() {
+            let fault = turned_away(proxy, &mut arrival, ends.client, &mut entry, fault).await;
+            return ended(proxy, entry, &Err(fault));
         }
+    }
+    loop {
+        let result = stream(proxy, &ticket, &mut arrival, &ends, &mut entry).await;
+        ended(proxy, entry, &result);
+        if result.is_err() || !Box::pin(rest(proxy, &mut ticket, &mut arrival, ends.here)).await {
+            return;
+        }
+        entry = begin(&proxy.settings.access);
     }
 }
 
-/// Between whom a tunnel is; where it arrived is known once it is registered.
+/// Between whom a tunnel is.
 struct Ends {
     client: SocketAddr,
-    here: IpAddr,
+    here: SocketAddr,
 }
 
 fn ended(proxy: &Proxy, mut entry: Entry, result: &Result<(), Fault>) {
@@ -99,22 +94,22 @@ fn ended(proxy: &Proxy, mut entry: Entry, result: &Result<(), Fault>) {
 async fn enter<'a>(
     proxy: &'a Proxy,
     arrival: &mut Arrival,
-    ends: &mut Ends,
+    client: SocketAddr,
     ahead: bool,
     entry: &mut Entry,
-) -> Result<Ticket<'a>, Fault> {
+) -> Result<(Ticket<'a>, Ends), Fault> {
     let wire = arrival.tunnel.wire();
     socket::tunnel(wire, proxy.settings.keepalive).map_err(Fault::Tunnel)?;
-    ends.here = canonical(wire.local_addr().map_err(Fault::Tunnel)?).ip();
-    entry.ends(ends.client, SocketAddr::new(ends.here, arrival.port.map_or(0, Into::into)));
+    let arrived_at = canonical(wire.local_addr().map_err(Fault::Tunnel)?);
+    entry.ends(client, SocketAddr::new(arrived_at.ip(), arrival.port.map_or(0, Into::into)));
     let peer = proxy.verifier.identify(&[arrival.tunnel.peer()])?;
     let enter = if ahead { Live::enter_ahead } else { Live::enter };
     match enter(&proxy.live, Direction::Inbound, peer.holder) {
         Ok(ticket) => {
             ticket.watch(arrival.tunnel.wire());
-            Ok(ticket)
+            Ok((ticket, Ends { client, here: arrived_at }))
         }
-        Err(fault) => Err(turned_away(proxy, arrival, ends.client, entry, fault).await),
+        Err(fault) => Err(turned_away(proxy, arrival, client, entry, fault).await),
     }
 }
 
@@ -132,21 +127,21 @@ async fn turned_away(proxy: &Proxy, arrival: &mut Arrival, client: SocketAddr, e
 
 /// Waits for the first stream of a tunnel in which nothing came with the handshake: a header that was only late, or, of a tunnel that was
 /// dialled ahead, much later, after [`rest`]. One that ends before has carried nothing: no connection failed.
-async fn first(proxy: &Proxy, ticket: &mut Ticket<'_>, arrival: &mut Arrival, here: IpAddr) -> bool {
+async fn first(proxy: &Proxy, ticket: &mut Ticket<'_>, arrival: &mut Arrival, arrived_at: SocketAddr) -> bool {
     match timeout(TOGETHER, arrival.tunnel.stirs()).await {
         Ok(more) => more,
-        Err(_) => !ticket.rest() || rest(proxy, ticket, arrival, here).await,
+        Err(_) => !ticket.rest() || rest(proxy, ticket, arrival, arrived_at).await,
     }
 }
 
 /// Waits for the next stream. Not in `meshd/1`, not when another SVID would be shown by now (it was renewed, or the port is another
 /// workload's) or too many wait, and not when the tunnel ends, is cut or drained, or stays idle for too long.
-async fn rest(proxy: &Proxy, ticket: &mut Ticket<'_>, arrival: &mut Arrival, here: IpAddr) -> bool {
+async fn rest(proxy: &Proxy, ticket: &mut Ticket<'_>, arrival: &mut Arrival, arrived_at: SocketAddr) -> bool {
     if arrival.tunnel.version() == Version::One {
         return false;
     }
     let shown = |arrival: &Arrival| {
-        let listener = arrival.port.and_then(|p| proxy.directory.listener(SocketAddr::new(here, p.get())));
+        let listener = arrival.port.and_then(|p| proxy.directory.listener(SocketAddr::new(arrived_at.ip(), p.get())));
         proxy.svids.shown_for(listener.as_ref()).is_some_and(|now| Arc::ptr_eq(&now, &arrival.shown))
     };
     let room = shown(arrival) && ticket.rest();
@@ -175,26 +170,17 @@ async fn rest(proxy: &Proxy, ticket: &mut Ticket<'_>, arrival: &mut Arrival, her
 ///
 /// # Errors
 /// Why the peer was refused or its stream broke; the tunnel is of no use then.
-#[allow(clippy::manual_async_fn)] // as `serve`
-fn stream(
-    proxy: &Proxy,
-    ticket: &Ticket<'_>,
-    arrival: &mut Arrival,
-    ends: &Ends,
-    entry: &mut Entry,
-) -> impl Future<Output = Result<(), Fault>> {
-    async move {
-        let edge = begin(proxy, arrival, ends, entry)?;
-        let result = deliver(proxy, ticket, arrival, ends, &edge).await;
-        entry.bytes(edge.bytes());
-        edge.settle(&result, proxy.now());
-        result
-    }
+async fn stream(proxy: &Proxy, ticket: &Ticket<'_>, arrival: &mut Arrival, ends: &Ends, entry: &mut Entry) -> Result<(), Fault> {
+    let edge = begin(proxy, arrival, ends, entry)?;
+    let result = deliver(proxy, ticket, arrival, ends, &edge).await;
+    entry.bytes(edge.bytes());
+    edge.settle(&result, proxy.now());
+    result
 }
 
 /// Apart, so that what the edge is looked up by is not kept for as long as the connection lives.
 fn begin(proxy: &Proxy, arrival: &Arrival, ends: &Ends, entry: &mut Entry) -> Result<OpenEdge, Fault> {
-    entry.ends(ends.client, SocketAddr::new(ends.here, arrival.port.map_or(0, Into::into)));
+    entry.ends(ends.client, SocketAddr::new(ends.here.ip(), arrival.port.map_or(0, Into::into)));
     // Anew with every stream, and now that a banishment would find us in the registry.
     let peer = proxy.verifier.identify(&[arrival.tunnel.peer()])?;
     let key = key(arrival, &peer, ends.client);
@@ -237,14 +223,15 @@ async fn service(proxy: &Proxy, arrival: &mut Arrival, ends: &Ends) -> Result<Tc
 }
 
 /// Where to connect, or why not.
-fn admit(proxy: &Proxy, arrival: &Arrival, header: &Header, here: IpAddr) -> Result<SocketAddr, Refusal> {
-    if header.address.is_some_and(|a| a != here) || proxy.kernel.is_loopback(here) {
+fn admit(proxy: &Proxy, arrival: &Arrival, header: &Header, arrived_at: SocketAddr) -> Result<SocketAddr, Refusal> {
+    let ip = arrived_at.ip();
+    if header.address.is_some_and(|a| a != ip) || proxy.kernel.is_loopback(ip) {
         return Err(Refusal::NotServed);
     }
     if proxy.settings.ports.contain(header.port.get()) {
         return Err(Refusal::NotServed);
     }
-    let service = SocketAddr::new(here, header.port.get());
+    let service = SocketAddr::new(ip, header.port.get());
     // The node vouches for all its workloads; one workload for no other.
     let shown = &arrival.shown.id().workload;
     let vouched = matches!(shown, Workload::Node(_)) || proxy.directory.listener(service).is_none_or(|w| w == *shown);

@@ -12,7 +12,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use meshd::api::{Authority, AuthorityState, Finding, Level, State, code};
+use meshd::api::{Finding, Level, State, code};
 use meshd::demo::units::Units;
 use meshd_ca::identity::HostName;
 use meshd_ca::keys::PrivateKey;
@@ -20,10 +20,11 @@ use meshd_ca::roster::Roster;
 use meshd_ca::store::Store;
 use meshd_ca::time::UnixTime;
 
+use crate::authorities::until_signing;
 use crate::checks::{among, check, detail_of, only};
 use crate::edge::clocks;
 use crate::support::manager::Manager;
-use crate::support::mesh::{MESHD, Member, SETTLED, Setup, run_on};
+use crate::support::mesh::{MESHD, Member, Mesh, SETTLED, Setup, run_on};
 use crate::support::scenario::{Need, Scenario, command, scenario};
 use crate::support::traffic::{Server, connect, echo, sockets};
 use crate::support::units::inside;
@@ -356,11 +357,7 @@ fn a_member_that_answers_and_is_not_heard() -> Result<()> {
 fn one_authority_is_left() -> Result<()> {
     let mesh = Setup::of(&["a", "b"]).start()?;
     mesh.at("a").cli(&["authority", "add", "b"])?;
-    eventually(2 * SETTLED, "both sign", || {
-        let all: Vec<Authority> = mesh.at("a").json(&["authority", "list"])?;
-        ensure!(all.len() == 2 && all.iter().all(|a| a.state == AuthorityState::Signing), "{all:?}");
-        Ok(())
-    })?;
+    until_signing(&mesh, "a", &["a", "b"])?;
     only(mesh.at("a"), &[], &[])?;
     mesh.at("a").cli(&["authority", "remove", "b"])?;
     let found = among(mesh.at("a"), &[code::AUTHORITIES])?;
@@ -382,16 +379,23 @@ fn a_recovery_key_that_cannot_be_read() -> Result<()> {
     Ok(())
 }
 
-/// Founded by a version that made no recovery key: it never has one, and every way to it says so.
-fn a_mesh_of_before_there_were_recovery_keys() -> Result<()> {
+/// A mesh of one host that does not run, what is on its disk, its key and its roster.
+fn founded_and_stopped() -> Result<(Mesh, Store, PrivateKey, Roster)> {
     let mut mesh = Setup::of(&["a"]).hosts()?;
     mesh.at_mut("a").start()?;
     mesh.at("a").until(State::Member)?;
     mesh.at_mut("a").stop()?;
     let store = Store::open(&mesh.at("a").dir().join("state"))?;
     let load = |name: &str| Ok::<_, anyhow::Error>(store.load(name)?.with_context(|| format!("no {name}"))?.bytes);
-    let (key, made) = (PrivateKey::from_pkcs8(&load("node.key")?)?, Roster::from_bytes(&load("roster")?)?);
-    let (root, then) = (load("root.crt")?.to_vec(), UnixTime(1_768_000_000));
+    let (key, roster) = (PrivateKey::from_pkcs8(&load("node.key")?)?, Roster::from_bytes(&load("roster")?)?);
+    Ok((mesh, store, key, roster))
+}
+
+/// Founded by a version that made no recovery key: it never has one, and every way to it says so.
+fn a_mesh_of_before_there_were_recovery_keys() -> Result<()> {
+    let (mut mesh, store, key, made) = founded_and_stopped()?;
+    let root = store.load("root.crt")?.context("no root")?.bytes.to_vec();
+    let then = UnixTime(1_768_000_000);
     let mut old = Roster::found(made.mesh(), made.trust_domain().clone(), &key, HostName::nearest("a"), root, then)?;
     old.admit(&key, PrivateKey::generate()?.public(), &HostName::nearest("b"), then)?;
     store.save("roster", &old.to_bytes())?;
@@ -570,15 +574,8 @@ fn a_sandbox_without_netlink() -> Result<()> {
 }
 
 fn a_roster_that_is_nearly_full() -> Result<()> {
-    let mut mesh = Setup::of(&["a"]).hosts()?;
-    mesh.at_mut("a").start()?;
-    mesh.at("a").until(State::Member)?;
-    mesh.at_mut("a").stop()?;
+    let (mut mesh, store, key, mut roster) = founded_and_stopped()?;
     // Thousands of hosts came and left in the course of the years; each keeps its place.
-    let store = Store::open(&mesh.at("a").dir().join("state"))?;
-    let load = |name: &str| Ok::<_, anyhow::Error>(store.load(name)?.with_context(|| format!("no {name}"))?.bytes);
-    let key = PrivateKey::from_pkcs8(&load("node.key")?)?;
-    let mut roster = Roster::from_bytes(&load("roster")?)?;
     for number in 0..3300 {
         let host = PrivateKey::generate()?;
         roster.admit(&key, host.public(), &HostName::nearest(&format!("pi-{number}")), UnixTime(1_800_000_000))?;

@@ -153,8 +153,7 @@ mod tests {
         for known in [1, 2] {
             let mut entries: Vec<Entry> = full.entries().cloned().collect();
             entries.retain(|e| keys[..known].iter().any(|k| k.public().node_id() == e.member().node()));
-            let bytes = serde_json::to_value(String::from_utf8(full.to_bytes()).unwrap()).unwrap();
-            let mut document: serde_json::Value = serde_json::from_str(bytes.as_str().unwrap()).unwrap();
+            let mut document: serde_json::Value = serde_json::from_slice(&full.to_bytes()).unwrap();
             document["entries"] = serde_json::to_value(&entries).unwrap();
             let away = Roster::from_bytes(document.to_string().as_bytes()).unwrap();
             assert_eq!(away.active().count(), known);

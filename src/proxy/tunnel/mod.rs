@@ -295,34 +295,30 @@ impl<W: Stream> Tunnel<W> {
     }
 
     /// With `now` the lead does not wait for the application, and the peer's verdict is awaited.
-    // Not an `async fn`: that keeps its arguments twice, for as long as the connection lives.
-    #[allow(clippy::manual_async_fn)]
-    fn relay(
+    async fn relay(
         &mut self,
         app: &impl Stream,
         lead: Vec<u8>,
         now: bool,
         said: &mut Said,
         meter: Meter<'_>,
-    ) -> impl Future<Output = Result<(), Fault>> {
-        async move {
-            let Self { wire, version, sending, receiving, keys, .. } = self;
-            keys.accepted.store(false, Ordering::Relaxed);
-            let mut send = pin!(sending.send(wire, app, keys, *version, lead, now, said, meter.sent));
-            let mut receive = pin!(receiving.receive(wire, app, keys, *version, now, meter.received));
-            let all_sent = tokio::select! {
-                sent = &mut send => sent.map(|()| true)?,
-                received = &mut receive => received.map(|()| false)?,
-            };
-            // A side that is done is not read from any more: that it is gone would be noticed with the next byte for it only. Boxed, for most
-            // connections never come to wait for that.
-            if all_sent {
-                let gone = Box::pin(app.broken_off());
-                tokio::select! { biased; received = receive => received, e = gone => Err(Fault::App(e)) }
-            } else {
-                let gone = Box::pin(silent(wire, *version));
-                tokio::select! { biased; sent = send => sent, e = gone => Err(Fault::Tunnel(e)) }
-            }
+    ) -> Result<(), Fault> {
+        let Self { wire, version, sending, receiving, keys, .. } = self;
+        keys.accepted.store(false, Ordering::Relaxed);
+        let mut send = pin!(sending.send(wire, app, keys, *version, lead, now, said, meter.sent));
+        let mut receive = pin!(receiving.receive(wire, app, keys, *version, now, meter.received));
+        let all_sent = tokio::select! {
+            sent = &mut send => sent.map(|()| true)?,
+            received = &mut receive => received.map(|()| false)?,
+        };
+        // A side that is done is not read from any more: that it is gone would be noticed with the next byte for it only. Boxed, for most
+        // connections never come to wait for that.
+        if all_sent {
+            let gone = Box::pin(app.broken_off());
+            tokio::select! { biased; received = receive => received, e = gone => Err(Fault::App(e)) }
+        } else {
+            let gone = Box::pin(silent(wire, *version));
+            tokio::select! { biased; sent = send => sent, e = gone => Err(Fault::Tunnel(e)) }
         }
     }
 
@@ -416,9 +412,8 @@ async fn silent(wire: &impl Stream, version: Version) -> io::Error {
 
 impl Sending {
     /// From the application into the tunnel. With `now` the lead does not wait for the application to say something.
-    #[allow(clippy::too_many_arguments)] // the halves of one tunnel, lent apart so that both directions run at once
-    // As [`Tunnel::relay`].
-    #[allow(clippy::manual_async_fn)]
+    // Not an `async fn`: that keeps its arguments twice, for as long as the connection lives.
+    #[allow(clippy::too_many_arguments, clippy::manual_async_fn)] // the halves of one tunnel, lent apart so that both directions run at once
     fn send(
         &mut self,
         wire: &impl Stream,

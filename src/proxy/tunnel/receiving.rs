@@ -75,8 +75,7 @@ impl Receiving {
     }
 
     /// Out of the tunnel to the application.
-    // As `Tunnel::relay`.
-    #[allow(clippy::manual_async_fn)]
+    #[allow(clippy::manual_async_fn)] // as `Sending::send`
     pub(super) fn receive(
         &mut self,
         wire: &impl Stream,

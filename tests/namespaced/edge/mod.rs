@@ -23,7 +23,7 @@ fn trio() -> Setup {
 }
 
 /// Starts `a`, which founds, and lets the started member `name` in.
-fn admit(mesh: &Mesh, name: &str, token: &[&str]) -> Result<()> {
+pub(crate) fn admit(mesh: &Mesh, name: &str, token: &[&str]) -> Result<()> {
     let token = mesh.at("a").token_of(token)?;
     mesh.at(name).until_answers()?;
     mesh.at(name).cli(&["join", &token])?;

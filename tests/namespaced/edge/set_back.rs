@@ -4,11 +4,12 @@
 //! show by then.
 
 use anyhow::{Context, Result, ensure};
-use meshd::api::{Authority, AuthorityState, State, code};
+use meshd::api::{State, code};
 use meshd_ca::recovery::RecoveryKey;
 use meshd_ca::store::decode;
 
 use super::{admit, clocks};
+use crate::authorities::until_signing;
 use crate::checks::{among, check};
 use crate::support::eventually;
 use crate::support::mesh::{Mesh, SETTLED, Setup};
@@ -59,11 +60,7 @@ fn two_authorities_were_ahead_and_the_recovery_key_sets_the_mesh_back() -> Resul
     let paper = mesh.at("a").dir().join("paper").display().to_string();
     mesh.at("a").cli(&["recovery-key", "--file", &paper])?;
     mesh.at("a").cli(&["authority", "add", "b"])?;
-    eventually(4 * SETTLED, "both sign", || {
-        let all: Vec<Authority> = mesh.at("a").json(&["authority", "list"])?;
-        ensure!(all.len() == 2 && all.iter().all(|a| a.state == AuthorityState::Signing), "{all:?}");
-        Ok(())
-    })?;
+    until_signing(&mesh, "a", &["a", "b"])?;
     let back = |words: &[&str]| mesh_back(&mesh, "c", words);
     let refused = back(&["--recovery-key-file", &paper])?.unwrap_err();
     ensure!(refused.contains("it is not ahead here"), "{refused}");
