@@ -96,21 +96,8 @@ impl PublicKeyData for Signer<'_> {
 impl SigningKey for Signer<'_> {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
         let signature = self.0.sign(message).map_err(|_| rcgen::Error::RemoteKeyError)?;
-        Ok(ecdsa_sig_value(signature.as_bytes()))
+        Ok(signature.to_der())
     }
-}
-
-/// `ECDSA-Sig-Value` (RFC 3279 §2.2.3): the two numbers as DER integers.
-fn ecdsa_sig_value(rs: &[u8; 64]) -> Vec<u8> {
-    let integer = |n: &[u8]| {
-        let zeros = n.iter().take_while(|b| **b == 0).count().min(n.len() - 1);
-        let n = &n[zeros..];
-        let sign: &[u8] = if n[0] & 0x80 == 0 { &[] } else { &[0] };
-        [&[2, (sign.len() + n.len()) as u8], sign, n].concat()
-    };
-    let (r, s) = rs.split_at(32);
-    let body = [integer(r), integer(s)].concat();
-    [&[0x30, body.len() as u8], &body[..]].concat()
 }
 
 struct Subject<'a>(&'a PublicKey);
@@ -337,16 +324,6 @@ mod tests {
 
     fn unit() -> SpiffeId {
         SpiffeId::new(domain(), Workload::Unit("pi".parse().unwrap(), "getty@tty1.service".into()))
-    }
-
-    #[test]
-    fn signatures_are_der_for_every_leading_byte() {
-        let mut rs = [0u8; 64];
-        assert_eq!(ecdsa_sig_value(&rs), [0x30, 6, 2, 1, 0, 2, 1, 0]);
-        (rs[0], rs[31], rs[63]) = (0x80, 1, 0x7f);
-        let der = ecdsa_sig_value(&rs);
-        assert_eq!((der[1] as usize, &der[2..6]), (der.len() - 2, &[2, 33, 0, 0x80][..]));
-        assert_eq!(&der[der.len() - 3..], [2, 1, 0x7f]);
     }
 
     #[test]

@@ -33,8 +33,16 @@ pub enum KeyError {
 /// [`KeyError::Random`] when the system has none to give.
 pub fn random<const N: usize>() -> Result<[u8; N], KeyError> {
     let mut b = [0; N];
-    SystemRandom::new().fill(&mut b).map_err(|_| KeyError::Random)?;
+    fill(&mut b)?;
     Ok(b)
+}
+
+/// Fills `b` with random bytes from the operating system.
+///
+/// # Errors
+/// [`KeyError::Random`] when the system has none to give.
+pub fn fill(b: &mut [u8]) -> Result<(), KeyError> {
+    SystemRandom::new().fill(b).map_err(|_| KeyError::Random)
 }
 
 /// SHA-256 over the parts one after another.
@@ -239,6 +247,24 @@ impl Signature {
     pub const fn as_bytes(&self) -> &[u8; 64] {
         &self.0
     }
+
+    /// `ECDSA-Sig-Value` (RFC 3279 §2.2.3): the two numbers as DER integers, as certificates and TLS have it.
+    pub fn to_der(&self) -> Vec<u8> {
+        let mut der = Vec::with_capacity(72);
+        der.extend([0x30, 0]);
+        let (r, s) = self.0.split_at(32);
+        for number in [r, s] {
+            let zeros = number.iter().take_while(|b| **b == 0).count().min(number.len() - 1);
+            let number = &number[zeros..];
+            // A first bit that is set would make it negative.
+            let sign = usize::from(number[0] & 0x80 != 0);
+            der.extend([2, (sign + number.len()) as u8]);
+            der.resize(der.len() + sign, 0);
+            der.extend_from_slice(number);
+        }
+        der[1] = (der.len() - 2) as u8;
+        der
+    }
 }
 impl fmt::Debug for Signature {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -304,6 +330,16 @@ mod tests {
         assert_eq!(again.public(), k.public());
         assert_eq!(PublicKey::from_spki(&k.public().spki()), Ok(*k.public()));
         assert!(!format!("{k:?}").contains("pkcs8"));
+    }
+
+    #[test]
+    fn signatures_are_der_for_every_leading_byte() {
+        let mut rs = [0u8; 64];
+        assert_eq!(Signature::from_bytes(rs).to_der(), [0x30, 6, 2, 1, 0, 2, 1, 0]);
+        (rs[0], rs[31], rs[63]) = (0x80, 1, 0x7f);
+        let der = Signature::from_bytes(rs).to_der();
+        assert_eq!((der[1] as usize, &der[2..6]), (der.len() - 2, &[2, 33, 0, 0x80][..]));
+        assert_eq!(&der[der.len() - 3..], [2, 1, 0x7f]);
     }
 
     #[test]

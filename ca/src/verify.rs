@@ -6,7 +6,7 @@
 //!
 //! Not here: that the peer has the private key (TLS proves it), and whom one expected to meet. Sources: X509-SVID §5, SPIFFE-ID §2.
 
-use rustls_pki_types::{CertificateDer, TrustAnchor};
+use rustls_pki_types::{CertificateDer, SignatureVerificationAlgorithm, TrustAnchor};
 use thiserror::Error;
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert, ring::ECDSA_P256_SHA256};
 use x509_parser::der_parser::Oid;
@@ -18,6 +18,9 @@ use crate::issue::HOLDER_OID;
 use crate::keys::PublicKey;
 use crate::roster::{Roster, Standing};
 use crate::time::UnixTime;
+
+/// How every signature is checked, those of handshakes too.
+pub const ALGORITHM: &dyn SignatureVerificationAlgorithm = ECDSA_P256_SHA256;
 
 /// Longest certificate of a peer in bytes.
 pub const MAX_CERTIFICATE: usize = 4096;
@@ -178,7 +181,7 @@ pub fn node_key(der: &CertificateDer<'_>) -> Result<PublicKey, VerifyError> {
 fn path<'a>(leaf: &EndEntityCert<'_>, roots: impl Iterator<Item = &'a Root>, now: UnixTime) -> Result<RootId, VerifyError> {
     let ders: Vec<CertificateDer<'_>> = roots.map(|r| CertificateDer::from(&r.der[..])).collect();
     let anchors: Vec<TrustAnchor<'_>> = ders.iter().filter_map(|der| anchor_from_trusted_cert(der).ok()).collect();
-    let signatures = [ECDSA_P256_SHA256];
+    let signatures = [ALGORITHM];
     let path = leaf.verify_for_usage(&signatures, &anchors, &[], now.into(), KeyUsage::client_auth(), None, None);
     let anchor = path.map_err(refusal)?.anchor().clone();
     let root = ders.iter().find(|der| anchor_from_trusted_cert(der).is_ok_and(|a| a == anchor));
