@@ -26,3 +26,4 @@ pub mod proxy;
 pub(crate) mod recovery;
 pub(crate) mod succession;
 pub(crate) mod systemd;
+pub(crate) mod task;

@@ -21,13 +21,13 @@ use hyper::{Method, Request, Response, StatusCode, Uri};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
-use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::figures;
 use super::metrics::{self, Format};
 use crate::daemon::Daemon;
 use crate::intercept::socket::Mark;
+use crate::task::{self, Tasks};
 
 /// Connections served at once; the next ones wait.
 const MAX_CONNECTIONS: usize = 32;
@@ -78,7 +78,7 @@ pub(crate) async fn serve(daemon: Arc<Daemon>) {
     let limits =
         Arc::new(Limits { connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)), pages: Arc::new(Semaphore::new(MAX_PAGES)) });
     // A set, so that all of them end with this task.
-    let mut doors = JoinSet::new();
+    let mut doors = Tasks::new();
     for ip in addresses {
         let optional = daemon.config().admin_address.is_none() && ip.is_ipv6();
         doors.spawn(door(daemon.clone(), limits.clone(), SocketAddr::new(ip, daemon.config().admin_port), optional));
@@ -113,7 +113,7 @@ async fn door(daemon: Arc<Daemon>, limits: Arc<Limits>, address: SocketAddr, opt
 
 async fn accept(listener: &TcpListener, daemon: &Arc<Daemon>, limits: &Arc<Limits>) {
     // Connections end with the listener.
-    let mut served = JoinSet::new();
+    let mut served = Tasks::new();
     loop {
         let Ok(place) = limits.connections.clone().acquire_owned().await else { return };
         match listener.accept().await {
@@ -188,7 +188,7 @@ async fn page(daemon: &Arc<Daemon>, limits: &Limits, headers: &HeaderMap) -> Res
     };
     let (send, receive) = mpsc::channel(2);
     let daemon = daemon.clone();
-    tokio::task::spawn_blocking(move || {
+    task::blocking(move || {
         let mut out = Chunks { send, pending: String::with_capacity(CHUNK) };
         // Fails only when nobody reads any more.
         if metrics::render(figures::page(&daemon), format, &mut out).is_ok() {

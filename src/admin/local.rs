@@ -29,6 +29,7 @@ use crate::check;
 use crate::control::crowd::Crowd;
 use crate::daemon::{Daemon, approve, enrolment, set_back};
 use crate::intercept::process::effective_uid;
+use crate::task;
 
 /// Connections answered at once, and of one user.
 const MAX_CONNECTIONS: usize = 64;
@@ -102,7 +103,7 @@ pub(crate) async fn serve(socket: Arc<Socket>, daemon: Arc<Daemon>) {
         // No user keeps another one out, whatever he opens and does not use.
         let (place, _) = crowd.enter(user);
         let daemon = daemon.clone();
-        tokio::spawn(async move {
+        task::spawn(async move {
             tokio::select! {
                 ended = timeout(CONNECTION, converse(stream, user, daemon)) => match ended {
                     Ok(Ok(())) => {}

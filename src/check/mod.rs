@@ -45,6 +45,7 @@ use crate::api::{Finding, code};
 use crate::config::Config;
 use crate::daemon::{Daemon, Member, Phase, lan};
 use crate::intercept::nft::{self, Ruleset};
+use crate::task;
 use findings::Findings;
 
 /// Whatever is in use to this many per cent is nearly full.
@@ -228,7 +229,7 @@ fn joined(config: &Config) -> bool {
 
 /// Runs one group where it may block, within its time.
 async fn reading(group: &'static str, read: impl FnOnce() -> Vec<Finding> + Send + 'static) -> Vec<Finding> {
-    match timeout(PATIENCE, tokio::task::spawn_blocking(read)).await {
+    match timeout(PATIENCE, task::blocking(read)).await {
         Ok(Ok(found)) => found,
         Ok(Err(_)) => unfinished(group, "a defect of meshd ended it"),
         Err(_) => unfinished(group, "it took too long"),

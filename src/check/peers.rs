@@ -7,7 +7,6 @@ use meshd_agent::record;
 use meshd_ca::identity::NodeId;
 use meshd_ca::roster::Member as RosterMember;
 use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 use super::findings::{Findings, Verdict, some_of};
@@ -16,6 +15,7 @@ use crate::clock::Clock;
 use crate::config::{Mode, ago};
 use crate::control::serve::Pong;
 use crate::daemon::Member;
+use crate::task::Tasks;
 
 /// How long a member has to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -48,7 +48,7 @@ pub(super) struct Met {
 pub(super) async fn ask(member: &Arc<Member>) -> Vec<Met> {
     let roster = member.membership.roster();
     let places = Arc::new(Semaphore::new(AT_ONCE));
-    let mut asked = JoinSet::new();
+    let mut asked = Tasks::new();
     for other in roster.active().filter(|m| m.node() != member.me()) {
         let (member, places, other) = (member.clone(), places.clone(), other.clone());
         asked.spawn(async move {

@@ -15,6 +15,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use super::link::Links;
 use crate::membership::Membership;
+use crate::task;
 
 /// Messages waiting for the engine.
 const QUEUE: usize = 512;
@@ -142,7 +143,7 @@ impl Task {
                 Output::Send { to, packet } => self.send(places, to, packet),
                 Output::After { delay, timer } => {
                     let back = back.clone();
-                    tokio::spawn(async move {
+                    task::spawn(async move {
                         tokio::time::sleep(delay).await;
                         if let Some(back) = back.upgrade() {
                             let _ = back.send(Message::Timer(timer)).await;
@@ -170,7 +171,7 @@ impl Task {
     fn send(&self, places: &Arc<Semaphore>, to: NodeId, packet: Bytes) {
         let Ok(place) = places.clone().try_acquire_owned() else { return };
         let links = self.links.clone();
-        tokio::spawn(async move {
+        task::spawn(async move {
             if let Err(error) = links.post(to, "/v1/gossip", packet).await {
                 tracing::debug!(node = %to, %error, "a gossip packet was lost");
             }

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http2::SendRequest;
 use hyper::{Method, Request, StatusCode};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use meshd_ca::identity::NodeId;
 use meshd_ca::roster::{Chain, Entry, Roster};
 use rustls::ClientConfig;
@@ -26,6 +26,7 @@ use tokio_rustls::TlsConnector;
 use crate::identity::tls::NodeTls;
 use crate::identity::verifier::peer_key;
 use crate::membership::Membership;
+use crate::task;
 
 /// How long a connection may take to be there; Wi-Fi that sleeps needs more than a second.
 pub(crate) const DIAL_TIMEOUT: Duration = Duration::from_secs(4);
@@ -297,14 +298,14 @@ impl Links {
         if let Some(expected) = expect.filter(|n| *n != owner) {
             return Err(stranger(format!("the {expected} expected there")));
         }
-        let (mut send, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+        let (mut send, connection) = hyper::client::conn::http2::Builder::new(task::Executor)
             .timer(TokioTimer::new())
             .keep_alive_interval(Duration::from_secs(20))
             .keep_alive_timeout(Duration::from_secs(10))
             .handshake(TokioIo::new(tls))
             .await
             .map_err(|e| LinkError::Broken(owner, e.to_string()))?;
-        tokio::spawn(async move {
+        task::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(node = %owner, %error, "link ended");
             }

@@ -12,7 +12,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use meshd_agent::gossip::MAX_PACKET;
 use meshd_ca::clock::statement::Question;
 use meshd_ca::identity::{NodeId, Workload};
@@ -33,6 +33,7 @@ use crate::clock::Clock;
 use crate::identity::svids::MAX_WORKLOADS;
 use crate::identity::verifier::peer_key;
 use crate::membership::{Membership, MembershipError};
+use crate::task;
 
 /// The longest request body.
 const MAX_BODY: usize = 1 << 20;
@@ -190,7 +191,7 @@ pub(crate) async fn serve(stream: TlsStream<Rewound>, from: SocketAddr, api: Arc
         let api = api.clone();
         async move { Ok::<_, std::convert::Infallible>(api.answer(caller, from, request).await) }
     });
-    let served = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+    let served = hyper::server::conn::http2::Builder::new(task::Executor)
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
         .keep_alive_interval(Duration::from_secs(20))

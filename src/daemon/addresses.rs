@@ -20,6 +20,7 @@ use super::rules::Rules;
 use crate::config::{Config, Mode};
 use crate::control::link::{LinkError, Links};
 use crate::intercept::process::since_boot;
+use crate::task;
 
 /// News waiting for the task.
 const QUEUE: usize = 256;
@@ -111,7 +112,7 @@ impl Task {
         loop {
             for probe in bindings.due(now()) {
                 let (links, news) = (self.links.clone(), news.clone());
-                tokio::spawn(async move {
+                task::spawn(async move {
                     let owner = links.prove(SocketAddr::new(probe.ip, probe.port)).await;
                     let _ = news.send(News::Probed(probe, owner)).await;
                 });
@@ -149,7 +150,7 @@ impl Task {
     async fn save(&self, bindings: &Bindings) -> bool {
         let remembered = bindings.remember();
         let store = self.store.clone();
-        let written = tokio::task::spawn_blocking(move || {
+        let written = task::blocking(move || {
             let bytes = serde_json::to_vec(&remembered).map_err(std::io::Error::other)?;
             store.save(FILE, &bytes).map_err(std::io::Error::other)
         });

@@ -8,13 +8,13 @@ use meshd_ca::identity::NodeId;
 use meshd_ca::roster;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::task::JoinSet;
 
 use super::Member;
 use crate::admin::local::No;
 use crate::api;
 use crate::control::serve::{Approve, Approved};
 use crate::control::waiting::Asker;
+use crate::task::Tasks;
 
 /// `POST /v1/approve`: takes the code, again and again until it has let a host in.
 pub(crate) async fn approve(member: &Member, request: api::ApproveRequest) -> Result<api::Approved, No> {
@@ -70,7 +70,7 @@ pub(super) async fn others<T: DeserializeOwned + Send + 'static>(
     body: &impl Serialize,
 ) -> Vec<T> {
     let Ok(body) = serde_json::to_vec(body) else { return Vec::new() };
-    let mut asked = JoinSet::new();
+    let mut asked = Tasks::new();
     let authorities = member.membership.roster();
     for authority in authorities.authorities().map(roster::Member::node).filter(|n| *n != member.me()) {
         let (links, body) = (member.links.clone(), body.clone());

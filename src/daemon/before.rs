@@ -30,6 +30,7 @@ use crate::proxy::Proxy;
 use crate::proxy::live::Cut;
 use crate::succession::{Line, MAX_NODES, Word};
 use crate::systemd::Manager;
+use crate::task;
 
 /// How long the process before this may take to hand over after this one said that it is ready.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -192,7 +193,7 @@ impl Before {
     fn add(&self, pid: u32, line: Arc<Line>, manager: Option<Manager>) {
         let open = Arc::<AtomicU32>::default();
         let (before, told, ear) = (self.clone(), open.clone(), line.clone());
-        let listening = tokio::spawn(async move {
+        let listening = task::spawn(async move {
             while let Some((word, _)) = ear.hear().await {
                 match (word, &manager) {
                     (Word::Open { connections }, _) => told.store(connections, Ordering::Relaxed),
@@ -250,7 +251,7 @@ impl Before {
         let nodes: Vec<(NodeId, bool)> = inactive(roster).map(|(node, why)| (node, why == Cut::Banished)).collect();
         for line in self.processes().iter().map(|p| p.line.clone()).filter(|_| !nodes.is_empty()) {
             let nodes = nodes.clone();
-            tokio::spawn(async move {
+            task::spawn(async move {
                 for some in nodes.chunks(MAX_NODES) {
                     let word = Word::Gone { nodes: some.to_vec() };
                     match timeout(DEAF, line.say(&word, &[])).await {

@@ -23,6 +23,7 @@ use crate::config::{Config, Mode};
 use crate::control::gossip::Mailbox;
 use crate::identity::svids::Svids;
 use crate::intercept::sockdiag::SockDiag;
+use crate::task;
 
 /// How often the listeners of this host are looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -163,7 +164,7 @@ impl Sequence {
     pub(crate) async fn next(&mut self) -> anyhow::Result<u64> {
         if self.last >= self.saved {
             let (store, saved) = (self.store.clone(), self.last + STEP);
-            match tokio::task::spawn_blocking(move || store.save(SEQUENCE, saved.to_string().as_bytes())).await? {
+            match task::blocking(move || store.save(SEQUENCE, saved.to_string().as_bytes())).await? {
                 Ok(()) => self.saved = saved,
                 Err(error) => tracing::warn!(%error, "the number of this node's record could not be saved; going on"),
             }

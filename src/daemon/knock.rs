@@ -11,6 +11,7 @@ use std::time::Duration;
 use meshd_agent::source::mdns::tag_matches;
 
 use super::{Daemon, Member, acquire};
+use crate::task::Tasks;
 
 /// How often, while nobody is heard: soon at first, then at leisure.
 const PAUSES: [Duration; 6] = [
@@ -57,7 +58,7 @@ async fn round(daemon: &Daemon, member: &Member, first: &[SocketAddr]) {
     let mut tried = BTreeSet::new();
     all.retain(|a| !own.contains(&a.ip()) && tried.insert(*a));
     all.truncate(MAX_ADDRESSES);
-    let mut knocks = tokio::task::JoinSet::new();
+    let mut knocks = Tasks::new();
     for address in all {
         let links = member.links.clone();
         knocks.spawn(async move {

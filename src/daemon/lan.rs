@@ -18,6 +18,7 @@ use super::responder::{Heard, Responder};
 use crate::config::Config;
 use crate::intercept::netlink::NetlinkError;
 use crate::intercept::rtnetlink::{Route, Watch};
+use crate::task;
 
 /// How often the interfaces are looked at when the kernel says nothing.
 const LOOK: Duration = Duration::from_secs(30);
@@ -61,7 +62,7 @@ impl Lan {
             instance: me.to_string(),
             interfaces: (*addresses.borrow().lan).clone(),
         });
-        let task = tokio::spawn(run(only, publish, mdns, wishes, seen.clone()));
+        let task = task::spawn(run(only, publish, mdns, wishes, seen.clone()));
         Self { addresses, seen, announce, task }
     }
 

@@ -1,7 +1,7 @@
 //! A member at work: everything that runs while this node is in a mesh, and the order in which it starts and ends.
 //!
 //! Start: trust -> SVIDs -> rules (empty) -> mesh port -> gossip -> addresses -> capture. End: tell the others -> rules away -> let
-//! connections end -> cut the rest. Tasks live in one [`JoinSet`] and end with it.
+//! connections end -> cut the rest. Tasks live in one set and end with it.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -19,7 +19,6 @@ use meshd_ca::roster::{Roster, Standing};
 use meshd_ca::time::UnixTime;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::addresses::{self, Book, News};
@@ -52,6 +51,7 @@ use crate::intercept::sockdiag::SockDiag;
 use crate::intercept::socket::Mark;
 use crate::membership::Membership;
 use crate::proxy::{self, Proxy};
+use crate::task::{self, Tasks};
 
 /// For how long a host waits for another authority's word when the one that let it in was put out.
 const ORPHANED: Duration = Duration::from_secs(600);
@@ -173,7 +173,7 @@ pub(super) async fn run(
     // What needs a restart to change; mode and skipped ports are asked for where they matter.
     let config = &*daemon.config();
     let clock = daemon.clock().clone();
-    let mut tasks = JoinSet::new();
+    let mut tasks = Tasks::new();
     let mut roster = membership.watch();
 
     // Whom we believe, and by which clock.
@@ -399,7 +399,7 @@ pub(super) async fn run(
     tasks.spawn(Timekeeper { membership: membership.clone(), links: links.clone(), clock: clock.clone() }.run());
 
     let (close, closing) = watch::channel(false);
-    let memory = tokio::spawn(memory::remember(
+    let memory = task::spawn(memory::remember(
         daemon.store.clone(),
         config.state_dir.clone(),
         membership.clone(),
@@ -647,7 +647,7 @@ async fn leave(member: &Member) -> Result<(), No> {
     }
     let entry = membership.leave().await.map_err(|e| no(e.to_string(), ""))?;
     // Directly to everybody in reach: gossip does not take the word of a node that is no member.
-    let mut told = JoinSet::new();
+    let mut told = Tasks::new();
     for other in roster.active().map(meshd_ca::roster::Member::node).filter(|n| *n != membership.me()) {
         let (links, entry) = (links.clone(), entry.clone());
         told.spawn(async move { links.farewell(other, entry).await });
@@ -685,7 +685,7 @@ async fn save_svids(daemon: Arc<Daemon>, svids: Arc<Svids>, mut changes: watch::
 /// Whether they are on disk.
 async fn write_svids(daemon: &Daemon, svids: &Svids) -> bool {
     let (store, bytes) = (daemon.store.clone(), svids.export());
-    match tokio::task::spawn_blocking(move || store.save(SVIDS, &bytes)).await {
+    match task::blocking(move || store.save(SVIDS, &bytes)).await {
         Ok(Ok(())) => return true,
         Ok(Err(error)) => tracing::warn!(%error, "the SVIDs could not be saved; a restart now would ask for new ones"),
         Err(error) => tracing::warn!(%error, "the SVIDs could not be saved"),

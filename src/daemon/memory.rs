@@ -22,6 +22,7 @@ use tokio::time::timeout;
 use crate::control::gossip::Mailbox;
 use crate::intercept::process::die_with_parent;
 use crate::membership::Membership;
+use crate::task;
 
 /// The file of the sequences.
 const SEQUENCES: &str = "sequences";
@@ -58,7 +59,7 @@ pub(crate) async fn remember(
     mut stop: watch::Receiver<bool>,
 ) {
     let (roster, me, from) = (membership.roster(), membership.me(), directory.clone());
-    match tokio::task::spawn_blocking(move || read(&from, me, &roster)).await {
+    match task::blocking(move || read(&from, me, &roster)).await {
         Ok(Ok(records)) => mailbox.restore(records).await,
         Ok(Err(error)) => tracing::warn!(%error, "going on without the records of before"),
         Err(error) => tracing::warn!(%error, "going on without the records of before"),
@@ -76,7 +77,7 @@ pub(crate) async fn remember(
         pause = LATER;
         let now = catalog.borrow_and_update().clone();
         let (store, directory, known) = (store.clone(), directory.clone(), written.clone());
-        let writing = tokio::task::spawn_blocking(move || write(&directory, &store, &now, known));
+        let writing = task::blocking(move || write(&directory, &store, &now, known));
         match writing.await {
             Ok(Ok(versions)) => written = versions,
             Ok(Err(error)) => tracing::warn!(%error, "what is known of the others could not be written"),

@@ -56,6 +56,7 @@ use crate::logging::Log;
 use crate::membership::{self, Membership};
 use crate::proxy::access::AccessLog;
 use crate::systemd::{Manager, Pulse};
+use crate::task;
 use before::Before;
 use successor::{Handover, Program};
 
@@ -345,10 +346,10 @@ pub async fn run(config: Config, log: Log, read: Reader, predecessor: Option<&Pr
     daemon.doors.inherit(inherited);
     let mut answering = Answering::start(&socket, &daemon);
     let beside = [
-        tokio::spawn(reload::serve(daemon.clone(), read)?),
-        tokio::spawn(successor::serve(daemon.clone())?),
-        tokio::spawn(tell::tell(daemon.clone())),
-        tokio::spawn(daemon.manager.clone().watchdog(daemon.pulse.clone())),
+        task::spawn(reload::serve(daemon.clone(), read)?),
+        task::spawn(successor::serve(daemon.clone())?),
+        task::spawn(tell::tell(daemon.clone())),
+        task::spawn(daemon.manager.clone().watchdog(daemon.pulse.clone())),
     ];
     let mut next = resume(&daemon.key, &daemon.store, &daemon.clock)?.map(|m| (m, Vec::new()));
     loop {
@@ -393,7 +394,7 @@ pub async fn run(config: Config, log: Log, read: Reader, predecessor: Option<&Pr
 
 async fn last_lines(daemon: &Daemon) {
     let access = daemon.access.clone();
-    let _ = tokio::task::spawn_blocking(move || access.flush(LAST_LINES)).await;
+    let _ = task::blocking(move || access.flush(LAST_LINES)).await;
 }
 
 /// The tasks that answer on this host, as long as this lives. Requests that came are answered all the same.
@@ -401,7 +402,7 @@ struct Answering([tokio::task::JoinHandle<()>; 2]);
 
 impl Answering {
     fn start(socket: &Arc<Socket>, daemon: &Arc<Daemon>) -> Self {
-        Self([tokio::spawn(local::serve(socket.clone(), daemon.clone())), tokio::spawn(http::serve(daemon.clone()))])
+        Self([task::spawn(local::serve(socket.clone(), daemon.clone())), task::spawn(http::serve(daemon.clone()))])
     }
 }
 

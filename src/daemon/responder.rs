@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until, timeout};
 
 use crate::intercept::{process, socket};
+use crate::task;
 
 /// How long it stays silent after trouble, at first and at most. A flood costs this host a responder's start in each pause. Longer than the
 /// second for which neighbours keep what said goodbye (RFC 6762 section 10.1): what comes back just as that ends may be forgotten with it.
@@ -185,7 +186,7 @@ impl Responder {
             tracing::warn!(%error, "cannot close the sockets of mDNS");
         }
         let well = self.running.is_some() && self.since.elapsed() > WELL;
-        self.ending = self.running.take().map(|(mdns, _)| tokio::spawn(mdns.stop()));
+        self.ending = self.running.take().map(|(mdns, _)| task::spawn(mdns.stop()));
         self.pause = if well { PAUSE } else { (self.pause * 2).clamp(PAUSE, LONGEST_PAUSE) };
         self.since = Instant::now();
         let again = self.pause.as_secs();

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use meshd_ca::roster::Roster;
 use meshd_ca::store::Store;
-use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use super::Stop;
@@ -18,6 +17,7 @@ use crate::config::Config;
 use crate::membership::ROSTER;
 use crate::proxy::live::Cut;
 use crate::succession::{Line, Word};
+use crate::task::{self, Tasks};
 
 /// How often it looks whether it is over. Not at once: what was accepted a moment ago is not a connection yet.
 const LOOK: Duration = Duration::from_secs(1);
@@ -36,7 +36,8 @@ pub(super) async fn stay(kept: Vec<Kept>, line: Line, stop: &mut Stop, store: &A
     let mut line = Some(line);
     let mut told = None;
     let mut seen = None;
-    let _looks: JoinSet<()> = kept.iter().map(|k| k.proxy.clone().look_after()).collect();
+    let mut looks = Tasks::new();
+    kept.iter().for_each(|k| looks.spawn(k.proxy.clone().look_after()));
     let why = loop {
         tokio::select! {
             () = sleep(LOOK) => {
@@ -96,7 +97,7 @@ async fn hear(line: Option<&Line>) -> Option<Word> {
 /// Reads the roster, if it is another one than was `seen`, and ends the connections with those who are no members.
 async fn obey(kept: &[Kept], store: &Arc<Store>, seen: &mut Option<[u8; 32]>) {
     let store = store.clone();
-    let Ok(read) = tokio::task::spawn_blocking(move || store.load(ROSTER)).await else { return };
+    let Ok(read) = task::blocking(move || store.load(ROSTER)).await else { return };
     let roster = match read {
         Ok(Some(saved)) => {
             let digest = meshd_ca::keys::sha256(&[&saved.bytes]);

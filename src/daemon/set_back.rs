@@ -5,11 +5,11 @@
 
 use hyper::StatusCode;
 use meshd_ca::roster;
-use tokio::task::JoinSet;
 
 use super::Member;
 use crate::admin::local::No;
 use crate::api::{ClockWord, Done, MeshTime};
+use crate::task::Tasks;
 
 /// `GET /v1/clock`.
 pub(crate) fn time(member: &Member) -> MeshTime {
@@ -28,7 +28,7 @@ pub(crate) async fn set_back(member: &Member, word: ClockWord) -> Result<Done, N
         Err(error) => return Err(refused(error.to_string())),
     }
     let roster = member.membership.roster();
-    let mut told = JoinSet::new();
+    let mut told = Tasks::new();
     for node in roster.active().map(roster::Member::node).filter(|n| *n != member.me() && member.links.knows(*n)) {
         let (links, body) = (member.links.clone(), body.clone());
         told.spawn(async move { (node, links.post(node, "/v1/reset", body).await) });

@@ -28,6 +28,7 @@ use crate::api::{Older, Upgraded};
 use crate::config::LINE;
 use crate::intercept::process::beget;
 use crate::succession::{Line, Word};
+use crate::task;
 
 /// How long the next process may take to read everything: the old one serves meanwhile.
 const READY: Duration = Duration::from_secs(20);
@@ -122,7 +123,7 @@ impl Successor {
     pub(super) async fn start(program: Program) -> anyhow::Result<Self> {
         let (line, there) = Line::pair().context("cannot make a line to the next process")?;
         let path = program.path.clone();
-        let started = tokio::task::spawn_blocking(move || {
+        let started = task::blocking(move || {
             let mut command = Command::new(&program.path);
             command.args(&program.arguments).env(LINE, there.as_raw_fd().to_string()).stdin(Stdio::null());
             // Both name this process, and mean the service.

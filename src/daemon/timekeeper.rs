@@ -12,7 +12,6 @@ use meshd_ca::clock::{AGREEMENT, Era, Said};
 use meshd_ca::identity::NodeId;
 use meshd_ca::keys::PublicKey;
 use meshd_ca::time::UnixTime;
-use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::clock::{self, Clock};
@@ -20,6 +19,7 @@ use crate::control::link::Links;
 use crate::control::serve::TimeAnswer;
 use crate::intercept::process::since_boot;
 use crate::membership::Membership;
+use crate::task::Tasks;
 
 /// How often it is looked whether it is time.
 const LOOK: Duration = Duration::from_secs(1);
@@ -98,7 +98,7 @@ impl Timekeeper {
     }
 
     async fn ask(&self, all: &[(NodeId, PublicKey)]) -> Vec<Said> {
-        let mut asked = JoinSet::new();
+        let mut asked = Tasks::new();
         for (node, key) in all.iter().copied().filter(|(node, _)| self.links.knows(*node)) {
             let (links, membership, era) = (self.links.clone(), self.membership.clone(), self.clock.era());
             asked.spawn(async move {

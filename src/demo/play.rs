@@ -15,6 +15,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::units;
+use crate::task;
 
 /// Plays what `words` say: `serve CGROUP ADDR:PORT TEXT` or `fetch CGROUP ADDR:PORT TEXT`. A `CGROUP` of `-` is the one it was
 /// started in.
@@ -45,7 +46,7 @@ async fn serve(address: SocketAddr, text: &str) -> Result<()> {
             let body = format!("{text} for {} who asked for {}\n", client.ip().to_canonical(), request.uri().path());
             async move { Response::builder().header(CONTENT_TYPE, "text/plain").body(Full::new(Bytes::from(body))) }
         });
-        tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer));
+        task::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer));
     }
 }
 
@@ -53,7 +54,7 @@ async fn serve(address: SocketAddr, text: &str) -> Result<()> {
 async fn fetch(address: SocketAddr, text: &str) -> Result<()> {
     let stream = TcpStream::connect(address).await.with_context(|| format!("cannot connect to {address}"))?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let connection = tokio::spawn(connection);
+    let connection = task::spawn(connection);
     let request = Request::get(format!("/{text}")).header(HOST, address.to_string()).body(Empty::<Bytes>::new())?;
     let answer = sender.send_request(request).await.context("no answer")?;
     let body = answer.into_body().collect().await.context("half an answer")?.to_bytes();
