@@ -307,16 +307,31 @@ impl Local {
         self.ask(Method::PUT, path::LOG_LEVEL, self.json(&wish)?, LOOK).await
     }
 
-    async fn look<T: DeserializeOwned>(&self, path: &str) -> Result<T, LocalError> {
-        self.ask(Method::GET, path, Bytes::new(), LOOK).await
+    fn look<T: DeserializeOwned>(&self, path: &str) -> impl Future<Output = Result<T, LocalError>> {
+        self.ask(Method::GET, path, Bytes::new(), LOOK)
     }
 
+    /// In the program once for every answer: what does not depend on that is in [`Self::answer`].
     async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes, limit: Duration) -> Result<T, LocalError> {
+        let (bytes, other) = self.answer(method, path, body, limit).await?;
+        serde_json::from_slice(&bytes).map_err(|e| other.unwrap_or_else(|| self.garbled(e)))
+    }
+
+    /// What the daemon answers when all is well, and what to say if that cannot be read because it is of another version.
+    async fn answer(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        limit: Duration,
+    ) -> Result<(Bytes, Option<LocalError>), LocalError> {
         let connect = timeout(CONNECT, UnixStream::connect(&self.socket)).await;
         let stream = connect.map_err(|_| LocalError::Silent { limit: CONNECT })?.map_err(|e| self.unreachable(&e))?;
         let exchange = self.exchange(stream, method, path, body);
         let (status, headers, bytes) = timeout(limit, exchange).await.map_err(|_| LocalError::Silent { limit })??;
-        self.judge(status, &headers, &bytes)
+        let daemon = headers.get(VERSION_HEADER).and_then(|v| v.to_str().ok());
+        let other = daemon.filter(|v| *v != VERSION).map(|v| LocalError::Version { daemon: v.chars().take(40).collect() });
+        if status.is_success() { Ok((bytes, other)) } else { Err(self.refusal(status, &bytes, other)) }
     }
 
     async fn exchange(
@@ -343,20 +358,15 @@ impl Local {
         }
     }
 
-    fn judge<T: DeserializeOwned>(&self, status: StatusCode, headers: &HeaderMap, bytes: &[u8]) -> Result<T, LocalError> {
-        let daemon = headers.get(VERSION_HEADER).and_then(|v| v.to_str().ok());
-        let other = daemon.filter(|v| *v != VERSION).map(|v| LocalError::Version { daemon: v.chars().take(40).collect() });
-        if status.is_success() {
-            return serde_json::from_slice(bytes).map_err(|e| other.unwrap_or_else(|| self.garbled(e)));
-        }
+    fn refusal(&self, status: StatusCode, bytes: &[u8], other: Option<LocalError>) -> LocalError {
         match (serde_json::from_slice::<ErrorBody>(bytes), other) {
-            (_, Some(other)) if status == StatusCode::NOT_FOUND => Err(other),
+            (_, Some(other)) if status == StatusCode::NOT_FOUND => other,
             (Ok(body), _) => {
                 let denied = matches!(status, StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED);
-                Err(LocalError::Refused { denied, body })
+                LocalError::Refused { denied, body }
             }
-            (Err(_), Some(other)) => Err(other),
-            (Err(_), None) => Err(self.garbled(format!("status {}", status.as_u16()))),
+            (Err(_), Some(other)) => other,
+            (Err(_), None) => self.garbled(format!("status {}", status.as_u16())),
         }
     }
 

@@ -168,6 +168,8 @@ async fn route(daemon: &Arc<Daemon>, trusted: bool, request: Request<Incoming>) 
             "run the command with sudo",
         ));
     }
+    // Here and not where it is read, which would be in the program once for each. Who only looks has nothing to say.
+    let body = if parts.method == Method::GET { Bytes::new() } else { arrived(body).await? };
     match (&parts.method, asked) {
         (&Method::GET, path::STATUS) => {
             let mut status = view::status(daemon).await;
@@ -192,32 +194,32 @@ async fn route(daemon: &Arc<Daemon>, trusted: bool, request: Request<Incoming>) 
         }
         (&Method::GET, path::CHECK) => json(&check::of_daemon(daemon).await),
         (&Method::GET, path::TOKENS) => json(&view::tokens(&*daemon.member()?).await?),
-        (&Method::POST, path::TOKENS) => json(&view::create_token(&*daemon.member()?, read(body).await?).await?),
+        (&Method::POST, path::TOKENS) => json(&view::create_token(&*daemon.member()?, read(&body)?).await?),
         (&Method::DELETE, _) if token_id.is_some() => {
             json(&view::revoke_token(&*daemon.member()?, token_id.unwrap_or_default()).await?)
         }
         (&Method::GET, path::AUTHORITIES) => json(&authorities::list(&*daemon.member()?)),
-        (&Method::POST, path::AUTHORITIES) => json(&authorities::add(&*daemon.member()?, read(body).await?).await?),
+        (&Method::POST, path::AUTHORITIES) => json(&authorities::add(&*daemon.member()?, read(&body)?).await?),
         (&Method::DELETE, _) if authority.is_some() => {
             json(&authorities::remove(&*daemon.member()?, authority.unwrap_or_default()).await?)
         }
         (&Method::POST, path::ROTATION) => json(&authorities::rotate(&*daemon.member()?).await?),
-        (&Method::POST, path::BANISH) => json(&authorities::banish(&*daemon.member()?, read(body).await?).await?),
+        (&Method::POST, path::BANISH) => json(&authorities::banish(&*daemon.member()?, read(&body)?).await?),
         (&Method::GET, path::ROSTER) => Ok(daemon.member()?.membership.roster().to_bytes().into()),
-        (&Method::POST, path::ROSTER) => json(&authorities::recovered(&*daemon.member()?, read(body).await?).await?),
+        (&Method::POST, path::ROSTER) => json(&authorities::recovered(&*daemon.member()?, read(&body)?).await?),
         (&Method::POST, path::RECOVER) => json(&authorities::prepare(&*daemon.member()?).await?),
         (&Method::GET, path::CLOCK) => json(&set_back::time(&*daemon.member()?)),
-        (&Method::POST, path::CLOCK) => json(&set_back::set_back(&*daemon.member()?, read(body).await?).await?),
-        (&Method::POST, path::JOIN) => json(&daemon.join(read(body).await?).await?),
+        (&Method::POST, path::CLOCK) => json(&set_back::set_back(&*daemon.member()?, read(&body)?).await?),
+        (&Method::POST, path::JOIN) => json(&daemon.join(read(&body)?).await?),
         (&Method::GET, path::PENDING) => json(&approve::pending(&*daemon.member()?).await?),
-        (&Method::POST, path::APPROVE) => json(&approve::approve(&*daemon.member()?, read(body).await?).await?),
+        (&Method::POST, path::APPROVE) => json(&approve::approve(&*daemon.member()?, read(&body)?).await?),
         (&Method::GET, path::ENROLL) => json(&enrolment::status(&*daemon.member()?).await?),
-        (&Method::POST, path::ENROLL) => json(&enrolment::set(&*daemon.member()?, read(body).await?).await?),
+        (&Method::POST, path::ENROLL) => json(&enrolment::set(&*daemon.member()?, read(&body)?).await?),
         (&Method::POST, path::UPGRADE) => json(&daemon.upgrade().await?),
         (&Method::POST, path::LEAVE) => json(&daemon.leave().await?),
         (&Method::GET, path::LOG_LEVEL) => json(&api::LogLevel { level: daemon.log().level() }),
         (&Method::PUT, path::LOG_LEVEL) => {
-            let wish: api::LogLevel = read(body).await?;
+            let wish: api::LogLevel = read(&body)?;
             if !daemon.log().set_level(wish.level) {
                 return Err(No::new(StatusCode::CONFLICT, "cannot change the log level", "the log is not meshd's own", ""));
             }
@@ -233,11 +235,17 @@ async fn route(daemon: &Arc<Daemon>, trusted: bool, request: Request<Incoming>) 
     }
 }
 
-async fn read<T: DeserializeOwned>(body: Incoming) -> Result<T, No> {
-    let bad = |why: String| No::new(StatusCode::BAD_REQUEST, "cannot read the request", why, "");
+fn unreadable(why: impl ToString) -> No {
+    No::new(StatusCode::BAD_REQUEST, "cannot read the request", why, "")
+}
+
+async fn arrived(body: Incoming) -> Result<Bytes, No> {
     let read = timeout(ARRIVAL, Limited::new(body, api::MAX_REQUEST).collect()).await;
-    let bytes = read.map_err(|_| bad("it did not arrive in time".into()))?.map_err(|e| bad(e.to_string()))?.to_bytes();
-    serde_json::from_slice(&bytes).map_err(|e| bad(e.to_string()))
+    Ok(read.map_err(|_| unreadable("it did not arrive in time"))?.map_err(unreadable)?.to_bytes())
+}
+
+fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, No> {
+    serde_json::from_slice(body).map_err(unreadable)
 }
 
 fn json(value: &impl Serialize) -> Result<Bytes, No> {

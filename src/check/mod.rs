@@ -39,6 +39,7 @@ use std::time::Duration;
 use meshd_agent::interfaces::{self, Interface};
 use meshd_agent::source::mdns::tag_matches;
 use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::api::{Finding, code};
@@ -228,8 +229,12 @@ fn joined(config: &Config) -> bool {
 }
 
 /// Runs one group where it may block, within its time.
-async fn reading(group: &'static str, read: impl FnOnce() -> Vec<Finding> + Send + 'static) -> Vec<Finding> {
-    match timeout(PATIENCE, task::blocking(read)).await {
+fn reading(group: &'static str, read: impl FnOnce() -> Vec<Finding> + Send + 'static) -> impl Future<Output = Vec<Finding>> {
+    within_patience(group, task::blocking(read))
+}
+
+async fn within_patience(group: &'static str, reading: JoinHandle<Vec<Finding>>) -> Vec<Finding> {
+    match timeout(PATIENCE, reading).await {
         Ok(Ok(found)) => found,
         Ok(Err(_)) => unfinished(group, "a defect of meshd ended it"),
         Err(_) => unfinished(group, "it took too long"),
