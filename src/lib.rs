@@ -17,6 +17,7 @@ pub(crate) mod fleet;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+pub(crate) mod http1;
 pub mod identity;
 pub mod intercept;
 pub mod local;

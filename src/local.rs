@@ -12,7 +12,6 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::header::{CONTENT_TYPE, HOST, HeaderMap};
 use hyper::{Method, Request, StatusCode};
-use hyper_util::rt::TokioIo;
 use meshd_ca::roster::Roster;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -25,6 +24,7 @@ use crate::api::{
     ErrorBody, Finding, Identity, JoinRequest, Joined, LogLevel, MAX_ANSWER, MeshTime, NewRoot, NewToken, Node, Pending,
     RecoveryWords, Resolve, Rotation, Service, Status, TokenInfo, Upgraded, VERSION_HEADER, path,
 };
+use crate::http1;
 
 /// How long the daemon may take to accept a connection.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -343,8 +343,7 @@ impl Local {
     ) -> Result<(StatusCode, HeaderMap, Bytes), LocalError> {
         let request = Request::builder().method(method).uri(path).header(HOST, "meshd").header(CONTENT_TYPE, "application/json");
         let request = request.body(Full::new(body)).map_err(|e| self.connection(e))?;
-        let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream));
-        let (mut sender, connection) = handshake.await.map_err(|e| self.connection(e))?;
+        let (mut sender, connection) = http1::ask(stream).await.map_err(|e| self.connection(e))?;
         let answer = async {
             let (parts, body) = sender.send_request(request).await.map_err(|e| self.connection(e))?.into_parts();
             let bytes = Limited::new(body, MAX_ANSWER).collect().await.map_err(|e| self.connection(e))?.to_bytes();

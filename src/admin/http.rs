@@ -8,17 +8,13 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyper::body::{Body, Frame, Incoming};
+use hyper::body::Incoming;
 use hyper::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue};
-use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode, Uri};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{sleep, timeout};
@@ -26,6 +22,7 @@ use tokio::time::{sleep, timeout};
 use super::figures;
 use super::metrics::{self, Format};
 use crate::daemon::Daemon;
+use crate::http1::{self, Piece, Text};
 use crate::intercept::socket::Mark;
 use crate::task::{self, Tasks};
 
@@ -138,16 +135,12 @@ async fn accept(listener: &TcpListener, daemon: &Arc<Daemon>, limits: &Arc<Limit
 }
 
 async fn converse(stream: TcpStream, daemon: Arc<Daemon>, limits: Arc<Limits>) -> hyper::Result<()> {
-    let service = service_fn(move |request| {
+    let each = http1::Limits { head: HEAD, head_size: MAX_HEAD, keep_alive: true };
+    http1::serve(stream, each, move |request| {
         let (daemon, limits) = (daemon.clone(), limits.clone());
-        async move { Ok::<_, std::convert::Infallible>(answer(&daemon, &limits, &request).await) }
-    });
-    hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD)
-        .max_buf_size(MAX_HEAD)
-        .serve_connection(TokioIo::new(stream), service)
-        .await
+        async move { answer(&daemon, &limits, &request).await }
+    })
+    .await
 }
 
 async fn answer(daemon: &Arc<Daemon>, limits: &Limits, request: &Request<Incoming>) -> Response<Text> {
@@ -228,45 +221,6 @@ fn is_here(headers: &HeaderMap, uri: &Uri, own: &[String]) -> bool {
     // An absolute URI overrides the header (RFC 9112 §3.2.2); every name that is there must be ours. Without any (HTTP/1.0), no browser asks.
     let hosts = headers.get_all(HOST).iter().map(|host| host.to_str().unwrap_or("?"));
     hosts.chain(uri.authority().map(|a| a.as_str())).all(fine)
-}
-
-/// The text of an answer: whole, or piece by piece as it is written.
-enum Text {
-    Whole(Option<Bytes>),
-    Pieces(mpsc::Receiver<Piece>),
-}
-
-/// A piece, or the word that there is no more: an answer that ends without it was cut short, and must not look complete.
-enum Piece {
-    Next(Bytes),
-    End,
-}
-
-impl Body for Text {
-    type Data = Bytes;
-    type Error = std::io::Error;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        match self.get_mut() {
-            Self::Whole(bytes) => Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b)))),
-            Self::Pieces(receive) => Poll::Ready(match ready!(receive.poll_recv(cx)) {
-                Some(Piece::Next(bytes)) => Some(Ok(Frame::data(bytes))),
-                Some(Piece::End) => None,
-                None => Some(Err(std::io::ErrorKind::UnexpectedEof.into())),
-            }),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        matches!(self, Self::Whole(None))
-    }
-
-    fn size_hint(&self) -> hyper::body::SizeHint {
-        match self {
-            Self::Whole(bytes) => hyper::body::SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
-            Self::Pieces(_) => hyper::body::SizeHint::default(),
-        }
-    }
 }
 
 /// Collects what is written and sends it in pieces. Waits while the reader is slow: for a thread that may.

@@ -12,12 +12,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue};
-use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::{UnixListener, UnixStream};
@@ -28,6 +26,7 @@ use crate::api::{self, ErrorBody, path};
 use crate::check;
 use crate::control::crowd::Crowd;
 use crate::daemon::{Daemon, approve, enrolment, set_back};
+use crate::http1::{self, Text};
 use crate::intercept::process::effective_uid;
 use crate::task;
 
@@ -118,17 +117,12 @@ pub(crate) async fn serve(socket: Arc<Socket>, daemon: Arc<Daemon>) {
 
 async fn converse(stream: UnixStream, user: Option<u32>, daemon: Arc<Daemon>) -> hyper::Result<()> {
     let trusted = user.is_some_and(|uid| uid == 0 || uid == effective_uid());
-    let service = service_fn(move |request| {
+    let limits = http1::Limits { head: ARRIVAL, head_size: MAX_HEADER, keep_alive: false };
+    http1::serve(stream, limits, move |request| {
         let daemon = daemon.clone();
-        async move { Ok::<_, std::convert::Infallible>(answer(&daemon, trusted, request).await) }
-    });
-    hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(ARRIVAL)
-        .max_buf_size(MAX_HEADER)
-        .keep_alive(false)
-        .serve_connection(TokioIo::new(stream), service)
-        .await
+        async move { answer(&daemon, trusted, request).await }
+    })
+    .await
 }
 
 /// A refusal.
@@ -141,12 +135,12 @@ impl No {
     }
 }
 
-async fn answer(daemon: &Arc<Daemon>, trusted: bool, request: Request<Incoming>) -> Response<Full<Bytes>> {
+async fn answer(daemon: &Arc<Daemon>, trusted: bool, request: Request<Incoming>) -> Response<Text> {
     let (status, body) = match route(daemon, trusted, request).await {
         Ok(body) => (StatusCode::OK, body),
         Err(No(status, body)) => (status, serde_json::to_vec(&body).unwrap_or_default().into()),
     };
-    let mut response = Response::new(Full::new(body));
+    let mut response = Response::new(Text::Whole(Some(body)));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));

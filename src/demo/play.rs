@@ -5,16 +5,16 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use bytes::Bytes;
-use http_body_util::{BodyExt, Empty, Full};
-use hyper::header::{CONTENT_TYPE, HOST};
+use http_body_util::{BodyExt, Full};
+use hyper::header::{CONTENT_TYPE, HOST, HeaderValue};
 use hyper::{Request, Response};
-use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::units;
+use crate::http1::{self, Text};
 use crate::task;
 
 /// Plays what `words` say: `serve CGROUP ADDR:PORT TEXT` or `fetch CGROUP ADDR:PORT TEXT`. A `CGROUP` of `-` is the one it was
@@ -42,20 +42,22 @@ async fn serve(address: SocketAddr, text: &str) -> Result<()> {
     loop {
         let (stream, client) = listener.accept().await?;
         let text = text.to_owned();
-        let answer = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
+        let limits = http1::Limits { head: Duration::from_secs(30), head_size: 16 << 10, keep_alive: true };
+        task::spawn(http1::serve(stream, limits, move |request| {
             let body = format!("{text} for {} who asked for {}\n", client.ip().to_canonical(), request.uri().path());
-            async move { Response::builder().header(CONTENT_TYPE, "text/plain").body(Full::new(Bytes::from(body))) }
-        });
-        task::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer));
+            let mut response = Response::new(Text::Whole(Some(body.into())));
+            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+            async move { response }
+        }));
     }
 }
 
 /// Asks for `/text` and prints the answer.
 async fn fetch(address: SocketAddr, text: &str) -> Result<()> {
     let stream = TcpStream::connect(address).await.with_context(|| format!("cannot connect to {address}"))?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let (mut sender, connection) = http1::ask(stream).await?;
     let connection = task::spawn(connection);
-    let request = Request::get(format!("/{text}")).header(HOST, address.to_string()).body(Empty::<Bytes>::new())?;
+    let request = Request::get(format!("/{text}")).header(HOST, address.to_string()).body(Full::default())?;
     let answer = sender.send_request(request).await.context("no answer")?;
     let body = answer.into_body().collect().await.context("half an answer")?.to_bytes();
     print!("{}", String::from_utf8_lossy(&body));
