@@ -25,7 +25,7 @@ use meshd_ca::issue::{Issuer, Leaf, may_hold};
 use meshd_ca::join::{Admission, Admitted, Authority, JoinError, Reason, Reception, Step};
 use meshd_ca::keys::{self, PrivateKey, PublicKey};
 use meshd_ca::recovery::Recovery;
-use meshd_ca::roster::{Chain, Entry, Member, Roster, RosterError, Standing};
+use meshd_ca::roster::{Chain, Entry, MAX_ROOTS, Member, Roster, RosterError, Standing};
 use meshd_ca::signed::Signed;
 use meshd_ca::store::{Store, StoreError};
 use meshd_ca::token::{JoinToken, TokenInfo, TokenTable};
@@ -420,7 +420,8 @@ impl Membership {
         }
         if matches!(step, Ok(Step::Finish(..))) || state.unsaved.contains(ROSTER) {
             // The new member takes our time for its floor, with the operator behind it, also when it asks again because the answer was lost: we
-            // must not forget it before that member does.
+            // must not forget it before that member does. A root that bounds it here may leave with this very change.
+            self.clock.within(&state.roster.bundle());
             self.clock.raise(now);
             self.save(clock::FILE, self.clock.to_bytes()).await?;
         }
@@ -565,21 +566,29 @@ impl Membership {
         };
         *lost = None;
         let known = |o: &Office| member.roots.iter().any(|root| root == o.issuer.root_der());
+        // What it said of an earlier office, which ended, may be the later word, and names a root that it has not any more.
+        let offered = |o: &Office| roster.is_offered(me, o.issuer.root_der());
+        let mut roots = member.roots.clone();
         if office.is_none() {
-            *office = Office::load(&self.store)?.filter(known);
+            *office = Office::load(&self.store)?.filter(|o| known(o) || offered(o));
             let Some(office) = office else { return Ok(None) };
             tracing::info!(root = %RootId::of(office.issuer.root_der()), "this host was made an authority");
             if office.signs {
                 self.signs.send_replace(Some(RootId::of(office.issuer.root_der())));
             }
         }
-        if roster.founded_by(me) || member.by == me && !unsaved.contains(ROSTER) {
+        if let Some(office) = office.as_ref().filter(|o| !known(o) && offered(o)) {
+            roots.push(office.issuer.root_der().to_vec());
+            roots.drain(..roots.len().saturating_sub(MAX_ROOTS));
+        }
+        let said = roots == member.roots && member.by == me;
+        if roster.founded_by(me) || said && !unsaved.contains(ROSTER) {
             return Ok(None);
         }
-        let entry = match roster.entry(me).filter(|_| member.by == me) {
+        let entry = match roster.entry(me).filter(|_| said) {
             // Signed before, when it could not be saved.
             Some(entry) => entry.clone(),
-            None => roster.stand(&self.key, member.roots)?,
+            None => roster.stand(&self.key, roots)?,
         };
         self.save_roster(&mut state).await?;
         Ok(Some(entry))
@@ -605,6 +614,12 @@ impl Membership {
     /// Makes a member with this root an authority; returns the entry to be passed on.
     pub(crate) async fn appoint(&self, node: NodeId, root: Vec<u8>) -> Result<Entry, MembershipError> {
         self.change(|roster, key| roster.grant(key, node, vec![root])).await
+    }
+
+    /// Stands behind an authority that others made, if this node founded the mesh; returns the entry to be passed on, if there is one.
+    pub(crate) async fn confirm(&self, node: NodeId) -> Result<Option<Entry>, MembershipError> {
+        let mut state = self.state.lock().await;
+        self.change_roster(&mut state, |roster| roster.confirm(&self.key, node)).await
     }
 
     /// Ends the office of an authority; with `roots` false, also what is left of it. Returns the entry to be passed on.

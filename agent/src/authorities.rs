@@ -10,6 +10,7 @@
 //! - By itself only a host that came within [`FIRST_HOUR`] of the founding, when the one who set up the mesh was there to see it; or,
 //!   in the place of an authority that is gone for good, one that has been a member for [`PROVEN`]. Everything else is for the operator.
 //! - Never one that was an authority before and retired: somebody wanted that.
+//! - The founder stands behind those that others made, when nobody has put them out within [`CONTESTED`]: until then any authority may.
 //! - A new root signs nothing until every member that was heard in the last [`ABSENT`] says that it believes it.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,6 +34,8 @@ pub const PROVEN: Duration = Duration::from_secs(24 * 3600);
 pub const ABSENT: Duration = Duration::from_secs(7 * 24 * 3600);
 /// How long a host must have been heard without a break before it is made an authority.
 pub const STEADY: Duration = Duration::from_secs(30);
+/// For so long the founder has known of an authority that others made before it protects it from them: a ban that is on its way comes first.
+pub const CONTESTED: Duration = Duration::from_secs(600);
 /// When no authority that signs was heard for so long, a new root is used as soon as those who are there believe it: better than
 /// certificates that end because somebody is on holiday.
 pub const URGENT: Duration = Duration::from_secs(3600);
@@ -94,6 +97,13 @@ impl View<'_> {
     pub fn chair(&self) -> Option<NodeId> {
         let heard = || self.roster.authorities().map(Member::node).filter(|n| self.hears(*n));
         heard().find(|n| *n == self.roster.founder()).or_else(|| heard().min())
+    }
+
+    /// The authorities that only others made, if this node founded the mesh and hears them: it is to stand behind them ([`Roster::confirm`])
+    /// when that has been so for [`CONTESTED`].
+    pub fn unconfirmed(&self) -> Vec<NodeId> {
+        let others = self.roster.authorities().map(Member::node).filter(|n| *n != self.me && self.hears(*n));
+        others.filter(|n| self.me == self.roster.founder() && !self.roster.is_protected(*n)).collect()
     }
 
     /// How many authorities the mesh is to have, gone ones not counted: no more than it has hosts.

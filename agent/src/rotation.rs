@@ -8,12 +8,16 @@
 //! 3. *Activate*: the new root signs, the old one does not any more and its key is destroyed.
 //! 4. *Drain*: members renew in their own time; no record shows a certificate under the old root any more.
 //! 5. *Retire*: the old root leaves the bundle. On evidence, not on a timer.
+//!
+//! A root that has ended before it was replaced, after years in a drawer or under a clock that was behind, is replaced at once: what it signs is of no use to
+//! anybody, so there is nothing that the last rotation, or another authority's, could be waited for. If there is no room for it, those that have ended, too,
+//! leave the bundle, whoever shows certificates under them.
 
 use std::time::Duration;
 
 use meshd_ca::bundle::RootId;
 use meshd_ca::identity::NodeId;
-use meshd_ca::roster::Member;
+use meshd_ca::roster::{MAX_ROOTS, Member};
 
 use crate::authorities::{ABSENT, View};
 
@@ -71,13 +75,27 @@ impl View<'_> {
     }
 
     /// What this node is to do about its roots now. By itself it begins when less than `half` of a root's life is left and no other
-    /// authority rotates; certificates live for `lifetime` at most.
+    /// authority rotates, or when it has ended; certificates live for `lifetime` at most.
     pub fn next_step(&self, roots: &Roots, half: Duration, lifetime: Duration) -> Option<Step> {
+        let ended = roots.left.is_zero();
         if let Some(next) = roots.next {
             return match roots.published.contains(&next) {
                 false => Some(Step::Publish),
+                // Like an authority that is new: it signs nothing now.
+                true if ended => self.waiting_for(next).is_empty().then_some(Step::Activate),
                 true => self.unaware_of(next).is_empty().then_some(Step::Activate),
             };
+        }
+        if ended {
+            if roots.published.len() < MAX_ROOTS {
+                return Some(Step::Prepare);
+            }
+            // There is no room for it, and whoever still shows a certificate under one of these that has ended, too, gets no other before there is.
+            let mine = self.roster.bundle().roots.into_iter().filter(|r| r.authority == self.me && r.not_after <= self.now);
+            let over: Vec<RootId> = mine.map(|r| r.id()).filter(|r| *r != roots.active).collect();
+            if !over.is_empty() {
+                return Some(Step::Retire(over));
+            }
         }
         let old: Vec<RootId> = roots.published.iter().copied().filter(|r| *r != roots.active).collect();
         if !old.is_empty() {
@@ -115,6 +133,7 @@ mod tests {
         /// What each member says: the roots it believes, and those it shows.
         says: Vec<(Vec<RootId>, Vec<RootId>)>,
         heard: BTreeMap<NodeId, Hearing>,
+        now: UnixTime,
     }
 
     impl Mesh {
@@ -132,7 +151,7 @@ mod tests {
             }
             let old = RootId::of(&roots[0]);
             let heard = keys[1..].iter().map(|k| (k.public().node_id(), Hearing::Up(DAY))).collect();
-            Self { keys, roster, roots, says: vec![(vec![old], vec![old]); 3], heard }
+            Self { keys, roster, roots, says: vec![(vec![old], vec![old]); 3], heard, now: NOW }
         }
 
         fn id(&self, root: usize) -> RootId {
@@ -163,7 +182,7 @@ mod tests {
                 catalog: &catalog,
                 heard: &self.heard,
                 listening: 30 * DAY,
-                now: NOW,
+                now: self.now,
             };
             view.next_step(roots, 50 * DAY, LIFETIME)
         }
@@ -213,6 +232,56 @@ mod tests {
         let late = Roots { active: new, left: DAY, next: None, published: vec![new] };
         assert_eq!(mesh.step(&late), None);
         assert!(mesh.roster.member(me).unwrap().is_authority());
+    }
+
+    #[test]
+    fn a_root_that_has_ended_is_replaced_whatever_is_still_shown_and_whoever_rotates() {
+        let mut mesh = Mesh::new();
+        let (old, active) = (mesh.id(0), mesh.id(1));
+        let me = mesh.keys[0].public().node_id();
+        let next = || Issuer::create(mesh.roster.trust_domain(), me, NOW, 100 * DAY).unwrap().root_der().to_vec();
+        mesh.roots.push(next());
+        mesh.roster.stand(&mesh.keys[0], mesh.roots[..2].to_vec()).unwrap();
+        // It drains: c shows a certificate under the old one.
+        let good = Roots { active, left: DAY, next: None, published: vec![old, active] };
+        assert_eq!(mesh.step(&good), None);
+        let ended = Roots { left: Duration::ZERO, ..good.clone() };
+        assert_eq!(mesh.step(&ended), Some(Step::Prepare));
+        // Another authority replaces its root at that time.
+        let b = mesh.keys[1].public().node_id();
+        let theirs = || Issuer::create(mesh.roster.trust_domain(), b, NOW, 100 * DAY).unwrap().root_der().to_vec();
+        let both = vec![theirs(), theirs()];
+        mesh.roster.grant(&mesh.keys[0], b, both).unwrap();
+        assert_eq!(mesh.step(&Roots { published: vec![active], ..ended.clone() }), Some(Step::Prepare));
+        assert_eq!(mesh.step(&Roots { published: vec![active], ..good.clone() }), None);
+        let third = mesh.id(2);
+        let ended = Roots { next: Some(third), ..ended };
+        assert_eq!(mesh.step(&ended), Some(Step::Publish));
+        mesh.roster.stand(&mesh.keys[0], mesh.roots.clone()).unwrap();
+        // Those that are there have to believe it; who was switched off a minute ago is not waited for, because nothing is signed meanwhile.
+        let ended = Roots { published: vec![old, active, third], ..ended };
+        assert_eq!(mesh.step(&ended), None);
+        mesh.says[0].0.push(third);
+        mesh.says[1].0.push(third);
+        assert_eq!(mesh.step(&ended), None);
+        for n in [1, 2] {
+            mesh.heard.insert(mesh.keys[n].public().node_id(), Hearing::Silent(2 * crate::authorities::URGENT));
+        }
+        assert_eq!(mesh.step(&ended), Some(Step::Activate));
+        assert_eq!(mesh.step(&Roots { left: DAY, ..ended.clone() }), None, "as long as it signs there is time");
+        // Both go when nobody shows anything under them.
+        let good = Roots { active: third, left: 100 * DAY, next: None, published: vec![old, active, third] };
+        mesh.says.iter_mut().for_each(|(_, shown)| *shown = vec![third]);
+        assert_eq!(mesh.step(&good), Some(Step::Retire(vec![old, active])));
+        // There is room for so many.
+        let full = Roots { active: third, left: Duration::ZERO, next: None, published: vec![old, old, active, third] };
+        assert_eq!(mesh.step(&full), Some(Step::Retire(vec![old, old, active])));
+        // All have ended, and somebody shows what he will not get rid of before there is a new one.
+        mesh.says.iter_mut().for_each(|(_, shown)| *shown = vec![old]);
+        assert_eq!(mesh.step(&full), None);
+        mesh.now = NOW + 101 * DAY;
+        let Some(Step::Retire(over)) = mesh.step(&full) else { panic!("{:?}", mesh.step(&full)) };
+        assert!(over.len() == 2 && [old, active].iter().all(|r| over.contains(r)), "{over:?}");
     }
 
     #[test]

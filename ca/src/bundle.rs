@@ -68,6 +68,8 @@ pub struct Root {
     pub not_before: UnixTime,
     /// Not to be believed after.
     pub not_after: UnixTime,
+    /// Follows from the certificate, and is asked for all the time.
+    id: RootId,
 }
 
 impl Root {
@@ -84,12 +86,12 @@ impl Root {
         }
         let date = |t: x509_parser::time::ASN1Time| u64::try_from(t.timestamp()).unwrap_or(0);
         let (not_before, not_after) = (UnixTime(date(cert.validity().not_before)), UnixTime(date(cert.validity().not_after)));
-        Some(Self { der: der.to_vec(), authority, not_before, not_after })
+        Some(Self { der: der.to_vec(), authority, not_before, not_after, id: RootId::of(der) })
     }
 
     /// Its name.
     pub fn id(&self) -> RootId {
-        RootId::of(&self.der)
+        self.id
     }
 
     /// Whether the root may be believed at `now`. A path check does not look at the dates of the root it ends at, so whoever uses
@@ -104,7 +106,9 @@ impl Root {
 pub struct Bundle {
     /// The trust domain they speak for.
     pub trust_domain: TrustDomain,
-    /// Grows with every change of the roots.
+    /// Never falls as the roster takes in more, and grows with whatever may change the roots; but two words of one version that cross each
+    /// other, and a roster in which somebody used the numbers up, may change them without. So of two bundles the one with the lower sequence is the
+    /// older, and those with equal ones have to be compared.
     pub sequence: u64,
     /// The roots, in the order of their authorities' ids; several per authority while one rotates.
     pub roots: Vec<Root>,

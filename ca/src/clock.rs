@@ -137,7 +137,7 @@ impl MeshClock {
     /// [`LONE_STEP`] beyond the median. And what two know to be agreed upon counts here too: those who agreed may have followed clocks that were
     /// ahead, and cannot go back. Returns whether the floor was raised.
     pub fn agree(&mut self, others: &[Said], own: Option<UnixTime>, boot: Duration) -> bool {
-        let raised = self.follow(others, own, boot);
+        let raised = self.follow(others, own, boot) | (own.is_some() && self.keep(boot));
         // On an authority its own knowledge is one of the two, so whoever of the others knows of a later time is the second at best.
         let mut agreed: Vec<UnixTime> = others.iter().map(|s| s.agreed).chain(own.map(|_| self.base.at(boot))).collect();
         agreed.sort_unstable();
@@ -173,6 +173,13 @@ impl MeshClock {
         let latest = floors.into_iter().rfind(|f| *f <= median + LONE_STEP).unwrap_or(median);
         self.anchor = Some((Moment { time: latest, boot }, false));
         self.step(latest, boot)
+    }
+
+    /// An authority that leads by its floor, because nobody has a clock, keeps the time that passes: the others keep what it signs, and one that comes
+    /// back with the floor of a month ago would be alone with that. Where somebody has a clock this floor is ahead of it, and that may catch up.
+    fn keep(&mut self, boot: Duration) -> bool {
+        let nobody = self.anchor.is_none_or(|(moment, clock)| !clock && moment.at(boot) < self.floor);
+        nobody && self.lift(self.running.at(boot), boot)
     }
 
     /// Raises the floor to a time that an authority signed and that the operator (by letting a host in) or a second authority stands

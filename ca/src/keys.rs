@@ -2,6 +2,9 @@
 //!
 //! Owns the node key's form in memory (wiped when dropped) and on disk (PKCS#8). A [`PrivateKey`] never prints itself.
 
+#[cfg(feature = "simulation")]
+pub mod simulated;
+
 use std::fmt;
 
 use ring::rand::{SecureRandom, SystemRandom};
@@ -32,6 +35,10 @@ pub enum KeyError {
 /// # Errors
 /// [`KeyError::Random`] when the system has none to give.
 pub fn random<const N: usize>() -> Result<[u8; N], KeyError> {
+    #[cfg(feature = "simulation")]
+    if let Some(bytes) = simulated::throw() {
+        return Ok(bytes);
+    }
     let mut b = [0; N];
     fill(&mut b)?;
     Ok(b)
@@ -119,8 +126,15 @@ pub fn same(a: &[u8], b: &[u8]) -> bool {
 /// A P-256 private key: the node key, an authority's root key, or a workload's key.
 pub struct PrivateKey {
     pkcs8: Zeroizing<Vec<u8>>,
-    pair: EcdsaKeyPair,
+    pair: Pair,
     public: PublicKey,
+}
+
+#[cfg_attr(feature = "simulation", allow(clippy::large_enum_variant, reason = "toys are in simulations only"))]
+enum Pair {
+    P256(EcdsaKeyPair),
+    #[cfg(feature = "simulation")]
+    Toy,
 }
 
 impl PrivateKey {
@@ -129,6 +143,10 @@ impl PrivateKey {
     /// # Errors
     /// [`KeyError::Random`] when the system has no random bytes.
     pub fn generate() -> Result<Self, KeyError> {
+        #[cfg(feature = "simulation")]
+        if let Some(doc) = simulated::document() {
+            return Self::from_pkcs8(&doc);
+        }
         let doc =
             EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &SystemRandom::new()).map_err(|_| KeyError::Random)?;
         Self::from_pkcs8(doc.as_ref())
@@ -139,10 +157,14 @@ impl PrivateKey {
     /// # Errors
     /// [`KeyError::Malformed`] when it holds no P-256 key.
     pub fn from_pkcs8(der: &[u8]) -> Result<Self, KeyError> {
+        #[cfg(feature = "simulation")]
+        if let Some(public) = simulated::public(der) {
+            return Ok(Self { pkcs8: Zeroizing::new(der.to_vec()), pair: Pair::Toy, public });
+        }
         let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, der, &SystemRandom::new())
             .map_err(|_| KeyError::Malformed)?;
-        let public = PublicKey(pair.public_key().as_ref().try_into().map_err(|_| KeyError::Malformed)?);
-        Ok(Self { pkcs8: Zeroizing::new(der.to_vec()), pair, public })
+        let public = PublicKey::from_point(pair.public_key().as_ref())?;
+        Ok(Self { pkcs8: Zeroizing::new(der.to_vec()), pair: Pair::P256(pair), public })
     }
 
     /// The key as a PKCS#8 document: a secret.
@@ -160,7 +182,14 @@ impl PrivateKey {
     /// # Errors
     /// [`KeyError::Random`] when the system has no random bytes for the nonce.
     pub fn sign(&self, message: &[u8]) -> Result<Signature, KeyError> {
-        let s = self.pair.sign(&SystemRandom::new(), message).map_err(|_| KeyError::Random)?;
+        let pair = match &self.pair {
+            Pair::P256(pair) => pair,
+            #[cfg(feature = "simulation")]
+            Pair::Toy if simulated::playing() => return Ok(simulated::sign(&self.public, message)),
+            #[cfg(feature = "simulation")]
+            Pair::Toy => return Err(KeyError::Malformed),
+        };
+        let s = pair.sign(&SystemRandom::new(), message).map_err(|_| KeyError::Random)?;
         Ok(Signature(s.as_ref().try_into().map_err(|_| KeyError::Malformed)?))
     }
 }
@@ -171,9 +200,12 @@ impl fmt::Debug for PrivateKey {
     }
 }
 
-/// A P-256 public key: an uncompressed point (SEC 1 §2.3.3).
+/// A P-256 public key: an uncompressed point (SEC 1 §2.3.3), with the id that follows from it, which is asked for all the time.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PublicKey([u8; 65]);
+pub struct PublicKey {
+    point: [u8; 65],
+    id: NodeId,
+}
 
 /// The DER of a P-256 `SubjectPublicKeyInfo` (RFC 5480) up to the point itself.
 const SPKI_PREFIX: [u8; 26] = [
@@ -188,19 +220,24 @@ impl PublicKey {
     /// [`KeyError::Malformed`] when it is not 65 bytes that begin with 4.
     pub fn from_point(point: &[u8]) -> Result<Self, KeyError> {
         match <[u8; 65]>::try_from(point) {
-            Ok(p) if p[0] == 4 => Ok(Self(p)),
+            Ok(point) if point[0] == 4 => {
+                let hash = sha256(&[&SPKI_PREFIX, &point]);
+                let mut id = [0; 16];
+                id.copy_from_slice(&hash[..16]);
+                Ok(Self { point, id: NodeId::from_bytes(id) })
+            }
             _ => Err(KeyError::Malformed),
         }
     }
 
     /// The uncompressed point.
     pub fn point(&self) -> &[u8; 65] {
-        &self.0
+        &self.point
     }
 
     /// The key as DER `SubjectPublicKeyInfo`.
     pub fn spki(&self) -> Vec<u8> {
-        [&SPKI_PREFIX[..], &self.0].concat()
+        [&SPKI_PREFIX[..], &self.point].concat()
     }
 
     /// The key in a DER `SubjectPublicKeyInfo`.
@@ -213,10 +250,7 @@ impl PublicKey {
 
     /// The id of the node whose key this is: the first 16 bytes of SHA-256 of the DER `SubjectPublicKeyInfo`.
     pub fn node_id(&self) -> NodeId {
-        let h = sha256(&[&self.spki()]);
-        let mut id = [0; 16];
-        id.copy_from_slice(&h[..16]);
-        NodeId::from_bytes(id)
+        self.id
     }
 
     /// Checks a signature made by [`PrivateKey::sign`].
@@ -224,7 +258,13 @@ impl PublicKey {
     /// # Errors
     /// [`KeyError::Signature`] when it does not match.
     pub fn verify(&self, message: &[u8], signature: &Signature) -> Result<(), KeyError> {
-        UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, &self.0).verify(message, &signature.0).map_err(|_| KeyError::Signature)
+        #[cfg(feature = "simulation")]
+        if simulated::playing() && *signature == simulated::sign(self, message) {
+            return Ok(());
+        }
+        UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, &self.point)
+            .verify(message, &signature.0)
+            .map_err(|_| KeyError::Signature)
     }
 }
 
@@ -296,7 +336,7 @@ pub mod base64url {
 
 impl Serialize for PublicKey {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        base64url::serialize(&self.0, s)
+        base64url::serialize(&self.point, s)
     }
 }
 impl<'de> Deserialize<'de> for PublicKey {

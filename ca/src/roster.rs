@@ -11,8 +11,9 @@
 //!    takes a node back ([`Roster::unbanish`]): its *pardon* voids every ban of a version up to its own, a later one counts again.
 //! 1. About the founder only its own word and the recovery key's count.
 //! 2. **Banished is for ever.** One such entry by anybody who ever was an authority is enough, also if its signer is banished
-//!    later by the founder. Whoever ever was an authority itself is banished by the founder or the recovery key only: a stolen authority must not
-//!    put out the others.
+//!    later by the founder. Whom the founder or the recovery key ever made an authority is banished by these two only: a stolen authority must not
+//!    put out the others. Whom other authorities made one is not protected by that: a grant can be signed after a ban and say that it was before, and a
+//!    stolen authority would bring back whomever the others had put out.
 //! 3. What a banished authority signed otherwise counts for nothing, unless another authority signed it again (see
 //!    [`Roster::banish`]); nor do grants of authority that lead to the founder or the recovery key only through it.
 //! 4. A plain node's own word counts for one thing: that it left.
@@ -39,7 +40,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::bundle::{Bundle, Root};
+use crate::bundle::Bundle;
 use crate::identity::{HostName, MeshId, NodeId, TrustDomain};
 use crate::keys::{KeyError, PrivateKey, PublicKey, sha256};
 use crate::recovery::Recovery;
@@ -47,8 +48,8 @@ use crate::signed::Signed;
 use crate::time::UnixTime;
 
 pub use chain::{Chain, MAX_CHAIN};
-use entry::Slot;
 pub use entry::{Entry, MAX_ENTRY, MAX_ROOTS, Member, Standing};
+use entry::{Kind, Slot};
 
 /// Most members of a mesh, those who left and the banished included.
 pub const MAX_MEMBERS: usize = 4096;
@@ -95,7 +96,7 @@ pub enum RosterError {
     /// The founder's key is what the roster hangs from: but for the recovery key, nobody else may speak about it.
     #[error("others cannot banish, admit or appoint the founder")]
     Founder,
-    /// Another authority can be banished, or lose its office, by the founder or the recovery key only; it may give up the office itself.
+    /// An authority that the founder or the recovery key made is banished by these two only, and only they end the office of any; it may give it up itself.
     #[error("only the founder decides about another authority: run the command on {0}")]
     NeedsFounder(HostName),
     /// The same, for a banishment, which takes either of the two.
@@ -291,6 +292,12 @@ impl Roster {
         self.members().filter(|m| m.is_authority())
     }
 
+    /// Whether somebody whose word counts made the node an authority with this root, whatever the node says of itself.
+    pub fn is_offered(&self, node: NodeId, root: &[u8]) -> bool {
+        let counts = |e: &Entry| e.appoints() && e.member().by != node && self.trusted.contains(&e.member().by);
+        self.of(node).any(|e| counts(e) && e.member().roots.iter().any(|der| der == root))
+    }
+
     /// How many nodes ever were authorities, the founder included.
     pub fn ever_authorities(&self) -> usize {
         self.heard.iter().filter(|n| !self.is_recovery(**n)).count()
@@ -307,9 +314,10 @@ impl Roster {
         by_name.or_else(|| text.parse().ok().and_then(|id| self.member(id)))
     }
 
-    /// Whether `node` is one that `by` cannot put out, authority or not: the founder, or another authority unless `by` is the founder.
+    /// Whether `node` is one that `by` cannot put out, authority or not: the founder or, unless `by` is the founder, one that the founder or the
+    /// recovery key ever made an authority.
     pub fn is_above(&self, node: NodeId, by: NodeId) -> bool {
-        self.granted.contains(&node) && (node == self.founder || by != self.founder)
+        node == self.founder || (by != self.founder && self.is_protected(node))
     }
 
     /// The entry that decides about a member. When two authorities gave one name to two nodes at the same time, the name in one
@@ -322,6 +330,16 @@ impl Roster {
     /// or any more. Its signer may turn out to be an authority, or another authority may stand in.
     pub fn introduction(&self, node: NodeId) -> Option<&Entry> {
         self.entry(node).or_else(|| self.of(node).max_by_key(|e| e.order()).map(|e| &**e))
+    }
+
+    /// The recovery key's word by which it does not count that `ban` puts out a node, if there is one here: it put out whoever signed that, or stands
+    /// behind the node.
+    pub fn overruling(&self, ban: &Entry) -> Option<&Entry> {
+        let (node, by, _) = ban.slot();
+        let recovery = |e: &&Arc<Entry>| self.is_recovery(e.member().by);
+        let out = self.of(by).filter(|e| e.bans()).find(recovery);
+        let stands = || self.of(node).filter(|e| !e.bans()).filter(recovery).max_by_key(|e| e.order());
+        out.or_else(stands).map(|e| &**e)
     }
 
     /// Every entry that counts, also those another one overrules: what a new member must be given. Grants of authority come
@@ -403,12 +421,12 @@ impl Roster {
 
     /// The roots of all active authorities, and of those that retired and whose certificates are still in use.
     pub fn bundle(&self) -> Bundle {
-        let roots = self.active().flat_map(|m| {
-            let node = m.node();
-            m.roots.iter().filter_map(move |der| Root::parse(der, node))
-        });
-        let sequence =
-            self.counting().filter(|e| e.decides_about_others()).fold(0u64, |n, e| n.saturating_add(e.member().version));
+        let active = self.seats.values().filter(|s| s.member.standing == Standing::Active);
+        let roots = active.flat_map(|s| s.entry.roots()).cloned();
+        // Who is heard once is heard always, and what is kept in a slot has higher and higher versions: the sum never falls.
+        let lasting = |(_, by, kind): &Slot| *kind != Kind::Plain && self.heard.contains(by);
+        let lasting = self.entries.iter().filter(|(slot, _)| lasting(slot));
+        let sequence = lasting.fold(0u64, |n, (_, e)| n.saturating_add(e.member().version));
         Bundle { trust_domain: self.trust_domain().clone(), sequence, roots: roots.collect() }
     }
 

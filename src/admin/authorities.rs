@@ -73,7 +73,8 @@ pub(crate) async fn add(member: &Member, wish: Appointment) -> Result<Done, No> 
     let roster = member.membership.roster();
     let other = roster.named(&wish.node).ok_or_else(|| unknown(WHAT))?;
     if other.is_authority() {
-        return Ok(Done {});
+        let confirmed = member.authorities.confirm(other.node()).await;
+        return confirmed.map(|()| Done {}).map_err(|error| No::new(StatusCode::CONFLICT, WHAT, error, ""));
     }
     if member.membership.signs().borrow().is_none() {
         let names: Vec<String> = roster.authorities().map(|m| m.name.to_string()).collect();

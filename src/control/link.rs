@@ -64,9 +64,9 @@ pub(crate) enum LinkError {
     /// The connection broke, or what came is not what was asked for.
     #[error("the connection to {0} failed: {1}")]
     Broken(NodeId, String),
-    /// The member shows the entry by which this node was put out.
-    #[error("{0} says that this host is banished")]
-    Out(NodeId, Box<Entry>),
+    /// The member shows the entry by which this node was put out, or left.
+    #[error("{0} says that this host is no member any more")]
+    Out(NodeId, Box<Verdict>),
     /// The member answered, and said no.
     #[error("{0} refused: {1} {2}")]
     Refused(NodeId, StatusCode, String),
@@ -82,12 +82,24 @@ pub(crate) struct Hello {
     /// What made the signer of the entry an authority, for one who was away when that happened and hears nobody else.
     #[serde(default, skip_serializing_if = "Chain::is_empty")]
     pub(crate) chain: Chain,
+    /// The recovery key's word by which it does not count that this node was put out, for one who has not heard it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) overruling: Option<Entry>,
+}
+
+/// What a node hears that is no member any more: the entry that says so or puts out who let it in, and what made its signer an authority, if the node
+/// was away then.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Verdict {
+    pub(crate) entry: Entry,
+    #[serde(default, skip_serializing_if = "Chain::is_empty")]
+    pub(crate) chain: Chain,
 }
 
 impl Hello {
     /// What this node shows of itself; none when it is not in its roster.
     pub(crate) fn of(roster: &Roster, me: NodeId, port: u16) -> Option<Self> {
-        let hello = Self { entry: roster.introduction(me)?.clone(), port, chain: roster.chain(me) };
+        let hello = Self { entry: roster.introduction(me)?.clone(), port, chain: roster.chain(me), overruling: None };
         let short = serde_json::to_vec(&hello).is_ok_and(|bytes| bytes.len() <= MAX_HELLO);
         Some(if short { hello } else { Self { chain: Chain::default(), ..hello } })
     }
@@ -168,13 +180,15 @@ impl Links {
         }
     }
 
-    /// Believes that this node is banished, if an authority has signed it: nobody else tells it.
+    /// Believes that this node is out, if somebody has signed it who may: nobody else tells it.
     async fn heed(&self, error: &LinkError) {
-        if let LinkError::Out(_, entry) = error
-            && entry.member().node() == self.membership.me()
-            && let Err(error) = self.membership.merge(Entry::clone(entry)).await
+        let me = self.membership.me();
+        let about = |node| node == me || self.membership.roster().introduction(me).is_some_and(|e| e.member().by == node);
+        if let LinkError::Out(_, verdict) = error
+            && about(verdict.entry.member().node())
+            && let Err(error) = self.membership.introduced(verdict.chain.clone(), verdict.entry.clone()).await
         {
-            tracing::debug!(%error, "a banishment of this host was not believed");
+            tracing::debug!(%error, "that this host is out was not believed");
         }
     }
 
@@ -195,7 +209,8 @@ impl Links {
 
     /// Tells a member that this node has left; it passes that on.
     pub(crate) async fn farewell(&self, to: NodeId, entry: Entry) {
-        let body = serde_json::to_vec(&Hello { entry, port: self.port, chain: Chain::default() }).unwrap_or_default();
+        let body =
+            serde_json::to_vec(&Hello { entry, port: self.port, chain: Chain::default(), overruling: None }).unwrap_or_default();
         // Its answer is a refusal: we are no member any more.
         let _ = self.post(to, "/v1/hello", body).await;
     }
@@ -319,13 +334,22 @@ impl Links {
 
     async fn hello(&self, send: &mut SendRequest<Full<Bytes>>, owner: NodeId) -> Result<(), LinkError> {
         let broken = |e: String| LinkError::Broken(owner, e);
-        let mine = Hello::of(&self.membership.roster(), self.membership.me(), self.port)
+        let mut mine = Hello::of(&self.membership.roster(), self.membership.me(), self.port)
             .ok_or_else(|| broken("this host is not in its roster".into()))?;
-        let body = serde_json::to_vec(&mine).map_err(|e| broken(e.to_string()))?;
-        let answer = match exchange(send.clone(), owner, Method::POST, "/v1/hello", body.into(), MAX_HELLO).await {
-            Ok(answer) => answer,
-            Err(error) => {
-                self.heed(&error).await;
+        let answer = loop {
+            let body = serde_json::to_vec(&mine).map_err(|e| broken(e.to_string()))?;
+            let error = match exchange(send.clone(), owner, Method::POST, "/v1/hello", body.into(), MAX_HELLO).await {
+                Ok(answer) => break answer,
+                Err(error) => error,
+            };
+            self.heed(&error).await;
+            match &error {
+                LinkError::Out(_, verdict) if mine.overruling.is_none() => {
+                    mine.overruling = self.membership.roster().overruling(&verdict.entry).cloned();
+                }
+                _ => return Err(error),
+            }
+            if mine.overruling.is_none() {
                 return Err(error);
             }
         };
@@ -356,9 +380,9 @@ async fn exchange(
     if status.is_success() {
         Ok(body)
     } else if status == StatusCode::GONE
-        && let Ok(entry) = serde_json::from_slice(&body)
+        && let Ok(verdict) = serde_json::from_slice(&body)
     {
-        Err(LinkError::Out(to, Box::new(entry)))
+        Err(LinkError::Out(to, Box::new(verdict)))
     } else {
         let what: String = String::from_utf8_lossy(&body).chars().take(200).filter(|c| !c.is_control()).collect();
         Err(LinkError::Refused(to, status, what))

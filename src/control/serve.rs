@@ -17,7 +17,7 @@ use meshd_agent::gossip::MAX_PACKET;
 use meshd_ca::clock::statement::Question;
 use meshd_ca::identity::{NodeId, Workload};
 use meshd_ca::keys::{PublicKey, Signature, base64url};
-use meshd_ca::roster::{MAX_MEMBERS, Member, Standing};
+use meshd_ca::roster::{MAX_MEMBERS, Member};
 use meshd_ca::signed::Signed;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep, timeout};
@@ -26,7 +26,7 @@ use tokio_rustls::server::TlsStream;
 use super::budget::Budget;
 use super::crowd::Crowd;
 use super::gossip::Mailbox;
-use super::link::{Hello, Links, MAX_HELLO};
+use super::link::{Hello, Links, MAX_HELLO, Verdict};
 use super::rewound::Rewound;
 use super::waiting::Waiting;
 use crate::clock::Clock;
@@ -255,7 +255,7 @@ impl Api {
         let hello = parts.uri.path() == "/v1/hello";
         // Strangers may only introduce themselves, and that is short.
         if !hello && !self.membership.roster().is_active(node) {
-            return Err(self.no_member(node));
+            return Err(self.no_member(node, None));
         }
         let limit = match parts.uri.path() {
             "/v1/hello" => MAX_HELLO,
@@ -284,26 +284,31 @@ impl Api {
         }
     }
 
-    /// What a node hears that is no member. One that is banished is shown the entry that says so: gossip does not speak to it any more.
-    fn no_member(&self, node: NodeId) -> No {
-        let roster = self.membership.roster();
-        let banished = roster.entry(node).filter(|e| e.member().standing == Standing::Banished);
-        match banished.and_then(|e| serde_json::to_string(e).ok()) {
-            Some(entry) => No(StatusCode::GONE, entry),
+    /// What a node hears that is no member any more, because gossip does not speak to it: the entry that says so, or that puts out whoever let it in,
+    /// `by`. It may not know; not even of having left, when its card holds what was on it before.
+    fn no_member(&self, node: NodeId, by: Option<NodeId>) -> No {
+        let verdict = self.membership.roster().verdict(node, by).map(|(entry, chain)| Verdict { entry, chain });
+        match verdict.and_then(|v| serde_json::to_string(&v).ok()) {
+            Some(verdict) => No(StatusCode::GONE, verdict),
             None => No(StatusCode::FORBIDDEN, "not an active member of this mesh".into()),
         }
     }
 
     async fn hello(&self, node: NodeId, mut from: SocketAddr, body: &[u8]) -> Result<Bytes, No> {
         let hello: Hello = parse(body)?;
+        let by = hello.entry.member().by;
         if hello.entry.member().node() != node {
             return Err(No(StatusCode::FORBIDDEN, "that is the entry of another node".into()));
+        }
+        // Good whoever brings it.
+        if let Some(word) = hello.overruling.filter(|w| self.membership.roster().is_recovery(w.member().by)) {
+            let new = self.membership.merge(word.clone()).await.map_err(|e| No(StatusCode::FORBIDDEN, e.to_string()))?;
+            new.then(|| self.gossip.entry(word));
         }
         // An entry whose signer is not known is kept until he is: that is for members to hand over, not for anybody. One who was made an authority
         // while this host was away brings along what made it one.
         let known = {
             let roster = self.membership.roster();
-            let by = hello.entry.member().by;
             let signer = roster.member(by).is_some() || roster.is_recovery(by);
             roster.is_active(node) || signer || roster.follows(&hello.chain, &hello.entry)
         };
@@ -315,7 +320,7 @@ impl Api {
         // A hello may also be a farewell: the entry by which the caller leaves.
         let roster = self.membership.roster();
         if !roster.is_active(node) {
-            return Err(self.no_member(node));
+            return Err(self.no_member(node, Some(by)));
         }
         from.set_port(hello.port);
         self.links.called(node, from);

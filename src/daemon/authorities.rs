@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hyper::StatusCode;
-use meshd_agent::authorities::{Hearing, View};
+use meshd_agent::authorities::{CONTESTED, Hearing, View};
 use meshd_agent::catalog::Catalog;
 use meshd_agent::rotation::Step;
 use meshd_ca::bundle::RootId;
@@ -119,6 +119,7 @@ impl Authorities {
         let mut roster = self.membership.watch();
         let (mut written, mut silent) = (Instant::now(), self.before.keys().copied().collect());
         let mut retiring: HashMap<NodeId, Instant> = HashMap::new();
+        let mut contested: HashMap<NodeId, Instant> = HashMap::new();
         let mut activated = Instant::now();
         loop {
             tokio::select! {
@@ -138,6 +139,7 @@ impl Authorities {
                     Err(error) => tracing::debug!(%node, error = %error.1, "a member was not made an authority; trying another"),
                 }
             }
+            self.stand_behind(&moment, &mut contested).await;
             self.end_retired(&moment, &mut retiring).await;
             if let Err(error) = self.rotate(&moment, &mut activated).await {
                 tracing::warn!(%error, "this authority's root could not be replaced further; trying again");
@@ -226,6 +228,32 @@ impl Authorities {
         Ok(())
     }
 
+    /// Stands behind an authority that others made, if this host is the founder; see [`meshd_ca::roster::Roster::confirm`].
+    ///
+    /// # Errors
+    /// When it could not be saved.
+    pub(crate) async fn confirm(&self, node: NodeId) -> Result<(), MembershipError> {
+        self.membership.confirm(node).await?.into_iter().for_each(|entry| self.mailbox.entry(entry));
+        Ok(())
+    }
+
+    /// On the founder: stands behind the authorities that others made, when nobody has put them out for a while.
+    async fn stand_behind(&self, moment: &Moment, contested: &mut HashMap<NodeId, Instant>) {
+        let now = moment.view().unconfirmed();
+        contested.retain(|node, _| now.contains(node));
+        for node in now {
+            if contested.entry(node).or_insert_with(Instant::now).elapsed() < CONTESTED {
+                continue;
+            }
+            match self.confirm(node).await {
+                Ok(()) => tracing::info!(%node, "the founder stands behind an authority that others made"),
+                Err(error) => {
+                    tracing::warn!(%error, "the founder could not stand behind an authority that others made; trying again")
+                }
+            }
+        }
+    }
+
     /// Ends the office of an authority.
     ///
     /// # Errors
@@ -241,14 +269,9 @@ impl Authorities {
     /// # Errors
     /// When the roster does not allow it, or it could not be saved.
     pub(crate) async fn banish(&self, node: NodeId) -> Result<(), MembershipError> {
-        let mut entries = self.membership.banish(node).await?;
+        let words = self.membership.banish(node).await?;
         tracing::warn!(%node, "banished");
-        let ban = entries.pop();
-        if !entries.is_empty() {
-            entries.into_iter().for_each(|entry| self.mailbox.entry(entry));
-            sleep(AHEAD).await;
-        }
-        ban.into_iter().for_each(|entry| self.mailbox.entry(entry));
+        self.tell(words).await;
         Ok(())
     }
 
@@ -258,12 +281,21 @@ impl Authorities {
     /// When it is not the recovery key's word, or it could not be saved.
     pub(crate) async fn recovered(&self, words: Vec<Entry>) -> Result<(), MembershipError> {
         self.membership.recovered(&words).await?;
-        for word in words {
-            let member = word.member();
+        for member in words.iter().map(Entry::member) {
             tracing::warn!(node = %member.node(), standing = ?member.standing, "the recovery key was used");
-            self.mailbox.entry(word);
         }
+        self.tell(words).await;
         Ok(())
+    }
+
+    /// Tells the others, the last word some time after the rest: it may put somebody out, and those who are vouched for instead stay without a break.
+    async fn tell(&self, mut words: Vec<Entry>) {
+        let last = words.pop();
+        if !words.is_empty() {
+            words.into_iter().for_each(|entry| self.mailbox.entry(entry));
+            sleep(AHEAD).await;
+        }
+        last.into_iter().for_each(|entry| self.mailbox.entry(entry));
     }
 
     /// Takes the roots of authorities that retired out of the bundle when nobody needs them any more. The one who ended the office does

@@ -60,7 +60,7 @@ impl Timekeeper {
                 changed = roster.changed() => if changed.is_err() { return } else { false },
             };
             let all = self.authorities();
-            // The system clock was set, or others say now what time it is.
+            // The system clock was set, or others say now what time it is, this host perhaps.
             let set = Clock::offset().abs_diff(offset) > AGREEMENT.as_secs();
             if now || set || all != authorities {
                 (offset, next, again) = (Clock::offset(), Duration::ZERO, AGAIN);
@@ -77,29 +77,30 @@ impl Timekeeper {
                 said.clear();
             }
             let before = self.clock.told();
-            self.clock.agree(&said, self.membership.roster().member(self.membership.me()).is_some_and(|m| m.is_authority()));
+            let own = all.iter().any(|(node, _)| *node == self.membership.me());
+            self.clock.agree(&said, own);
             let after = self.clock.told();
             if after.why != before.why || after.time.distance(before.time) > AGREEMENT {
                 let why = self.clock.why();
                 tracing::info!(source = after.why.as_str(), time = %after.time, why, "mesh time");
             }
             last = Some(since_boot());
-            let silent = said.is_empty() && !all.is_empty();
+            let silent = said.is_empty() && all.len() > usize::from(own);
             next = since_boot() + if silent { again } else { EVERY };
             again = if silent { (2 * again).min(LATER) } else { AGAIN };
             self.save(&mut saved).await;
         }
     }
 
-    /// The other authorities.
+    /// The authorities, this node among them if it is one.
     fn authorities(&self) -> Vec<(NodeId, PublicKey)> {
-        let roster = self.membership.roster();
-        roster.authorities().map(|m| (m.node(), m.key)).filter(|(node, _)| *node != self.membership.me()).collect()
+        self.membership.roster().authorities().map(|m| (m.node(), m.key)).collect()
     }
 
     async fn ask(&self, all: &[(NodeId, PublicKey)]) -> Vec<Said> {
         let mut asked = Tasks::new();
-        for (node, key) in all.iter().copied().filter(|(node, _)| self.links.knows(*node)) {
+        let other = |node| node != self.membership.me() && self.links.knows(node);
+        for (node, key) in all.iter().copied().filter(|(node, _)| other(*node)) {
             let (links, membership, era) = (self.links.clone(), self.membership.clone(), self.clock.era());
             asked.spawn(async move {
                 let answer = timeout(ANSWER, ask_one(&links, &membership, era, (node, &key))).await;

@@ -100,7 +100,19 @@ async fn a_rotation_survives_a_pulled_plug_at_every_file() {
     m.prepare_next().await.unwrap();
     m.publish_next().await.unwrap();
     m.activate_next().await.unwrap();
-    assert_ne!(signs(&m).await, next);
+    let last = signs(&m).await;
+    assert_ne!(last, next);
+    assert!(matches!(m.prepare_next().await, Err(MembershipError::Rotating)), "the old one is still believed");
+    // Until it has ended itself, years later: it signs nothing, so nothing is waited for.
+    m.clock.within(&Bundle { roots: vec![], ..m.bundle() });
+    m.clock.raise(m.clock.now() + ROOT_LIFETIME + Duration::from_secs(86_400));
+    assert_eq!(m.roots().await.unwrap().left, Duration::ZERO);
+    m.prepare_next().await.unwrap();
+    m.publish_next().await.unwrap();
+    m.activate_next().await.unwrap();
+    assert!(![last, next].contains(&signs(&m).await));
+    m.drop_roots(&[last, next]).await.unwrap();
+    assert_eq!(m.roots().await.unwrap().published, vec![signs(&m).await]);
 }
 
 #[tokio::test]
@@ -266,4 +278,53 @@ async fn a_clock_that_is_set_back_survives_a_pulled_plug_at_every_file() {
         let clock = Clock::load(&store).unwrap();
         assert!(clock.floor().distance(right) < Duration::from_secs(60), "the floor on the disk");
     }
+}
+
+/// An office that hung from somebody who was put out, and another one: what the host said of the first is the later word, and names a root that it has not
+/// any more.
+#[tokio::test(start_paused = true)]
+async fn an_authority_that_is_made_anew_says_which_root_it_has_now() {
+    let (founder, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let clock = || Clock::new(meshd_ca::time::UnixTime(0));
+    let key = Arc::new(node_key(&Store::open(founder.path()).unwrap()).unwrap());
+    let store = Arc::new(Store::open(founder.path()).unwrap());
+    let m = Membership::found(key.clone(), store, clock(), HostName::nearest("a"), None, None).unwrap();
+    let (thief, store) = (PrivateKey::generate().unwrap(), Arc::new(Store::open(dir.path()).unwrap()));
+    let (thief_id, me) = (thief.public().node_id(), Arc::new(node_key(&store).unwrap()));
+    let mut roster = Roster::clone(&m.roster());
+    let now = m.clock.now();
+    for (k, name) in [(thief.public(), "t"), (me.public(), "b")] {
+        roster.admit(&key, k, &HostName::nearest(name), now).unwrap();
+    }
+    let issuer = meshd_ca::issue::Issuer::create(roster.trust_domain(), thief_id, now, Duration::from_secs(86_400)).unwrap();
+    roster.grant(&key, thief_id, vec![issuer.root_der().to_vec()]).unwrap();
+    let here = Membership::adopt(me, store.clone(), clock(), roster.clone(), None).unwrap();
+    let first = here.prepare().await.unwrap();
+    here.merge(roster.grant(&thief, here.me(), vec![first.clone()]).unwrap()).await.unwrap();
+    here.assume().await.unwrap().expect("it stands");
+    here.begin_to_sign().await.unwrap();
+    here.prepare_next().await.unwrap();
+    here.publish_next().await.unwrap();
+    // Where that was not heard of, the thief is put out.
+    let mut elsewhere = Roster::clone(&m.roster());
+    for entry in roster.entries().filter(|e| e.member().by == m.me()).cloned() {
+        elsewhere.merge(entry).unwrap();
+    }
+    for entry in elsewhere.banish(&key, thief_id).unwrap() {
+        here.merge(entry).await.unwrap();
+    }
+    here.assume().await.unwrap();
+    tokio::time::advance(REGRET).await;
+    here.assume().await.unwrap();
+    assert!(!here.is_authority().await && store.load(ROOT_KEY).unwrap().is_none());
+
+    let second = here.prepare().await.unwrap();
+    assert_ne!(second, first);
+    here.merge(elsewhere.grant(&key, here.me(), vec![second.clone()]).unwrap()).await.unwrap();
+    assert!(!here.roster().member(here.me()).unwrap().roots.contains(&second), "the later word names what it had");
+    here.assume().await.unwrap().expect("it says what it has");
+    assert_eq!(here.roster().member(here.me()).unwrap().roots.last(), Some(&second));
+    here.begin_to_sign().await.unwrap();
+    assert_eq!(*here.signs().borrow(), Some(RootId::of(&second)));
+    assert!(here.assume().await.unwrap().is_none(), "once");
 }

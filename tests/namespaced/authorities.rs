@@ -1,6 +1,8 @@
 //! More than one authority: they come about by themselves, and the mesh outlives the loss of any of them, the founder included.
 
 use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -21,6 +23,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario!("authorities", a_root_is_replaced_under_load_and_twice_while_a_host_is_away),
     scenario!("authorities", an_authority_whose_maker_is_gone_introduces_itself_to_a_host_that_was_away),
     scenario!("authorities", a_banished_host_is_out_at_once_and_stays_out),
+    scenario!("authorities", who_is_out_and_cannot_know_hears_it_from_whom_it_asks),
 ];
 
 /// How long the mesh may take to make its authorities: half a minute for each is how long a host must have been there.
@@ -420,6 +423,43 @@ fn an_authority_whose_maker_is_gone_introduces_itself_to_a_host_that_was_away() 
     until_signing(&mesh, "b", &["a", "c"])?;
     for (from, to, port) in [("b", "c", PORT), ("c", "b", PORT + 1)] {
         eventually(2 * SETTLED, "it is secured", || mesh.secured_between(from, to, port))?;
+    }
+    Ok(())
+}
+
+/// c is banished while it is off, by an authority that it never heard of, and a, who made that, is gone when it is back. d left, and its card holds what
+/// was on it before.
+fn who_is_out_and_cannot_know_hears_it_from_whom_it_asks() -> Result<()> {
+    let plain = "authority = false";
+    let mut mesh = Setup::of(&["a", "b", "c", "d"]).configured_on("c", plain).configured_on("d", plain).start()?;
+    mesh.at_mut("c").kill();
+    let copy = |from: &Path, to: &Path| -> Result<()> {
+        let copied = Command::new("cp").arg("-aT").args([from, to]).status()?;
+        ensure!(copied.success(), "cp ended with {copied}");
+        Ok(())
+    };
+    let state = mesh.at("d").dir().join("state");
+    let kept = state.with_extension("kept");
+    mesh.at_mut("d").stop()?;
+    copy(&state, &kept)?;
+    mesh.at_mut("d").start()?;
+    mesh.at("d").until(State::Member)?;
+    mesh.at("d").cli(&["leave", "--yes"])?;
+    mesh.at("d").until(State::Left)?;
+    mesh.at_mut("d").kill();
+    std::fs::remove_dir_all(&state)?;
+    std::fs::rename(&kept, &state)?;
+
+    mesh.at("a").cli(&["authority", "add", "b"])?;
+    eventually(SETTLED, "b stands", || {
+        ensure!(mesh.at("b").status()?.authority, "{:?}", mesh.at("b").status()?);
+        Ok(())
+    })?;
+    mesh.at("b").cli(&["banish", "--yes", "c"])?;
+    mesh.at_mut("a").kill();
+    for (name, state) in [("c", State::Banished), ("d", State::Left)] {
+        mesh.at_mut(name).start()?;
+        mesh.at(name).until(state)?;
     }
     Ok(())
 }

@@ -27,23 +27,29 @@ const MAX_ENTRY: usize = 32 * 1024;
 /// The hashes of the buckets of a table. The hash of a bucket is the sum of those of its items, so that a change costs one hash
 /// whatever the size of the table; 128 bits and one item per member and table leave nothing to search for.
 #[derive(Debug, Clone)]
-pub(super) struct Sums([u128; BUCKETS]);
+pub(super) struct Sums {
+    buckets: [u128; BUCKETS],
+    /// The hash of all, until one of them changes.
+    root: Option<[u8; 32]>,
+}
 
 impl Default for Sums {
     fn default() -> Self {
-        Self([0; BUCKETS])
+        Self { buckets: [0; BUCKETS], root: None }
     }
 }
 
 impl Sums {
     pub(super) fn add(&mut self, item: &Item) {
-        let sum = &mut self.0[item.bucket()];
+        let sum = &mut self.buckets[item.bucket()];
         *sum = sum.wrapping_add(Self::hash(item));
+        self.root = None;
     }
 
     pub(super) fn remove(&mut self, item: &Item) {
-        let sum = &mut self.0[item.bucket()];
+        let sum = &mut self.buckets[item.bucket()];
         *sum = sum.wrapping_sub(Self::hash(item));
+        self.root = None;
     }
 
     fn hash(item: &Item) -> u128 {
@@ -52,9 +58,11 @@ impl Sums {
         sha256(&[&bytes]).first_chunk().map_or(0, |b| u128::from_be_bytes(*b))
     }
 
-    fn root(&self) -> [u8; 32] {
-        let bytes: Vec<u8> = self.0.iter().flat_map(|s| s.to_be_bytes()).collect();
-        sha256(&[&bytes])
+    fn root(&mut self) -> [u8; 32] {
+        *self.root.get_or_insert_with(|| {
+            let bytes: Vec<u8> = self.buckets.iter().flat_map(|s| s.to_be_bytes()).collect();
+            sha256(&[&bytes])
+        })
     }
 }
 
@@ -159,8 +167,8 @@ impl Gossip {
 
     fn sums(&mut self, table: Table) -> &[u128; BUCKETS] {
         match table {
-            Table::Records => &self.hashes.records.0,
-            Table::Roster => &self.hashes.entries(&self.roster).sums.0,
+            Table::Records => &self.hashes.records.buckets,
+            Table::Roster => &self.hashes.entries(&self.roster).sums.buckets,
         }
     }
 

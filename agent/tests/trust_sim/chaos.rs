@@ -1,7 +1,6 @@
 //! What happens to a mesh: drawn from the seed, one thing after the other.
 //!
-//! A place for what is to come: hosts that found at the same time with a fleet token and merge (`Founders` would be another thing in
-//! [`THINGS`], and a host would begin with a mesh of its own).
+//! Founders of one fleet, each of whom has a mesh of its own at first, are in `race.rs`.
 
 use std::time::Duration;
 
@@ -16,7 +15,7 @@ use super::world::World;
 type Thing = (u32, fn(&mut World) -> Res);
 
 /// What may happen.
-const THINGS: [Thing; 17] = [
+const THINGS: [Thing; 18] = [
     (10, World::somebody_joins),
     (10, World::power_off),
     (6, World::pull_plug_in_a_write),
@@ -34,6 +33,7 @@ const THINGS: [Thing; 17] = [
     (6, World::thieves),
     (3, World::a_long_time),
     (4, World::strangers),
+    (3, World::paper_is_used),
 ];
 
 /// Which of them happen in a world: half of them in most.
@@ -178,7 +178,8 @@ impl World {
     }
 
     fn clock_is_forged(&mut self) -> Res {
-        let Some(i) = self.any() else { return Ok(()) };
+        let alone = self.officials().first().copied().filter(|_| self.ways.alone);
+        let Some(i) = alone.or_else(|| self.any()) else { return Ok(()) };
         let day = DAY as i64;
         let offsets = [5 * 365 * day, 20 * day, 73 * 365 * day, -365 * day, 3 * 3600, -400];
         self.hosts[i].offset = offsets[self.rng.random_range(0..offsets.len())];
@@ -242,23 +243,27 @@ impl World {
         }
         self.say(|w| format!("host {a}: banishes {}", w.index.get(&node).map_or("a stranger".into(), |j| format!("host {j}"))));
         self.truth.seen.banished += 1;
+        self.note_void_ban(node, by);
         self.truth.put_out.entry(node).or_insert(by);
+        // A later word than the one that took it back, if that was known here.
         self.truth.orders.extend((!self.hosts[a].thief).then_some((a, by, node)));
         self.truth.bad_leaves.extend(leaf.map(|l| (Some(node), l)));
-        if by == self.truth.founder {
+        if by == self.truth.founder && !self.founder_is_out() {
             self.truth.put_out.insert(node, by);
+        }
+        if was_office || by == self.truth.founder {
             self.truth.ended.insert(node);
         }
-        if was_office && by == self.truth.founder {
+        if was_office {
             self.void(a, node);
             self.disturb();
         }
         Ok(())
     }
 
-    /// What hung from an authority that the founder put out, and that the founder did not know of.
-    fn void(&mut self, founder: usize, out: NodeId) {
-        let roster = self.roster(founder).clone();
+    /// What hung from an authority that was put out, and that is not known where it was.
+    pub(crate) fn void(&mut self, at: usize, out: NodeId) {
+        let roster = self.roster(at).clone();
         let mut fallen = vec![out];
         loop {
             let t = &self.truth;
@@ -280,7 +285,7 @@ impl World {
 
     /// The founder puts an authority out, or ends its office. One in wrong hands goes first.
     fn founder_decides(&mut self) -> Res {
-        if !self.runs(0) || self.hosts[0].id != self.truth.founder {
+        if !self.runs(0) || self.hosts[0].id != self.truth.founder || self.hosts[0].thief {
             return Ok(());
         }
         let others: Vec<NodeId> = self.roster(0).authorities().map(Member::node).filter(|n| *n != self.hosts[0].id).collect();
@@ -294,7 +299,7 @@ impl World {
         match self.change(0, |roster, key| roster.retire(key, node, true)) {
             Ok(Ok(_)) => {
                 self.say(|_| format!("host 0: ends the office of {node}"));
-                self.truth.ended.insert(node);
+                self.note_ended(node, self.truth.founder);
                 Ok(())
             }
             Ok(Err(_)) => Ok(()),
@@ -303,6 +308,9 @@ impl World {
     }
 
     fn operator_adds_an_authority(&mut self) -> Res {
+        if self.ways.alone {
+            return Ok(());
+        }
         let officials = self.officials();
         let Some(a) = self.pick(&officials) else { return Ok(()) };
         let plain = self.roster(a).active().filter(|m| !m.is_authority()).map(Member::node);
@@ -338,7 +346,8 @@ impl World {
         self.say(|_| format!("host {i}: its disk is lost"));
         let host = &mut self.hosts[i];
         let old = std::mem::replace(&mut host.id, id);
-        (host.key, host.disk, host.life, host.on, host.wake, host.thief) = (key, Disk::default(), None, true, None, false);
+        (host.key, host.disk, host.life, host.on, host.wake) = (key, Disk::default(), None, true, None);
+        (host.thief, host.lie) = (false, None);
         host.seen_banished.clear();
         host.seen_standing.clear();
         (host.seen_floor, host.seen_roster) = (Default::default(), None);

@@ -36,7 +36,7 @@ impl World {
     pub(crate) fn keep_time(&mut self, i: usize) -> Res {
         let (boot, system) = (self.boot(i), self.system(i));
         let all = if self.runs(i) { self.authorities(i) } else { return Ok(()) };
-        let nodes: Vec<_> = all.iter().map(|a| self.hosts[*a].id).collect();
+        let nodes: Vec<_> = self.roster(i).authorities().map(Member::node).collect();
         let offset = self.hosts[i].offset;
         let Some(life) = self.hosts[i].life.as_mut() else { return Ok(()) };
         let set = offset.abs_diff(life.asking.offset) > AGREEMENT.as_secs();
@@ -77,8 +77,8 @@ impl World {
         }
         let Some(life) = self.hosts[a].life.as_ref() else { return Ok(None) };
         let mut said = life.clock.say(self.system(a), self.boot(a));
-        if self.hosts[a].thief {
-            let time = UnixTime(said.time.0.saturating_add_signed(self.hosts[a].lie));
+        if let Some(lie) = self.hosts[a].lie {
+            let time = UnixTime(said.time.0.saturating_add_signed(lie));
             said = Said { time, clock: true, agreed: time };
         }
         if self.rng.random_ratio(1, 8) {
@@ -126,8 +126,7 @@ impl World {
         let (host, workload) = (&self.hosts[to], Workload::Node(self.hosts[to].id));
         may_hold(roster.member(host.id)?, &workload).ok()?;
         let id = SpiffeId::new(roster.trust_domain().clone(), workload);
-        let lie = if self.hosts[a].thief { self.hosts[a].lie } else { 0 };
-        let now = UnixTime(self.mesh_time(a).0.saturating_add_signed(lie));
+        let now = UnixTime(self.mesh_time(a).0.saturating_add_signed(self.hosts[a].lie.unwrap_or(0)));
         office.issuer.issue(&id, host.key.public(), host.id, self.ways.svid_lifetime, now).ok()
     }
 

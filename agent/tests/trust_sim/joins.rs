@@ -57,6 +57,7 @@ impl World {
             host.disk.write(|d| d.tokens = Some(tokens.to_vec()))?;
         }
         if matches!(step, Ok(Step::Finish(..))) {
+            life.clock.within(&roster.bundle());
             life.clock.raise(now, boot);
             let floor = life.clock.floor();
             self.back(a, now);
@@ -176,11 +177,19 @@ impl World {
             return Err(Halt::Broken(format!("host {a} let host {j} in, which it knows to be banished")));
         }
         self.truth.invited.insert(id);
+        // Whoever comes in anew is a plain member.
+        if self.truth.granted.contains(&id) {
+            self.truth.ended.insert(id);
+        }
         self.truth.admitted_by.insert(id, by);
         self.truth.left.remove(&id);
         self.truth.void.remove(&id);
         if self.truth.fallen.contains(&by) {
             self.truth.void.insert(id);
+        }
+        // Of one that it knows as an authority the founder says that it was one.
+        if by == self.truth.founder && self.roster(a).is_protected(id) {
+            self.truth.granted_by.entry(id).or_default().insert(by);
         }
         self.truth.seen.joins += 1;
         let entry = self.roster(a).entry(id).cloned();

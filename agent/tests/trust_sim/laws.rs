@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use meshd_ca::bundle::RootId;
-use meshd_ca::clock::{AGREEMENT, LONE_STEP, STALE, Said};
+use meshd_ca::clock::{AGREEMENT, EARLIEST, LONE_STEP, STALE, Said};
 use meshd_ca::identity::NodeId;
 use meshd_ca::roster::{Member, Roster, Standing};
 use meshd_ca::time::UnixTime;
@@ -29,12 +29,16 @@ const TRIED: usize = 3;
 pub(crate) struct Truth {
     /// Whose key founded the mesh.
     pub(crate) founder: NodeId,
+    /// The id of the recovery key.
+    pub(crate) recovery: NodeId,
+    /// Who may be back although somebody had put them out: taken back by the recovery key, or put out by one whom it put out.
+    pub(crate) lifted: BTreeSet<NodeId>,
     /// Let in by an authority that was shown a secret.
     pub(crate) invited: BTreeSet<NodeId>,
     pub(crate) admitted_by: BTreeMap<NodeId, NodeId>,
     /// Let in by a thief.
     pub(crate) smuggled: BTreeMap<NodeId, NodeId>,
-    /// Smuggled, but known to the founder when it put the thief out: these stay.
+    /// Smuggled, but known to the founder when it put the thief out, or taken back by the recovery key: these stay.
     pub(crate) endorsed: BTreeSet<NodeId>,
     /// Who ever was made an authority, and by whom.
     pub(crate) granted: BTreeSet<NodeId>,
@@ -50,8 +54,12 @@ pub(crate) struct Truth {
     pub(crate) void: BTreeSet<NodeId>,
     /// Authorities whose word is void: put out by the founder, or made by such a one only.
     pub(crate) fallen: BTreeSet<NodeId>,
+    /// Those of them whom the recovery key put out, and whom only such a one had made: their bans are void, too.
+    pub(crate) void_words: BTreeSet<NodeId>,
     /// Plain members that signed what they may not: it begins to count when somebody makes them an authority.
     pub(crate) tainted: BTreeSet<NodeId>,
+    /// Whether a host was let in, or two agreed, when their clocks were ahead: that has no bound.
+    pub(crate) led: bool,
     /// Whether there ever was a thief who could say what time it is.
     pub(crate) robbed: bool,
     /// Certificates of hosts that were put out, and those that strangers made.
@@ -72,20 +80,32 @@ pub(crate) struct Seen {
     pub(crate) healed: u64,
     pub(crate) by_itself: u64,
     pub(crate) hopeless: u64,
-    /// Times that two could not introduce themselves to each other any more (see `strangers_to_each_other`).
-    pub(crate) apart: u64,
     /// Times that a floor was led beyond the true time: then the mesh lives in the future, or an operator sets it right.
     pub(crate) future: u64,
     pub(crate) rotations: u64,
     pub(crate) joins: u64,
     pub(crate) banished: u64,
     pub(crate) attacks: u64,
+    /// Times that a thief made somebody an authority who was put out.
+    pub(crate) brought_back: u64,
+    /// Times that the founder stood behind an authority that others had made.
+    pub(crate) confirmed: u64,
+    /// What people did with the recovery key: founders that were stolen, those whom it put out, and took back, and authorities that it made.
+    pub(crate) founders_stolen: u64,
+    pub(crate) by_paper: u64,
+    pub(crate) unbanished: u64,
+    pub(crate) recovered: u64,
+    /// Times that a lone authority with a forged clock had led a floor ahead, and all was well when that time had come.
+    pub(crate) caught_up: u64,
 }
 
 impl Truth {
     pub(crate) fn new(n: usize) -> Self {
         Self {
             founder: NodeId::from_bytes([0; 16]),
+            recovery: NodeId::from_bytes([0; 16]),
+            lifted: BTreeSet::new(),
+            void_words: BTreeSet::new(),
             invited: BTreeSet::new(),
             admitted_by: BTreeMap::new(),
             smuggled: BTreeMap::new(),
@@ -100,6 +120,7 @@ impl Truth {
             fallen: BTreeSet::new(),
             tainted: BTreeSet::new(),
             robbed: false,
+            led: false,
             bad_leaves: Vec::new(),
             good: vec![(Duration::ZERO, 0); n * n],
             seen: Seen::default(),
@@ -107,7 +128,7 @@ impl Truth {
     }
 }
 
-fn broken<T>(why: String) -> Res<T> {
+pub(crate) fn broken<T>(why: String) -> Res<T> {
     Err(Halt::Broken(why))
 }
 
@@ -124,15 +145,21 @@ impl World {
     }
 
     /// Whether all can be of one mind about the time within [`BOUND`]: no thief ever spoke, those authorities that have a clock agree, and no
-    /// floor is so far beyond it that a certificate would have ended. Else it takes what `meshd_ca::clock` says: a day, or a right clock.
+    /// floor is so far beyond it that a certificate would have ended, or that somebody may not follow. Else it takes what `meshd_ca::clock` says: a
+    /// day, or a right clock.
     fn of_one_mind(&self) -> bool {
-        let signing = self.members().into_iter().filter(|i| self.signs(*i));
-        let said = signing.filter_map(|i| Some(self.hosts[i].life.as_ref()?.clock.say(self.system(i), self.boot(i))));
-        let clocks: Vec<UnixTime> = said.filter(|s| s.clock).map(|s| s.time).collect();
+        let clock = |i: usize| &self.hosts[i].life.as_ref().expect("it runs").clock;
+        let says = |i: usize| clock(i).say(self.system(i), self.boot(i));
+        let (members, signing) = (self.members(), || self.members().into_iter().filter(|i| self.signs(*i)));
+        // One that follows others at the moment, or its floor, may have been followed by them a moment ago.
+        let end = |i: usize| self.roster(i).bundle().roots.iter().map(|r| r.not_after).max().unwrap_or_default();
+        let own = signing().filter(|i| (EARLIEST..end(*i)).contains(&self.system(*i))).map(|i| self.system(i));
+        let clocks: Vec<UnixTime> = signing().map(says).filter(|s| s.clock).map(|s| s.time).chain(own).collect();
         let (Some(first), Some(last)) = (clocks.iter().min(), clocks.iter().max()) else { return false };
-        let limit = *first + self.ways.svid_lifetime / 2;
-        let below = |i: usize| self.hosts[i].life.as_ref().is_some_and(|l| l.clock.floor() <= limit);
-        !self.truth.robbed && last.since(*first) <= AGREEMENT && self.members().into_iter().all(below)
+        // So far everybody may be led by one alone.
+        let led = members.iter().map(|i| says(*i).agreed + LONE_STEP).min().unwrap_or_default();
+        let limit = led.min(*first + self.ways.svid_lifetime / 2);
+        !self.truth.robbed && last.since(*first) <= AGREEMENT && members.iter().all(|i| clock(*i).floor() <= limit)
     }
 
     /// The honest ones that have a place.
@@ -145,24 +172,61 @@ impl World {
         self.alive().into_iter().filter(|i| !self.hosts[*i].thief).collect()
     }
 
-    fn name(&self, node: NodeId) -> String {
+    pub(crate) fn name(&self, node: NodeId) -> String {
         self.index.get(&node).map_or_else(|| format!("stranger {node}"), |i| format!("host {i}"))
     }
 
     /// A place that was given up, lost with its office, or taken by somebody who may.
     fn may_be_gone(&self, node: NodeId) -> bool {
         let t = &self.truth;
-        t.put_out.contains_key(&node) || t.left.contains(&node) || t.void.contains(&node)
+        t.put_out.contains_key(&node) || t.lifted.contains(&node) || t.left.contains(&node) || t.void.contains(&node)
     }
 
-    /// Somebody made an authority and somebody else banished it before they heard of each other. Then it is one (only the founder puts
-    /// out authorities), and whoever heard of the ban first sees it come back.
+    /// Whether only the founder puts a node out: itself, and those whom it made an authority or let in again as one that was.
+    pub(crate) fn above(&self, node: NodeId) -> bool {
+        let t = &self.truth;
+        let by = |who| t.granted_by.get(&node).is_some_and(|by| by.contains(&who));
+        node == t.founder || by(t.recovery) || (by(t.founder) && !self.founder_is_out())
+    }
+
+    /// The founder made somebody an authority and somebody else banished it before they heard of each other. Then it is one, and whoever heard of
+    /// the ban first sees it come back. No other authority can bring anybody back.
     pub(crate) fn crossed(&self, node: NodeId) -> bool {
-        self.truth.granted.contains(&node) && self.truth.put_out.get(&node).is_some_and(|by| *by != self.truth.founder)
+        let low = |by: &NodeId| *by != self.truth.founder && *by != self.truth.recovery;
+        self.truth.lifted.contains(&node) || (self.above(node) && self.truth.put_out.get(&node).is_some_and(low))
+    }
+
+    /// The founder or the recovery key, `by`, ended the office of somebody: that protects as if it had made it one.
+    pub(crate) fn note_ended(&mut self, node: NodeId, by: NodeId) {
+        self.truth.ended.insert(node);
+        self.truth.granted_by.entry(node).or_default().insert(by);
+    }
+
+    /// Whom only somebody puts out whose every word is void comes back wherever that is heard.
+    pub(crate) fn note_void_ban(&mut self, node: NodeId, by: NodeId) {
+        let t = &mut self.truth;
+        if t.void_words.contains(&by) && !t.put_out.contains_key(&node) {
+            t.lifted.insert(node);
+        }
+    }
+
+    /// What hung from an authority that was put out, and that nobody vouched for; `at` is a host that knows.
+    fn put_out_by_a_thief(&mut self, at: usize, node: NodeId, by: NodeId) {
+        self.note_void_ban(node, by);
+        self.truth.put_out.insert(node, by);
+        if self.truth.granted.contains(&node) {
+            self.truth.ended.insert(node);
+            self.void(at, node);
+            self.disturb();
+        }
     }
 
     /// Nobody outside is a member; nobody who was banished is one again; nobody loses a place or an office but by the hand of somebody who may.
     fn law_of_members(&mut self, i: usize) -> Res {
+        // Whom a thief let in that was put out before is in the thief's mesh, not in this one.
+        if self.truth.void.contains(&self.hosts[i].id) {
+            return Ok(());
+        }
         let roster = self.roster(i).clone();
         if self.hosts[i].seen_roster.as_ref().is_some_and(|seen| std::sync::Arc::ptr_eq(seen, &roster)) {
             return Ok(());
@@ -179,15 +243,18 @@ impl World {
                 }
             }
             if m.standing == Standing::Banished {
-                let forged = t.granted.contains(&m.by) && !t.granted.contains(&node);
-                if forged && self.index.get(&m.by).is_some_and(|b| self.hosts[*b].thief) {
-                    self.truth.put_out.entry(node).or_insert(m.by);
+                let by_thief = t.tainted.contains(&m.by) || self.index.get(&m.by).is_some_and(|b| self.hosts[*b].thief);
+                // Who protects it may have been the recovery key, which put the thief out, too, and was not heard here.
+                let low = !self.above(node) || t.void_words.contains(&m.by);
+                if by_thief && t.granted.contains(&m.by) && low && !t.put_out.contains_key(&node) {
+                    self.put_out_by_a_thief(i, node, m.by);
                 }
-                if !self.truth.put_out.contains_key(&node) {
+                let lifted = self.truth.lifted.contains(&node);
+                if !lifted && !self.truth.put_out.contains_key(&node) {
                     return broken(format!("host {i}: {} is banished by somebody who may not", self.name(node)));
                 }
                 self.hosts[i].seen_banished.insert(node);
-            } else if self.hosts[i].seen_banished.contains(&node) && !self.crossed(node) {
+            } else if self.hosts[i].seen_banished.remove(&node) && !self.crossed(node) {
                 return broken(format!("host {i}: {} was banished and is back as {:?}", self.name(node), m.standing));
             }
             if m.is_authority() && m.by == node {
@@ -197,12 +264,26 @@ impl World {
         for a in self.hosts[i].seen_standing.iter().filter(|a| !self.truth.ended.contains(a)) {
             let thief = self.index.get(a).is_none_or(|a| self.hosts[*a].thief);
             // Who banished the one that made it an authority vouches for it, and that word is on its way; at the end all rosters are one.
-            let vouched =
-                |by: &NodeId| self.index.get(by).and_then(|b| self.hosts[*b].disk.roster.as_deref()).is_some_and(|r| holds(r, a));
-            let out = |m: &Member| m.standing == Standing::Banished && vouched(&m.by);
+            let at = |host: &super::world::Host| host.disk.roster.as_deref().is_some_and(|r| holds(r, a));
+            let vouched = |m: &Member| match self.index.get(&m.by) {
+                Some(by) => at(&self.hosts[*by]),
+                // The recovery key, typed on one of those who know of it.
+                None => {
+                    self.hosts.iter().any(|h| at(h) && h.disk.roster.as_deref().is_some_and(|r| r.member(m.node()) == Some(m)))
+                }
+            };
+            let out = |m: &Member| m.standing == Standing::Banished && vouched(m);
             if !thief && !holds(&roster, a) && !roster.members().any(out) {
-                return broken(format!("host {i}: {} lost its office by the word of somebody who may not", self.name(*a)));
+                let now =
+                    roster.member(*a).map(|m| (m.standing, m.version, self.name(m.by), published(&roster, *a).len(), m.retired));
+                return broken(format!(
+                    "host {i}: {} lost its office by the word of somebody who may not: {now:?}",
+                    self.name(*a)
+                ));
             }
+        }
+        if !super::recovery::obeys(&roster) {
+            return broken(format!("host {i}: the word of one counts whom the recovery key put out"));
         }
         self.hosts[i].seen_roster = Some(roster);
         Ok(())
@@ -241,6 +322,7 @@ impl World {
     /// More than one stands behind this time.
     pub(crate) fn back(&mut self, i: usize, time: UnixTime) {
         let now = self.now;
+        self.truth.led |= time > self.true_time() + AGREEMENT;
         if let Some(life) = self.hosts[i].life.as_mut().filter(|l| time > l.backed.0 + (now - l.backed.1)) {
             life.backed = (time, now);
         }
@@ -273,7 +355,9 @@ impl World {
 
     /// Whether a host signs certificates that somebody believes.
     pub(crate) fn signs(&self, i: usize) -> bool {
-        self.office(i).is_some_and(|o| o.signs) && self.roster(i).member(self.hosts[i].id).is_some_and(Member::is_authority)
+        let now = self.mesh_time(i);
+        self.office(i).is_some_and(|o| o.signs && now < o.issuer.not_after())
+            && self.roster(i).member(self.hosts[i].id).is_some_and(Member::is_authority)
     }
 
     /// Who was not disturbed for long enough can connect, whoever rotates, joins, leaves or dies meanwhile.
@@ -319,19 +403,22 @@ impl World {
         for j in self.honest() {
             let heard = life.heard.get(&self.hosts[j].id).is_some_and(|(up, _)| *up) && self.hears(by, j);
             let believes = self.roster(j).bundle().roots.iter().any(|r| r.id() == root);
-            if heard && life.roster.is_active(self.hosts[j].id) && !believes {
+            // Who knows that this authority was put out believes nothing of it.
+            let each_other = life.roster.is_active(self.hosts[j].id) && self.roster(j).is_active(self.hosts[by].id);
+            if heard && each_other && !believes {
                 return broken(format!("host {by} signs with {root}, which host {j} does not believe yet"));
             }
         }
         Ok(())
     }
 
-    /// When a root is dropped, nobody who can be heard shows a certificate under it.
+    /// When a root is dropped, no member that can be heard shows a certificate under it.
     pub(crate) fn law_of_unused_root(&self, by: usize, roots: &[RootId]) -> Res {
         if self.hosts[by].thief {
             return Ok(());
         }
-        for j in self.honest().into_iter().filter(|j| self.hears(by, *j)) {
+        let member = |j: &usize| self.roster(by).is_active(self.hosts[*j].id);
+        for j in self.honest().into_iter().filter(|j| self.hears(by, *j) && member(j)) {
             let shown = self.hosts[j].life.as_ref().and_then(|l| l.svid.as_ref()?.root);
             if self.shown(j).is_some() && shown.is_some_and(|root| roots.contains(&root)) {
                 return broken(format!("host {by} drops a root under which host {j} shows its certificate"));
@@ -349,7 +436,7 @@ impl World {
         self.broken.clear();
         for i in 0..self.hosts.len() {
             self.hosts[i].disk.fuse = None;
-            self.hosts[i].lie = 0;
+            self.hosts[i].lie = None;
             if self.hosts[i].wake.take().is_some() {
                 self.set_clock_at_boot(i);
                 self.start(i)?;
@@ -379,15 +466,24 @@ impl World {
             rounds(self)?;
         }
         self.truth.seen.healed += 1;
-        if self.strangers_to_each_other() {
-            self.truth.seen.apart += 1;
-            return Ok(());
-        }
-        self.law_of_agreement()?;
+        self.agree()?;
         if !self.members().into_iter().any(|i| self.signs(i)) {
             self.say(|_| "no authority is left".into());
             self.truth.seen.hopeless += 1;
-            return Ok(());
+            let Some(a) = self.members().first().copied() else { return Ok(()) };
+            self.recover(a)?;
+            rounds(self)?;
+            self.agree()?;
+            if !self.signs(a) {
+                // A thief's authority may be heard, and then the new one waits for members that are gone, as any does.
+                self.say(|_| "a week passes, until nobody waits for those who are gone".into());
+                self.now += meshd_agent::authorities::ABSENT;
+                self.disturb();
+                rounds(self)?;
+            }
+            if !self.signs(a) {
+                return broken(format!("host {a} was made an authority by the recovery key and does not sign"));
+            }
         }
         if self.of_one_mind() {
             self.truth.seen.by_itself += 1;
@@ -402,26 +498,35 @@ impl World {
         let limit = self.true_time() + AGREEMENT;
         if self.members().into_iter().any(|i| self.mesh_time(i) > limit) {
             self.truth.seen.future += 1;
-            return Ok(());
+            let ahead = self.members().into_iter().map(|i| self.mesh_time(i).since(self.true_time())).max().unwrap_or_default();
+            if self.truth.led || self.truth.robbed || ahead > self.ways.root_lifetime / 8 {
+                return Ok(());
+            }
+            self.say(|_| format!("{} days pass, until it is as late as one authority alone had said", ahead.as_secs() / 86_400));
+            self.now += ahead + AGREEMENT;
+            self.disturb();
+            rounds(self)?;
+            self.truth.seen.caught_up += 1;
         }
         self.pairs().into_iter().try_for_each(|(i, j)| self.must_connect(i, j))
-    }
-
-    /// A host shows who it is by one entry. That of an authority is its own word, which says nothing to somebody who was away when it was let in
-    /// and made one; if whoever did that is gone by then, nobody is left to tell. A limit of `/v1/hello`, not of the rules that are looked at
-    /// here.
-    fn strangers_to_each_other(&self) -> bool {
-        let knows = |i: usize, node: NodeId| self.roster(i).member(node).is_some();
-        let by = |j: usize| self.roster(j).entry(self.hosts[j].id).map(|e| e.member().by);
-        self.pairs()
-            .into_iter()
-            .flat_map(|(i, j)| [(i, j), (j, i)])
-            .any(|(i, j)| !knows(i, self.hosts[j].id) && by(j).is_some_and(|by| !knows(i, by)))
     }
 
     fn pairs(&self) -> Vec<(usize, usize)> {
         let all = self.members();
         all.iter().flat_map(|i| all.iter().map(move |j| (*i, *j))).filter(|(i, j)| i < j).collect()
+    }
+
+    /// What somebody said in the last of these rounds (a root that is replaced goes on being replaced) has two minutes to reach everybody.
+    fn agree(&mut self) -> Res {
+        for _ in 0..4 {
+            let digests: BTreeSet<[u8; 32]> = self.members().into_iter().map(|i| self.roster(i).digest()).collect();
+            if digests.len() <= 1 {
+                break;
+            }
+            self.now += BOUND / LOOKS;
+            self.round()?;
+        }
+        self.law_of_agreement()
     }
 
     /// All rosters say the same, and nothing that somebody was told is forgotten.
@@ -438,7 +543,8 @@ impl World {
                 }
             }
             for (at, key, node) in &self.truth.orders {
-                let kept = self.runs(*at) && self.hosts[*at].id == *key;
+                // Who is no member, because a thief let it in who was put out, reaches none of them.
+                let kept = self.runs(*at) && self.hosts[*at].id == *key && !self.truth.void.contains(key);
                 let out = self.roster(*i).member(*node).is_some_and(|m| m.standing == Standing::Banished);
                 if kept && !out && !self.crossed(*node) {
                     return broken(format!("host {i} does not know that {} was banished on host {at}", self.name(*node)));

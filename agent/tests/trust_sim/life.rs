@@ -102,6 +102,7 @@ pub(crate) struct Life {
     pub(crate) before: BTreeMap<NodeId, Duration>,
     pub(crate) refused: BTreeMap<NodeId, Duration>,
     pub(crate) retiring: BTreeMap<NodeId, Duration>,
+    pub(crate) contested: BTreeMap<NodeId, Duration>,
     pub(crate) activated: Duration,
     pub(crate) written: Duration,
     pub(crate) svid: Option<Svid>,

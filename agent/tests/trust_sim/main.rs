@@ -5,7 +5,8 @@
 //! Everything that decides is the real code: roster, bundle, clock, join protocol, issuing and verifying of `meshd_ca`; gossip with its digests, the
 //! decisions about authorities and rotation of `meshd_agent`. What the daemon does around it (which file is written when, who is asked first)
 //! is told again here, in `life.rs`, `tasks.rs`, `credentials.rs` and `joins.rs`, because it owns sockets and files in `src/`; each function names the one
-//! it follows. The laws are in `laws.rs`, what happens in `chaos.rs`, which attacks are in in `thief.rs`.
+//! it follows. The laws are in `laws.rs`, what happens in `chaos.rs`, which attacks are in in `thief.rs`, what people
+//! do with the recovery key in `recovery.rs`. Founders of one fleet race each other in `race.rs`.
 //!
 //! `MESHD_SIM_SEED=n` replays one world, `MESHD_SIM_SEEDS=n` runs that many.
 
@@ -17,6 +18,8 @@ mod disk;
 mod joins;
 mod laws;
 mod life;
+mod race;
+mod recovery;
 mod seeds;
 #[path = "../sim/mod.rs"]
 mod sim;
@@ -28,17 +31,17 @@ use disk::{Halt, Res};
 use laws::Seen;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
-use seeds::Log;
+use seeds::{Keys, Log};
 use world::World;
 
 /// The life of one mesh: it grows, much happens, it heals; twice.
-fn live(seed: u64, hosts: std::ops::Range<usize>, steps: usize, log: Log) -> Result<Seen, String> {
+fn live(seed: u64, keys: Keys, hosts: std::ops::Range<usize>, steps: usize, log: Log) -> Result<Seen, String> {
     let n = SmallRng::seed_from_u64(seed).random_range(hosts);
     let why = |halt| match halt {
         Halt::Broken(why) => why,
         Halt::Cut => "a power cut that belongs to no host".into(),
     };
-    let mut world = World::found(n, seed, log).map_err(why)?;
+    let mut world = World::found(n, seed, keys, log).map_err(why)?;
     let life = |world: &mut World| -> Res {
         world.grow()?;
         for _ in 0..2 {
@@ -63,12 +66,18 @@ fn sum(what: &str, all: &[Seen]) -> Seen {
         sum.healed += s.healed;
         sum.by_itself += s.by_itself;
         sum.hopeless += s.hopeless;
-        sum.apart += s.apart;
         sum.future += s.future;
         sum.rotations += s.rotations;
         sum.joins += s.joins;
         sum.banished += s.banished;
         sum.attacks += s.attacks;
+        sum.brought_back += s.brought_back;
+        sum.confirmed += s.confirmed;
+        sum.founders_stolen += s.founders_stolen;
+        sum.by_paper += s.by_paper;
+        sum.unbanished += s.unbanished;
+        sum.recovered += s.recovered;
+        sum.caught_up += s.caught_up;
     }
     eprintln!("{what}: {} worlds: {sum:?}", all.len());
     sum
@@ -76,18 +85,61 @@ fn sum(what: &str, all: &[Seen]) -> Seen {
 
 #[test]
 fn small_fleets() {
-    let all = seeds::run("small_fleets", 100, |seed, log| live(seed, 4..12, 30, log));
+    let all = seeds::run("small_fleets", Keys::Toys, 500, |seed, log| live(seed, Keys::Toys, 4..12, 30, log));
     let sum = sum("small_fleets", &all);
     if all.len() >= 100 {
         let worlds = all.len() as u64;
         assert!(sum.hopeless * 4 < sum.healed, "too many meshes end without an authority");
         assert!(sum.connections > 20 * worlds && sum.refusals > worlds && sum.joins > 4 * worlds, "{sum:?}");
         assert!(sum.rotations > worlds && sum.banished > worlds / 4 && sum.attacks > worlds, "{sum:?}");
+        assert!(sum.brought_back > worlds / 20, "{sum:?}");
+        let paper = [sum.founders_stolen, sum.by_paper, sum.unbanished, sum.recovered];
+        assert!(paper.iter().all(|n| *n > worlds / 20), "{sum:?}");
     }
 }
 
 #[test]
 fn fleets_of_fifty() {
-    let all = seeds::run("fleets_of_fifty", 1, |seed, log| live(seed, 50..51, 20, log));
+    let all = seeds::run("fleets_of_fifty", Keys::Toys, 2, |seed, log| live(seed, Keys::Toys, 50..51, 20, log));
     sum("fleets_of_fifty", &all);
+}
+
+/// Toys sign as real keys do.
+#[test]
+fn real_keys() {
+    let all = seeds::run("real_keys", Keys::Real, 5, |seed, log| live(seed, Keys::Real, 4..12, 30, log));
+    sum("real_keys", &all);
+}
+
+/// A seed that fails is worth something only if it fails again.
+#[test]
+fn a_seed_is_replayed_exactly() {
+    let events = |seed| {
+        let log = Log::default();
+        let _playing = meshd_ca::keys::simulated::begin(seed);
+        live(seed, Keys::Toys, 4..12, 30, log.clone()).map(|_| log.take())
+    };
+    for seed in 1..6 {
+        assert_eq!(events(seed), events(seed));
+    }
+}
+
+#[test]
+fn founders_race() {
+    let all = seeds::run("founders_race", Keys::Toys, 300, |seed, log| race::race(seed, Keys::Toys, log));
+    let mut sum = race::Seen::default();
+    for s in &all {
+        sum.founded += s.founded;
+        sum.joined += s.joined;
+        sum.moved += s.moved;
+        sum.lost += s.lost;
+        sum.refused += s.refused;
+        sum.apart += s.apart;
+        sum.stranded += s.stranded;
+    }
+    eprintln!("founders_race: {} worlds: {sum:?}", all.len());
+    let worlds = all.len() as u64;
+    if worlds >= 100 {
+        assert!(sum.founded > worlds && sum.moved > worlds / 4 && sum.lost > worlds / 4 && sum.refused > worlds / 4, "{sum:?}");
+    }
 }

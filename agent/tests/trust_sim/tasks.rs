@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use meshd_agent::authorities::{Hearing, View};
+use meshd_agent::authorities::{CONTESTED, Hearing, View};
 use meshd_agent::catalog::Catalog;
 use meshd_agent::record::{Mode, NodeRecord, Presence, Roots, SignedRecord};
 use meshd_agent::rotation::{self, Step};
@@ -15,7 +15,7 @@ use meshd_ca::bundle::{Root, RootId};
 use meshd_ca::identity::NodeId;
 use meshd_ca::issue::Issuer;
 use meshd_ca::keys::PrivateKey;
-use meshd_ca::roster::{Entry, Member, Roster, RosterError};
+use meshd_ca::roster::{Entry, MAX_ROOTS, Member, Roster, RosterError, Standing};
 use meshd_ca::time::UnixTime;
 use rand::RngExt;
 
@@ -76,6 +76,7 @@ impl World {
         self.assume(i)?;
         self.begin_to_sign(i)?;
         self.look_after_authorities(i)?;
+        self.stand_behind(i)?;
         self.end_retired(i)?;
         self.rotate(i)?;
         self.renew(i)?;
@@ -127,15 +128,23 @@ impl World {
         i: usize,
         change: impl FnOnce(&mut Roster, &PrivateKey) -> Result<T, RosterError>,
     ) -> Res<Result<T, RosterError>> {
-        let mut roster = Roster::clone(self.roster(i));
-        let old: BTreeSet<Vec<u8>> = roster.entries().map(Entry::to_bytes).collect();
+        let before = self.roster(i).clone();
+        let mut roster = Roster::clone(&before);
         let done = match change(&mut roster, self.hosts[i].key) {
             Ok(done) => done,
             Err(refused) => return Ok(Err(refused)),
         };
-        let fresh: Vec<Entry> = roster.entries().filter(|e| !old.contains(&e.to_bytes())).cloned().collect();
+        let fresh = roster.entries().filter(|e| before.entries().all(|old| old != *e)).cloned();
+        // As `Authorities::tell`: who is put out last, so that those are vouched for who stay.
+        let is_out =
+            |roster: &Roster, e: &Entry| roster.member(e.member().node()).is_some_and(|m| m.standing == Standing::Banished);
+        let (last, first): (Vec<Entry>, Vec<Entry>) = fresh.partition(|e| is_out(&roster, e) && !is_out(&before, e));
         self.save_roster(i, roster)?;
-        fresh.iter().try_for_each(|e| self.offer(i, e))?;
+        first.iter().try_for_each(|e| self.offer(i, e))?;
+        if !first.is_empty() && !last.is_empty() {
+            self.pump()?;
+        }
+        last.iter().try_for_each(|e| self.offer(i, e))?;
         Ok(Ok(done))
     }
 
@@ -149,13 +158,19 @@ impl World {
             return if life.office.take().is_some() { host.disk.clear_office() } else { Ok(()) };
         };
         let known = |o: &Office| member.roots.iter().any(|root| root == o.issuer.root_der());
+        let offered = |o: &Office| life.roster.is_offered(host.id, o.issuer.root_der());
+        let mut roots = member.roots.clone();
         if life.office.is_none() {
-            life.office = Office::load(&host.disk).filter(known);
+            life.office = Office::load(&host.disk).filter(|o| known(o) || offered(o));
         }
-        if life.office.is_none() || life.roster.founder() == host.id || member.by == host.id {
+        if let Some(office) = life.office.as_ref().filter(|o| !known(o) && offered(o)) {
+            roots.push(office.issuer.root_der().to_vec());
+            roots.drain(..roots.len().saturating_sub(MAX_ROOTS));
+        }
+        if life.office.is_none() || life.roster.founder() == host.id || (member.by == host.id && roots == member.roots) {
             return Ok(());
         }
-        self.change(i, |roster, key| roster.stand(key, member.roots)).map(drop)
+        self.change(i, |roster, key| roster.stand(key, roots)).map(drop)
     }
 
     fn begin_to_sign(&mut self, i: usize) -> Res {
@@ -173,7 +188,7 @@ impl World {
 
     /// Makes another one an authority where the mesh lacks one.
     fn look_after_authorities(&mut self, i: usize) -> Res {
-        if !self.office(i).is_some_and(|o| o.signs) {
+        if self.ways.alone || !self.office(i).is_some_and(|o| o.signs) {
             return Ok(());
         }
         let (now, Some(life)) = (self.now, self.hosts[i].life.as_mut()) else { return Ok(()) };
@@ -206,11 +221,16 @@ impl World {
                 self.hosts[j].thief |= self.truth.tainted.contains(&id);
                 self.truth.robbed |= self.hosts[j].thief;
                 let void = self.truth.fallen.contains(&self.hosts[i].id) && !self.truth.granted_by.contains_key(&id);
-                if void || self.truth.put_out.get(&id) == Some(&self.truth.founder) {
+                self.truth.granted_by.entry(id).or_default().insert(self.hosts[i].id);
+                let out = self
+                    .truth
+                    .put_out
+                    .get(&id)
+                    .is_some_and(|by| [self.truth.founder, self.truth.recovery].contains(by) || !self.above(id));
+                if void || out {
                     self.truth.ended.insert(id);
                     self.truth.fallen.insert(id);
                 }
-                self.truth.granted_by.entry(id).or_default().insert(self.hosts[i].id);
                 self.say(|_| format!("host {i}: makes host {j} an authority"));
             }
             Err(_) => self.refuse(i, id)?,
@@ -227,7 +247,7 @@ impl World {
     }
 
     /// `Membership::prepare`: the root that a host would have as an authority.
-    fn prepare(&mut self, j: usize) -> Res<Vec<u8>> {
+    pub(crate) fn prepare(&mut self, j: usize) -> Res<Vec<u8>> {
         let (now, root_lifetime) = (self.mesh_time(j), self.ways.root_lifetime);
         let domain = self.roster(j).trust_domain().clone();
         let host = &mut self.hosts[j];
@@ -246,6 +266,25 @@ impl World {
         host.disk.write(|_| {})?;
         host.disk.write(|d| d.roots[0] = Some(issuer))?;
         Ok(root)
+    }
+
+    /// The founder stands behind the authorities that others made.
+    fn stand_behind(&mut self, i: usize) -> Res {
+        let Some(others) = self.moment(i).map(|m| m.view().unconfirmed()) else { return Ok(()) };
+        let (now, Some(life)) = (self.now, self.hosts[i].life.as_mut()) else { return Ok(()) };
+        life.contested.retain(|node, _| others.contains(node));
+        for node in others {
+            let Some(life) = self.hosts[i].life.as_mut() else { return Ok(()) };
+            if now - *life.contested.entry(node).or_insert(now) < CONTESTED {
+                continue;
+            }
+            if let Ok(Some(_)) = self.change(i, |roster, key| roster.confirm(key, node))? {
+                self.truth.granted_by.entry(node).or_default().insert(self.truth.founder);
+                self.truth.seen.confirmed += 1;
+                self.say(|w| format!("host {i}: the founder stands behind {}", w.name(node)));
+            }
+        }
+        Ok(())
     }
 
     fn end_retired(&mut self, i: usize) -> Res {
@@ -307,10 +346,11 @@ impl World {
     /// `Membership::prepare_next`: makes and saves the root that is to follow.
     pub(crate) fn begin_rotation(&mut self, i: usize) -> Res {
         let (now, root_lifetime, domain) = (self.mesh_time(i), self.ways.root_lifetime, self.roster(i).trust_domain().clone());
-        let several = published(self.roster(i), self.hosts[i].id).len() > 1;
+        let published = published(self.roster(i), self.hosts[i].id).len();
         let host = &mut self.hosts[i];
         let Some(office) = host.life.as_mut().and_then(|l| l.office.as_mut()) else { return Ok(()) };
-        if office.next.is_some() || several {
+        let ended = office.issuer.not_after() <= now;
+        if office.next.is_some() || (published > 1 && !(ended && published < MAX_ROOTS)) {
             return Ok(());
         }
         let next = Arc::new(Issuer::create(&domain, host.id, now, root_lifetime).unwrap());

@@ -1,9 +1,9 @@
 //! Members in wrong hands, and what they do with the keys they have.
 //!
-//! A stolen authority (never the founder, who can do everything): says a wrong time and dates certificates by it, lets strangers in, makes
-//! them authorities, banishes plain members, and signs every statement there is about authorities and the founder that its key permits.
+//! A stolen authority: says a wrong time and dates certificates by it, lets strangers in, makes
+//! them authorities, banishes plain members and authorities that it may, makes an authority of whom others have put out, to bring it back, and signs every statement there is about authorities and the founder that its key permits.
 //! A stolen plain member: signs all of these as well. It goes on doing what an honest one does, too, and does not listen when it is told that
-//! it was put out. Not in: a stolen founder, packets that are not well formed (`agent/tests/fleet_malice.rs`), silence of one node only.
+//! it was put out. A stolen founder (`recovery.rs`) puts out and deposes everybody as well. Not in: packets that are not well formed (`agent/tests/fleet_malice.rs`), silence of one node only.
 //!
 //! What it may get by that is what ARCHITECTURE.md says under "Threat model"; the laws are about the rest.
 
@@ -44,16 +44,22 @@ impl World {
     /// One thing that a thief does.
     pub(crate) fn misuse(&mut self, i: usize) -> Res {
         self.truth.seen.attacks += 1;
-        match self.rng.random_range(0..8) {
+        if self.hosts[i].id == self.truth.founder && self.rng.random_ratio(2, 3) {
+            return self.reign(i);
+        }
+        match self.rng.random_range(0..10) {
             0 | 1 => {
                 let day = 86_400;
                 let lies = [5 * 365 * day, -365 * day, 20 * day, 73 * 365 * day, -300, 0];
-                self.hosts[i].lie = lies[self.rng.random_range(0..lies.len())];
-                self.say(|w| format!("host {i}: the thief's time is {} s off", w.hosts[i].lie));
+                let lie = lies[self.rng.random_range(0..lies.len())];
+                self.hosts[i].lie = Some(lie);
+                self.say(|_| format!("host {i}: the thief's time is {lie} s off"));
                 Ok(())
             }
             2 => self.smuggle(i),
-            3 => self.put_out_plain(i),
+            3 => self.put_out_somebody(i),
+            8 | 9 => self.bring_back(i),
+            _ if self.hosts[i].id == self.truth.founder => self.reign(i),
             _ => self.forge_about_somebody(i),
         }
     }
@@ -87,11 +93,34 @@ impl World {
         Ok(())
     }
 
-    fn put_out_plain(&mut self, i: usize) -> Res {
-        let plain: Vec<NodeId> =
-            self.roster(i).active().filter(|m| !self.truth.granted.contains(&m.node())).map(Member::node).collect();
-        let Some(n) = (!plain.is_empty()).then(|| self.rng.random_range(0..plain.len())) else { return Ok(()) };
-        self.banish(i, plain[n])
+    fn put_out_somebody(&mut self, i: usize) -> Res {
+        let me = self.hosts[i].id;
+        let low: Vec<NodeId> = self.roster(i).active().map(Member::node).filter(|n| *n != me && !self.above(*n)).collect();
+        let Some(n) = (!low.is_empty()).then(|| self.rng.random_range(0..low.len())) else { return Ok(()) };
+        self.banish(i, low[n])
+    }
+
+    /// Makes somebody an authority whom others have put out: as if that had been before, by itself or by one that it makes for that.
+    fn bring_back(&mut self, i: usize) -> Res {
+        let roster = self.roster(i).clone();
+        let out: Vec<&Member> = roster.members().filter(|m| m.standing == Standing::Banished).collect();
+        let Some(me) = roster.member(self.hosts[i].id).filter(|m| !m.roots.is_empty()) else { return Ok(()) };
+        let Some(n) = (!out.is_empty()).then(|| self.rng.random_range(0..out.len())) else { return Ok(()) };
+        let (node, version) = (out[n].node(), [1, out[n].version, 1 << 40][self.rng.random_range(0..3)]);
+        let office = Member { standing: Standing::Active, roots: me.roots.clone(), retired: false, version, ..out[n].clone() };
+        let admission = Member { roots: Vec::new(), ..office.clone() };
+        let t = &mut self.truth;
+        t.granted.insert(node);
+        t.granted_by.entry(node).or_default().insert(me.node());
+        t.ended.insert(node);
+        t.fallen.insert(node);
+        t.seen.brought_back += 1;
+        self.say(|w| format!("host {i}: the thief makes {} an authority, which is banished", w.name(node)));
+        for word in [office, admission] {
+            let entry = forge(self.hosts[i].key, &roster, &word);
+            self.offer(i, &entry)?;
+        }
+        self.pump()
     }
 
     /// Any statement about anybody who has stood up as an authority, or about the founder; a plain member signs it about anybody.

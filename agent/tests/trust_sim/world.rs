@@ -14,7 +14,8 @@ use meshd_ca::clock::MeshClock;
 use meshd_ca::identity::{HostName, MeshId, NodeId, TrustDomain};
 use meshd_ca::issue::Issuer;
 use meshd_ca::keys::PrivateKey;
-use meshd_ca::roster::{Entry, Roster, Standing};
+use meshd_ca::recovery::{Recovery, RecoveryKey};
+use meshd_ca::roster::{Chain, Entry, Roster, Standing};
 use meshd_ca::time::UnixTime;
 use meshd_ca::token::{JoinToken, TokenTable};
 use rand::rngs::SmallRng;
@@ -23,7 +24,7 @@ use rand::{RngExt, SeedableRng};
 use super::disk::{Disk, Halt, Res};
 use super::laws::Truth;
 use super::life::{Asking, Life, Office, resume};
-use super::seeds::{Log, key};
+use super::seeds::{KEYS, Keys, Log};
 use super::sim::Memory;
 
 /// True time when a world begins.
@@ -47,7 +48,7 @@ pub(crate) struct Host {
     /// In wrong hands.
     pub(crate) thief: bool,
     /// How far a thief's signed time is ahead of its clock, in seconds.
-    pub(crate) lie: i64,
+    pub(crate) lie: Option<i64>,
     /// What this disk has been told and may not forget: who is banished, and which authorities stand by their own word.
     pub(crate) seen_banished: BTreeSet<NodeId>,
     pub(crate) seen_standing: BTreeSet<NodeId>,
@@ -61,6 +62,8 @@ pub(crate) struct Host {
 pub(crate) struct Ways {
     pub(crate) svid_lifetime: Duration,
     pub(crate) root_lifetime: Duration,
+    /// All hosts but the founder have `authority = false`.
+    pub(crate) alone: bool,
 }
 
 /// A mesh and everything around it.
@@ -78,6 +81,9 @@ pub(crate) struct World {
     pub(crate) log: Log,
     /// Tokens that somebody used, and the hosts that made them.
     pub(crate) used: Vec<(usize, JoinToken)>,
+    keys: Keys,
+    /// What somebody has on paper.
+    pub(crate) paper: RecoveryKey,
     /// The next key that nobody has.
     next_key: usize,
     wire: VecDeque<(usize, NodeId, Bytes)>,
@@ -86,7 +92,7 @@ pub(crate) struct World {
 
 impl World {
     /// A world of `n` hosts of which the first has just founded a mesh, with a clock that may be anything.
-    pub(crate) fn found(n: usize, seed: u64, log: Log) -> Res<Self> {
+    pub(crate) fn found(n: usize, seed: u64, keys: Keys, log: Log) -> Res<Self> {
         let mut rng = SmallRng::seed_from_u64(seed);
         let hour = 3600;
         let svid_lifetime = Duration::from_secs([72, 72, 72, 2, 24, 720][rng.random_range(0..6)] * hour);
@@ -95,13 +101,15 @@ impl World {
             now: Duration::ZERO,
             hosts: Vec::new(),
             index: BTreeMap::new(),
-            ways: Ways { svid_lifetime, root_lifetime },
+            ways: Ways { svid_lifetime, root_lifetime, alone: rng.random_ratio(1, 8) },
             side: vec![0; n],
             broken: BTreeSet::new(),
             truth: Truth::new(n),
             log,
             used: Vec::new(),
-            next_key: rng.random_range(0..super::seeds::KEYS),
+            keys,
+            paper: RecoveryKey::generate().unwrap(),
+            next_key: rng.random_range(0..KEYS),
             rng,
             wire: VecDeque::new(),
             memory: Memory::default(),
@@ -119,7 +127,7 @@ impl World {
                 off_since: Duration::ZERO,
                 offset: 0,
                 thief: false,
-                lie: 0,
+                lie: None,
                 seen_banished: BTreeSet::new(),
                 seen_standing: BTreeSet::new(),
                 seen_floor: UnixTime(0),
@@ -138,7 +146,10 @@ impl World {
         let (domain, host) = (TrustDomain::of(mesh), &mut self.hosts[0]);
         let issuer = Issuer::create(&domain, host.id, now, self.ways.root_lifetime).unwrap();
         let root = issuer.root_der().to_vec();
-        let roster = Roster::found(mesh, domain, host.key, HostName::nearest("pi"), root, now).unwrap();
+        let recovery = Recovery::new(&self.paper).unwrap();
+        self.truth.recovery = recovery.key().node_id();
+        let name = HostName::nearest("pi");
+        let roster = Roster::found_with(Some(recovery), (mesh, domain), host.key, name, root, now).unwrap();
         host.disk.roots[0] = Some(Arc::new(issuer));
         host.disk.tokens = Some(TokenTable::default().to_bytes().to_vec());
         host.disk.roster = Some(Arc::new(roster));
@@ -151,7 +162,7 @@ impl World {
 
     pub(crate) fn new_key(&mut self) -> &'static PrivateKey {
         self.next_key += 1;
-        key(self.next_key)
+        self.keys.get(self.next_key)
     }
 
     /// Notes what happens, for whoever reads about a failure.
@@ -274,6 +285,7 @@ impl World {
             before: disk.silent.clone(),
             refused: BTreeMap::new(),
             retiring: BTreeMap::new(),
+            contested: BTreeMap::new(),
             activated: since,
             written: since,
             svid,
@@ -351,22 +363,20 @@ impl World {
         if !self.path(i, j) || !self.roster(i).is_active(self.hosts[j].id) {
             return Ok(());
         }
-        let Some(mine) = self.roster(i).introduction(self.hosts[i].id).cloned() else { return Ok(()) };
-        let theirs = self.roster(j);
-        if !theirs.is_active(self.hosts[i].id) && theirs.member(mine.member().by).is_none() {
+        let Some((chain, mine)) = self.shows(i) else { return Ok(()) };
+        let (theirs, by) = (self.roster(j), mine.member().by);
+        let signer = theirs.member(by).is_some() || theirs.is_recovery(by);
+        if !theirs.is_active(self.hosts[i].id) && !signer && !theirs.follows(&chain, &mine) {
             return self.turn_away(j, i);
         }
-        match self.merge(j, mine.clone()) {
-            Ok(true) => self.offer(j, &mine)?,
-            Ok(false) => {}
-            Err(halt) => return self.survive(j, Err(halt)),
+        for new in self.introduced(j, chain, mine)? {
+            self.offer(j, &new)?;
         }
         if !self.runs(j) || !self.roster(j).is_active(self.hosts[i].id) {
             return self.turn_away(j, i);
         }
-        if let Some(theirs) = self.roster(j).introduction(self.hosts[j].id).cloned() {
-            let merged = self.merge(i, theirs).map(drop);
-            self.survive(i, merged)?;
+        if let Some((chain, theirs)) = self.shows(j) {
+            self.introduced(i, chain, theirs)?;
         }
         let (peer, Some(life)) = (self.hosts[j].id, self.hosts[i].life.as_mut()) else { return Ok(()) };
         life.gossip.announce(peer);
@@ -374,15 +384,42 @@ impl World {
         self.pump()
     }
 
-    /// Who is banished hears so from whomever it speaks to.
+    /// What a host shows of itself.
+    fn shows(&self, i: usize) -> Option<(Chain, Entry)> {
+        let (roster, id) = (self.roster(i), self.hosts[i].id);
+        Some((roster.chain(id), roster.introduction(id)?.clone()))
+    }
+
+    /// As `Membership::introduced`; what was new.
+    fn introduced(&mut self, i: usize, chain: Chain, entry: Entry) -> Res<Vec<Entry>> {
+        let led = self.runs(i) && self.roster(i).follows(&chain, &entry);
+        let mut new = Vec::new();
+        for entry in chain.into_entries().into_iter().filter(|_| led).chain([entry]) {
+            match self.merge(i, entry.clone()) {
+                Ok(true) => new.push(entry),
+                Ok(false) => {}
+                Err(halt) => self.survive(i, Err(halt))?,
+            }
+        }
+        Ok(new)
+    }
+
+    /// Who is out hears so from whomever it speaks to.
     fn turn_away(&mut self, by: usize, caller: usize) -> Res {
         if !self.runs(by) {
             return Ok(());
         }
-        let entry = self.roster(by).entry(self.hosts[caller].id).filter(|e| e.member().standing == Standing::Banished).cloned();
-        let Some(entry) = entry.filter(|_| !self.hosts[caller].thief) else { return Ok(()) };
-        let merged = self.merge(caller, entry).map(drop);
-        self.survive(caller, merged)
+        let id = self.hosts[caller].id;
+        let host = self.runs(caller).then(|| self.roster(caller).introduction(id).map(|e| e.member().by)).flatten();
+        let verdict = self.roster(by).verdict(id, host).filter(|_| !self.hosts[caller].thief);
+        let Some((entry, chain)) = verdict else { return Ok(()) };
+        self.introduced(caller, chain, entry.clone())?;
+        // Unless it knows better, which it says then.
+        let word = self.runs(caller).then(|| self.roster(caller).overruling(&entry).cloned()).flatten();
+        match word {
+            Some(word) => self.introduced(by, Chain::default(), word)?.iter().try_for_each(|new| self.offer(by, new)),
+            None => Ok(()),
+        }
     }
 
     /// Does what the gossip of a host wants done.

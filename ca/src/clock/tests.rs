@@ -104,6 +104,26 @@ fn an_authority_that_is_alone_goes_by_its_own_clock_unless_others_said_otherwise
     assert!(forged.floor() <= NOW + LONE_STEP + STALE);
 }
 
+/// No battery and no network time: weeks later the plug of the only authority is pulled, and the others go on.
+#[test]
+fn an_authority_that_leads_by_its_floor_keeps_the_time_that_passes() {
+    let dead = UnixTime(0);
+    let (mut authority, mut member, mut boot) = (clock(), clock(), BOOT);
+    for _ in 0..80 {
+        boot += DAY;
+        authority.agree(&[], Some(dead), boot);
+        member.agree(&[authority.say(dead, boot)], None, boot);
+    }
+    let restarted = MeshClock { ends: authority.ends, ..MeshClock::new(authority.floor(), BOOT) };
+    assert_eq!(tell(&restarted, dead, BOOT), (NOW + DAY * 80, "floor"));
+    assert_eq!(tell(&member, dead, boot).0, NOW + DAY * 80);
+    // One whose own clock can be right goes by that; one that is ahead of the others' clocks does not run away from them.
+    let mut ahead = clock();
+    ahead.raise(NOW + DAY * 20, BOOT);
+    ahead.agree(&[by_clock(NOW)], Some(NOW), BOOT + DAY);
+    assert_eq!(ahead.floor(), NOW + DAY * 20);
+}
+
 #[test]
 fn one_authority_raises_the_floor_by_a_month_at_most_however_often_it_speaks() {
     let mut clock = clock();

@@ -65,6 +65,15 @@ impl Roster {
         Chain(grants)
     }
 
+    /// What a node is to hear that is no member any more: the entry that says so, or the one that puts out whoever let it in (`by`), and what leads
+    /// to whoever signed that. None when nothing is known of it here.
+    pub fn verdict(&self, node: NodeId, by: Option<NodeId>) -> Option<(Entry, Chain)> {
+        let out = |n: &NodeId| self.member(*n).is_some_and(|m| m.standing == Standing::Banished);
+        let left = || Some(node).filter(|n| self.member(*n).is_some_and(|m| m.standing == Standing::Left));
+        let whom = Some(node).filter(out).or_else(|| by.filter(out)).or_else(left)?;
+        Some((self.entry(whom)?.clone(), self.chain(whom)))
+    }
+
     /// For each authority but the founder, one of the shortest ways to it ends with this grant.
     fn makers(&self) -> BTreeMap<NodeId, &Arc<Entry>> {
         let counts = |node, by| node != by && self.trusted.contains(&node) && self.trusted.contains(&by);
@@ -182,6 +191,31 @@ mod tests {
         }
         assert!(full.chain(id(0)).is_empty(), "the founder needs none");
         assert!(!full.follows(&full.chain(id(0)), full.introduction(id(1)).unwrap()), "and an empty one shows nothing");
+    }
+
+    #[test]
+    fn who_is_out_hears_it_with_what_made_the_one_who_says_so_an_authority() {
+        let (mut full, keys) = line(3);
+        let (id, guest) = (|i: usize| keys[i].public().node_id(), PrivateKey::generate().unwrap());
+        let node = guest.public().node_id();
+        full.admit(&keys[0], guest.public(), &HostName::nearest("g"), NOW).unwrap();
+        assert!(full.verdict(node, Some(id(0))).is_none() && full.verdict(id(1), None).is_none(), "a member");
+        // It was off while the second one was made an authority by the first, and banished it.
+        let mut away = full.clone();
+        let third = PrivateKey::generate().unwrap();
+        full.admit(&keys[1], third.public(), &HostName::nearest("t"), NOW).unwrap();
+        full.grant(&keys[1], third.public().node_id(), vec![root(&third)]).unwrap();
+        full.banish(&third, node).unwrap();
+        let (entry, chain) = full.verdict(node, None).unwrap();
+        assert!(!chain.is_empty() && told(&mut away, chain, &entry));
+        assert!(!away.is_active(node));
+        // Who was let in by one that is out hears that; who left hears what it said.
+        full.banish(&keys[0], id(1)).unwrap();
+        let stranger = PrivateKey::generate().unwrap().public().node_id();
+        assert_eq!(full.verdict(stranger, Some(id(1))).unwrap().0.member().node(), id(1));
+        assert!(full.verdict(stranger, None).is_none());
+        full.leave(&keys[2]).unwrap();
+        assert_eq!(full.verdict(id(2), None).unwrap().0.member().standing, Standing::Left);
     }
 
     #[test]

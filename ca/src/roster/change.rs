@@ -103,8 +103,7 @@ impl Roster {
         if node == self.founder && !recovery {
             return Err(if self.recovery.is_some() { RosterError::NeedsRecovery } else { RosterError::Founder });
         }
-        let office = self.granted.contains(&node);
-        if office && !recovery && by != self.founder && seat.member.standing != Standing::Banished {
+        if self.is_protected(node) && !recovery && by != self.founder && seat.member.standing != Standing::Banished {
             return Err(match self.needs_founder() {
                 RosterError::NeedsFounder(founder) if self.recovery.is_some() => RosterError::NeedsFounderOrRecovery(founder),
                 other => other,
@@ -198,6 +197,22 @@ impl Roster {
             return Err(self.needs_founder());
         }
         self.say(authority, Member { roots, retired: false, ..self.next(by, node, Standing::Active)? })
+    }
+
+    /// The founder or the recovery key stands behind an authority that others made: from then on no other authority puts it out. None where nothing
+    /// is to be said, because the key is another one's or stands behind it already.
+    ///
+    /// # Errors
+    /// [`RosterError::NotMember`] for one that is no authority, [`RosterError::Exhausted`], [`RosterError::Key`].
+    pub fn confirm(&mut self, key: &PrivateKey, node: NodeId) -> Result<Option<Entry>, RosterError> {
+        let by = key.public().node_id();
+        let seat = self.seats.get(&node).filter(|s| s.member.is_authority()).ok_or(RosterError::NotMember)?;
+        let founder = by == self.founder && self.member(by).is_some_and(Member::is_authority);
+        if node == by || self.is_protected(node) || !(founder || self.is_recovery(by)) {
+            return Ok(None);
+        }
+        let roots = seat.member.roots.clone();
+        self.say(key, Member { roots, ..self.next(by, node, Standing::Active)? }).map(Some)
     }
 
     /// The owner of the key `me`, an authority, says which root certificates it has. From then on nobody but itself and the founder

@@ -82,6 +82,8 @@ pub(super) enum Kind {
     Ban,
     /// The recovery key's word that whatever put the node out until then is void.
     Pardon,
+    /// The same, with the word that the node is, or was, an authority: one without that does not take its place, or the chain of grants would break.
+    Reinstatement,
     /// A node's own word that it left.
     Farewell,
 }
@@ -110,6 +112,8 @@ struct Payload {
 pub struct Entry {
     signed: Signed,
     member: Member,
+    /// Those of the member, as they were read: they are asked for far more often than entries come.
+    roots: Vec<Root>,
     pardon: bool,
     node: NodeId,
     mesh: MeshId,
@@ -145,19 +149,22 @@ impl Entry {
         }
         let p: Payload = serde_json::from_slice(&signed.payload).map_err(|_| RosterError::Malformed)?;
         let node = p.key.node_id();
-        let roots: Vec<Vec<u8>> = p.roots.into_iter().map(|r| r.0).collect();
-        if roots.len() > MAX_ROOTS || roots.iter().any(|der| Root::parse(der, node).is_none()) {
+        let ders: Vec<Vec<u8>> = p.roots.into_iter().map(|r| r.0).collect();
+        if ders.len() > MAX_ROOTS {
             return Err(RosterError::Malformed);
         }
+        let roots: Option<Vec<Root>> = ders.iter().map(|der| Root::parse(der, node)).collect();
+        let roots = roots.ok_or(RosterError::Malformed)?;
         signed.verify(&p.signer, CONTEXT)?;
         let by = p.signer.node_id();
         let (retired, pardon, since) = (p.retired, p.pardon, p.since);
         if pardon && p.standing == Standing::Banished {
             return Err(RosterError::Malformed);
         }
-        let member = Member { key: p.key, name: p.name, standing: p.standing, roots, retired, since, version: p.version, by };
+        let member =
+            Member { key: p.key, name: p.name, standing: p.standing, roots: ders, retired, since, version: p.version, by };
         let hash = sha256(&[&signed.payload, signed.signature.as_bytes()]);
-        Ok(Self { signed, member, pardon, node, mesh: p.mesh, hash })
+        Ok(Self { signed, member, roots, pardon, node, mesh: p.mesh, hash })
     }
 
     /// Signs a statement; `member.by` is ignored, the signer is who signs.
@@ -196,6 +203,10 @@ impl Entry {
         self.signed.payload.len().div_ceil(3) * 4 + 128
     }
 
+    pub(super) fn roots(&self) -> &[Root] {
+        &self.roots
+    }
+
     pub(super) fn mesh(&self) -> MeshId {
         self.mesh
     }
@@ -207,6 +218,7 @@ impl Entry {
     /// The slot it competes for.
     pub(super) fn slot(&self) -> Slot {
         let kind = match (self.member.standing, self.grants()) {
+            _ if self.pardon && self.grants() => Kind::Reinstatement,
             _ if self.pardon => Kind::Pardon,
             (Standing::Banished, _) => Kind::Ban,
             _ if self.is_farewell() => Kind::Farewell,

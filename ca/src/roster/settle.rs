@@ -39,7 +39,7 @@ impl Roster {
     /// The last word about another's office of those who are above all authorities: the founder and the recovery key.
     fn superior(&self, node: NodeId) -> Option<&Arc<Entry>> {
         let founder = Some(self.founder).filter(|f| *f != node && self.trusted.contains(f));
-        let words = [(founder, Kind::Office), (self.recovery, Kind::Office), (self.recovery, Kind::Pardon)];
+        let words = [(founder, Kind::Office), (self.recovery, Kind::Office), (self.recovery, Kind::Reinstatement)];
         let words = words.into_iter().filter_map(|(by, kind)| self.entries.get(&(node, by?, kind)));
         words.filter(|e| e.grants() && e.member().standing == Standing::Active).max_by_key(|e| e.order())
     }
@@ -65,12 +65,15 @@ impl Roster {
         own.into_iter().chain(granted).max_by_key(|e| e.order())
     }
 
-    /// A node's word that it left what `admission` made it; it cannot change its name or make itself an authority by it. (Who was one
-    /// already may have left with roots, and again without.)
+    /// A node's word that it left, later than its admission; it cannot change its name or make itself an authority by it. So it must be what
+    /// somebody said of it who may or might: not only the one who decides now, because a host that left stays out also when the word that it answered
+    /// counts for nothing any more. (Who was an authority already may have left with roots, and again without.)
     fn farewell(&self, node: NodeId, admission: &Entry) -> Option<&Arc<Entry>> {
-        let roots = |e: &Entry| self.granted.contains(&node) || e.member().roots == admission.member().roots;
-        let same = |e: &Entry| e.member().name == admission.member().name && roots(e);
-        self.entries.get(&(node, node, Kind::Farewell)).filter(|e| same(e) && e.order() > admission.order())
+        let left = self.entries.get(&(node, node, Kind::Farewell)).filter(|e| e.order() > admission.order())?;
+        let roots = |e: &Entry| self.granted.contains(&node) || e.member().roots == left.member().roots;
+        let same = |e: &Entry| e.member().name == left.member().name && roots(e);
+        let said = |e: &Entry| !e.is_farewell() && self.heard.contains(&e.member().by) && same(e);
+        self.of(node).any(|e| said(e)).then_some(left)
     }
 
     /// Whether an entry is part of the roster, rather than waiting for its signer (or whom it is about) to be known.
@@ -135,7 +138,7 @@ impl Roster {
         let grants: Vec<(NodeId, NodeId)> = self
             .entries
             .iter()
-            .filter(|((node, ..), e)| e.grants() && may(*node))
+            .filter(|((node, _, kind), _)| matches!(kind, Kind::Office | Kind::Reinstatement) && may(*node))
             .map(|((node, by, _), _)| (*node, *by))
             .collect();
         loop {
@@ -161,14 +164,25 @@ impl Roster {
     }
 
     fn is_pardoned(&self, ban: &Entry) -> bool {
-        let pardon = self.recovery.and_then(|r| self.entries.get(&(ban.slot().0, r, Kind::Pardon)));
-        pardon.is_some_and(|p| p.member().version >= ban.member().version)
+        let pardons = [Kind::Pardon, Kind::Reinstatement];
+        let mut pardons = pardons.iter().filter_map(|kind| self.entries.get(&(ban.slot().0, self.recovery?, *kind)));
+        pardons.any(|p| p.member().version >= ban.member().version)
     }
 
     /// Whether the word of `by` is enough to banish `node`.
     fn may_banish(&self, by: NodeId, node: NodeId) -> bool {
         let office = self.granted.contains(&by);
-        self.is_recovery(by) || (office && (by == self.founder || !self.granted.contains(&node)))
+        self.is_recovery(by) || (office && (by == self.founder || !self.is_protected(node)))
+    }
+
+    /// Whether only the founder and the recovery key put a node out: one that either of them ever made an authority, or ended the office of. Who was
+    /// made one by other authorities only is put out by any of them. Nothing tells a grant of before a ban from one of after it, and a
+    /// thief who could protect by a grant would bring back whom the others had put out.
+    pub fn is_protected(&self, node: NodeId) -> bool {
+        let founder = Some(self.founder).filter(|f| self.granted.contains(f));
+        let word = |by: Option<NodeId>, kind| self.entries.get(&(node, by?, kind));
+        let offices = [word(founder, Kind::Office), word(self.recovery, Kind::Office)];
+        offices.iter().any(Option::is_some) || word(self.recovery, Kind::Reinstatement).is_some_and(|e| e.appoints())
     }
 }
 

@@ -274,6 +274,16 @@ fn a_stolen_authority_does_not_unmake_the_authorities_it_made() {
     r.admit(&c, d.public(), &name("d"), NOW).unwrap();
     r.admit(&b, e.public(), &name("e"), NOW).unwrap();
     r.banish(&c, id(&e)).unwrap();
+    // Until the founder stands behind it, too, it can be put out, as whom the thief made an authority can.
+    for attack in attacks(&r, &a, &c).into_iter().filter(|e| e.bans()) {
+        let mut alone = r.clone();
+        alone.merge(attack).unwrap();
+        assert!(!alone.is_active(id(&c)));
+    }
+    assert_eq!(r.confirm(&b, id(&c)), Ok(None), "not for another authority to say");
+    let roots = r.member(id(&c)).unwrap().roots.clone();
+    assert!(r.confirm(&f, id(&c)).unwrap().is_some() && r.confirm(&f, id(&c)) == Ok(None));
+    r.stand(&c, roots).unwrap();
     let before = view(&r).members;
     for attack in attacks(&r, &a, &c) {
         let mut alone = r.clone();
@@ -288,6 +298,74 @@ fn a_stolen_authority_does_not_unmake_the_authorities_it_made() {
     assert_eq!(r.member(id(&e)).unwrap().standing, Standing::Banished, "whom it put out");
     assert_eq!(view(&Roster::from_bytes(&r.to_bytes()).unwrap()), view(&r));
     assert!(r.banish(&f, id(&c)).is_ok(), "the founder may");
+}
+
+/// A grant can be signed after a ban and say that it was before: it must not bring anybody back.
+#[test]
+fn a_stolen_authority_brings_nobody_back() {
+    let (mut r, [f, a, b, c]) = three();
+    let puppet = key();
+    let before = r.clone();
+    let ban = r.banish(&b, id(&c)).unwrap();
+    // What the thief signs does not know of the ban: it has the lower versions, and a chain of any length.
+    let mut thief = before.clone();
+    thief.grant(&a, id(&c), vec![root()]).unwrap();
+    thief.stand(&c, vec![root(), root()]).unwrap();
+    thief.admit(&a, puppet.public(), &name("puppet"), NOW).unwrap();
+    thief.grant(&a, id(&puppet), vec![root()]).unwrap();
+    thief.grant(&puppet, id(&c), vec![root()]).unwrap();
+    let mut words: Vec<Entry> =
+        thief.entries().cloned().chain(attacks(&before, &a, &c)).chain(attacks(&before, &puppet, &c)).collect();
+    for order in 0..2 {
+        let (mut early, mut late) = (r.clone(), before.clone());
+        for word in &words {
+            let _ = early.merge(word.clone());
+            assert_eq!(early.member(id(&c)).unwrap().standing, Standing::Banished, "order {order}: {word:?}");
+            let _ = late.merge(word.clone());
+        }
+        late.merge(ban[0].clone()).unwrap();
+        assert_eq!(view(&late), view(&early));
+        assert_eq!(late.grant(&a, id(&c), vec![root()]), Err(RosterError::NotActive));
+        assert_eq!(late.admit(&f, c.public(), &name("c"), NOW), Err(RosterError::Banished));
+        // Nor when the thief itself is put out, nor by what it signs from then on.
+        for r in [&mut early, &mut late] {
+            r.banish(&f, id(&a)).unwrap();
+            for word in &words {
+                let _ = r.merge(word.clone());
+            }
+            assert_eq!(r.member(id(&c)).unwrap().standing, Standing::Banished);
+            assert!(r.is_active(id(&b)) && view(&Roster::from_bytes(&r.to_bytes()).unwrap()) == view(r));
+        }
+        words.reverse();
+    }
+    // Whom the founder made an authority is put out by nobody else, whichever comes first.
+    let mut r = before;
+    r.merge(ban[0].clone()).unwrap();
+    thief.grant(&f, id(&c), vec![root()]).unwrap();
+    for word in thief.entries() {
+        r.merge(word.clone()).unwrap();
+    }
+    assert!(r.is_active(id(&c)));
+}
+
+/// Its word said the name that somebody had given it who does not count any more.
+#[test]
+fn who_left_stays_away_when_the_one_is_put_out_that_had_named_it() {
+    let (mut r, [f, a, b, _]) = three();
+    let d = key();
+    r.admit(&b, d.public(), &name("d"), NOW).unwrap();
+    r.merge(Entry::sign(&a, mesh_id(), plain(&d, "box", 2, id(&a))).unwrap()).unwrap();
+    let left = r.leave(&d).unwrap();
+    assert_eq!(left.member().name, name("box"));
+    let mut elsewhere = r.clone();
+    let ban = r.banish(&f, id(&a)).unwrap().pop().unwrap();
+    elsewhere.merge(ban).unwrap();
+    for r in [&r, &elsewhere] {
+        assert_eq!(r.member(id(&d)).map(|m| m.standing), Some(Standing::Left));
+        assert!(view(&Roster::from_bytes(&r.to_bytes()).unwrap()) == view(r));
+    }
+    r.admit(&b, d.public(), &name("d"), NOW).unwrap();
+    assert!(r.is_active(id(&d)));
 }
 
 #[test]
@@ -565,6 +643,29 @@ fn the_recovery_key_takes_a_node_back_and_a_later_ban_counts_again() {
     }
 }
 
+/// A thief may be quicker than the word that puts it out, and a ban than the word that stands behind a node: whom those reached first do not listen to
+/// the node, but to that word, whoever brings it.
+#[test]
+fn whom_a_ban_reached_first_hears_the_recovery_keys_word_from_the_node_itself() {
+    let (r, [_, a, b, c], recovery) = three_with_recovery();
+    let (mut here, mut there) = (r.clone(), r.clone());
+    here.banish(&recovery, id(&a)).unwrap();
+    let ban = there.banish(&a, id(&c)).unwrap().pop().unwrap();
+    let word = here.overruling(&ban).unwrap().clone();
+    assert_eq!(word.member().node(), id(&a));
+    here.merge(ban).unwrap();
+    assert!(here.is_active(id(&c)) && !there.is_active(id(&c)));
+    there.merge(word).unwrap();
+    there.merge(here.introduction(id(&c)).unwrap().clone()).unwrap();
+    assert!(there.is_active(id(&c)));
+    let (mut here, mut there) = (r.clone(), r.clone());
+    here.grant(&recovery, id(&c), vec![root()]).unwrap();
+    let ban = there.banish(&b, id(&c)).unwrap().pop().unwrap();
+    assert!(!there.is_active(id(&c)) && r.overruling(&ban).is_none());
+    there.merge(here.overruling(&ban).unwrap().clone()).unwrap();
+    assert!(there.is_active(id(&c)));
+}
+
 #[test]
 fn numbers_that_were_used_up_do_not_bind_the_recovery_key() {
     let (mut r, [f, a, _, c], recovery) = three_with_recovery();
@@ -732,6 +833,22 @@ proptest! {
         }
     }
 
+    /// Whatever comes, nobody takes a newer bundle for an older one; and whoever is banished stays so, unless by the word of one above.
+    #[test]
+    fn what_must_not_go_back_does_not(entries in proptest::collection::vec(statement(), 0..24)) {
+        let mut r = origin();
+        for e in &entries {
+            let (sequence, heard) = (r.bundle().sequence, r.heard.clone());
+            let out: Vec<NodeId> = r.members().filter(|m| m.standing == Standing::Banished).map(Member::node).collect();
+            let _ = r.merge(e.clone());
+            prop_assert!(r.bundle().sequence >= sequence, "{} after {sequence}", r.bundle().sequence);
+            prop_assert!(heard.is_subset(&r.heard));
+            let above = r.is_recovery(e.member().by) || e.member().by == r.founder();
+            let back = out.iter().find(|n| r.member(**n).is_none_or(|m| m.standing != Standing::Banished));
+            prop_assert!(above || back.is_none(), "{back:?} is back by {e:?}");
+        }
+    }
+
     /// A document carries all that counts.
     #[test]
     fn documents_round_trip(entries in proptest::collection::vec(statement(), 0..16)) {
@@ -748,6 +865,10 @@ proptest! {
         let (founder, recovery) = (r.founder(), id(&cast().keys[6]));
         let by_recovery = |node| r.of(node).filter(move |e| e.member().by == recovery);
         let put_out = |node| by_recovery(node).any(|e| r.puts_out(e));
+        // Whom the founder or the recovery key made an authority. No word of anybody else protects from a ban.
+        let sublime = |by| by == recovery || (by == founder && r.granted.contains(&founder));
+        let makes_one = |e: &Entry| if e.pardons() { e.appoints() } else { e.grants() && !e.bans() && !e.is_farewell() };
+        let above = |node| r.of(node).any(|e| sublime(e.member().by) && makes_one(e));
         prop_assert!(r.member(recovery).is_none() && r.trusted.contains(&recovery), "the recovery key is nobody");
         let first = r.member(founder).unwrap();
         prop_assert_eq!(first.standing == Standing::Banished, put_out(founder));
@@ -763,17 +884,17 @@ proptest! {
             }
         }
         for m in r.members().filter(|m| m.standing == Standing::Banished) {
-            let office = r.granted.contains(&m.node());
-            let may = m.by == recovery || r.granted.contains(&m.by) && (!office || m.by == founder);
+            let protected = above(m.node());
+            let may = m.by == recovery || r.granted.contains(&m.by) && (!protected || m.by == founder);
             prop_assert!(may, "banished by one who may not");
             let pardon = by_recovery(m.node()).filter(|e| e.pardons()).map(|e| e.member().version).max();
             prop_assert!(pardon.is_none_or(|p| p < m.version), "banished in spite of a pardon");
         }
         for e in r.entries.values().filter(|e| e.bans() && r.granted.contains(&e.member().by)) {
             let (m, node) = (e.member(), e.member().node());
-            let office = r.granted.contains(&node) && m.by != founder && m.by != recovery;
+            let protected = above(node) && m.by != founder && m.by != recovery;
             let pardoned = by_recovery(node).any(|p| p.pardons() && p.member().version >= m.version);
-            prop_assert!(office || pardoned || r.member(node).is_some_and(|m| m.standing == Standing::Banished));
+            prop_assert!(protected || pardoned || r.member(node).is_some_and(|m| m.standing == Standing::Banished));
         }
         for m in r.members().filter(|m| m.node() != founder) {
             let (node, mine) = (m.node(), |e: &&Arc<Entry>| e.member().by == m.node() && e.appoints());
@@ -803,8 +924,7 @@ proptest! {
             elsewhere.merge(e).unwrap();
         }
         prop_assert!(view(&elsewhere) == view(&after));
-        // Who left under a name that only the one put out had given it may be a member again by another's older word.
-        for m in before.members().filter(|m| m.node() != node && m.standing != Standing::Left) {
+        for m in before.members().filter(|m| m.node() != node) {
             let now = after.member(m.node());
             let same = now.is_some_and(|n| (n.standing, &n.roots, n.retired) == (m.standing, &m.roots, m.retired));
             prop_assert!(same, "{m:?} became {now:?}");

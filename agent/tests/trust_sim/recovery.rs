@@ -1,0 +1,204 @@
+//! The paper on which the recovery key of the mesh is, and what people do with it.
+//!
+//! A founder in wrong hands, which may do everything until somebody types the key on a member (`steal_founder`, then what `thief.rs` does, and worse:
+//! see `reign`); banishing by the key, taking a banishment back, and an authority for a mesh that has none left. Follows `src/cli/recover.rs` and
+//! `Membership::recovered`: the command signs with the roster of the member where it is typed, and hands in entries.
+
+use std::collections::BTreeSet;
+
+use meshd_ca::identity::NodeId;
+use meshd_ca::keys::PrivateKey;
+use meshd_ca::roster::{Entry, Member, Roster, RosterError, Standing};
+use rand::RngExt;
+
+use super::disk::Res;
+use super::laws::broken;
+use super::world::World;
+
+impl World {
+    /// The key, as it is typed on the host `i`.
+    fn typed(&self, i: usize) -> Option<PrivateKey> {
+        self.roster(i).recovery().map(|r| r.open(&self.paper).unwrap())
+    }
+
+    /// The id of the recovery key.
+    pub(crate) fn recovery(&self) -> NodeId {
+        self.truth.recovery
+    }
+
+    /// Whether the recovery key put out the founder.
+    pub(crate) fn founder_is_out(&self) -> bool {
+        self.truth.put_out.get(&self.truth.founder).is_some_and(|by| *by == self.recovery())
+    }
+
+    /// Somebody types the key on an honest member.
+    pub(crate) fn paper_is_used(&mut self) -> Res {
+        let founder = self.index.get(&self.truth.founder).copied();
+        if founder.is_some_and(|f| self.runs(f) && !self.hosts[f].thief) && self.rng.random_ratio(1, 3) {
+            self.steal_founder();
+            return Ok(());
+        }
+        let members: Vec<usize> = self.honest();
+        let Some(a) = self.pick(&members) else { return Ok(()) };
+        let done = match self.rng.random_range(0..4) {
+            0 | 1 => self.banish_by_paper(a),
+            2 => self.unbanish(a),
+            _ => self.recover(a),
+        };
+        self.survive(a, done)
+    }
+
+    fn steal_founder(&mut self) {
+        let Some(f) = self.index.get(&self.truth.founder).copied() else { return };
+        (self.hosts[f].thief, self.truth.robbed) = (true, true);
+        self.truth.seen.founders_stolen += 1;
+        self.say(|_| format!("host {f}: the founder is in wrong hands"));
+    }
+
+    /// What a thief does who has the founder's key: puts out authorities, and takes offices.
+    pub(crate) fn reign(&mut self, f: usize) -> Res {
+        let me = self.hosts[f].id;
+        let all: Vec<NodeId> = self.roster(f).active().map(Member::node).filter(|n| *n != me).collect();
+        let Some(n) = (!all.is_empty()).then(|| self.rng.random_range(0..all.len())) else { return Ok(()) };
+        if self.rng.random_ratio(2, 3) || self.roster(f).member(all[n]).is_none_or(|m| !m.is_authority()) {
+            return self.banish(f, all[n]);
+        }
+        if self.change(f, |roster, key| roster.retire(key, all[n], true))?.is_ok() {
+            self.note_ended(all[n], me);
+            self.disturb();
+            self.say(|w| format!("host {f}: the thief ends the office of {}", w.name(all[n])));
+        }
+        Ok(())
+    }
+
+    /// Hands in what the key signed on the host `a`.
+    fn hand_in(&mut self, a: usize, sign: impl FnOnce(&mut Roster, &PrivateKey) -> Result<(), RosterError>) -> Res<bool> {
+        let Some(key) = self.typed(a) else { return Ok(false) };
+        let signed = self.change(a, |roster, _| sign(roster, &key))?;
+        Ok(signed.is_ok())
+    }
+
+    /// `meshd banish --recovery-key`: whom somebody took for a thief; those who are in wrong hands first.
+    fn banish_by_paper(&mut self, a: usize) -> Res {
+        let me = self.hosts[a].id;
+        let all: Vec<NodeId> = self.roster(a).active().map(Member::node).filter(|n| *n != me).collect();
+        let thief = all.iter().copied().find(|n| self.index.get(n).is_some_and(|j| self.hosts[*j].thief));
+        let some = (!all.is_empty()).then(|| all[self.rng.random_range(0..all.len())]);
+        let Some(node) = thief.or(some.filter(|_| self.rng.random_ratio(1, 4))) else { return Ok(()) };
+        let before = self.roster(a).clone();
+        if !self.hand_in(a, |roster, key| roster.banish(key, node).map(drop))? {
+            return Ok(());
+        }
+        self.say(|w| format!("host {a}: the recovery key banishes {}", w.name(node)));
+        self.truth.seen.by_paper += 1;
+        let after = self.roster(a).clone();
+        // Everybody else stays what he is, as far as this member knows.
+        for m in before.members().filter(|m| m.node() != node) {
+            let now = after.member(m.node());
+            if now.is_none_or(|n| (n.standing, &n.roots) != (m.standing, &m.roots)) {
+                return broken(format!(
+                    "the recovery key banishes {node}, and {} becomes {now:?}, not {m:?}",
+                    self.name(m.node())
+                ));
+            }
+        }
+        let paper = self.recovery();
+        let shown = self.index.get(&node).and_then(|j| self.shown(*j));
+        self.truth.bad_leaves.extend(shown.map(|l| (Some(node), l)));
+        self.truth.lifted.remove(&node);
+        self.truth.put_out.insert(node, paper);
+        self.truth.orders.push((a, me, node));
+        self.truth.ended.insert(node);
+        if self.truth.granted.contains(&node) {
+            let before = self.truth.fallen.clone();
+            self.void(a, node);
+            self.truth.void_words.insert(node);
+            self.truth.void_words.extend(self.truth.fallen.difference(&before));
+            // What it had signed counts no more, not even whom it put out; unless that was known here, and is the recovery key's word now.
+            let lifted = |(n, by): (&NodeId, &NodeId)| {
+                let known = after.member(*n).is_some_and(|m| m.standing == Standing::Banished);
+                (*by != paper && !known).then_some(*n)
+            };
+            let lifted: BTreeSet<NodeId> = self.truth.put_out.iter().filter_map(lifted).collect();
+            self.truth.lifted.extend(lifted);
+            let kept: Vec<NodeId> =
+                after.members().filter(|m| m.by == paper && m.standing == Standing::Active).map(Member::node).collect();
+            for n in kept.into_iter().filter(|n| after.member(*n).is_some_and(|m| m.is_authority() || m.retired)) {
+                self.truth.granted_by.entry(n).or_default().insert(paper);
+            }
+        }
+        self.disturb();
+        Ok(())
+    }
+
+    /// `meshd unbanish`.
+    fn unbanish(&mut self, a: usize) -> Res {
+        let out: Vec<NodeId> = self.roster(a).members().filter(|m| m.standing == Standing::Banished).map(Member::node).collect();
+        let Some(n) = (!out.is_empty()).then(|| self.rng.random_range(0..out.len())) else { return Ok(()) };
+        let node = out[n];
+        if !self.hand_in(a, |roster, key| roster.unbanish(key, node).map(drop))? {
+            return Ok(());
+        }
+        self.say(|w| format!("host {a}: the recovery key takes {} back", w.name(node)));
+        self.truth.seen.unbanished += 1;
+        self.truth.lifted.insert(node);
+        self.truth.endorsed.insert(node);
+        self.truth.orders.retain(|(_, _, n)| *n != node);
+        self.truth.bad_leaves.retain(|(n, _)| *n != Some(node));
+        self.disturb();
+        // Whom that one had put out is out again, perhaps where the key was typed.
+        if self.runs(a) && !self.roster(a).is_active(node) {
+            return broken(format!("the recovery key took {} back, and it is out", self.name(node)));
+        }
+        Ok(())
+    }
+
+    /// `meshd recover`: this host is an authority from now on, in the place of those that it does not hear.
+    pub(crate) fn recover(&mut self, a: usize) -> Res {
+        let id = self.hosts[a].id;
+        if self.office(a).is_some() {
+            return Ok(());
+        }
+        let heard = |w: &Self, n: &NodeId| w.index.get(n).is_some_and(|j| w.hears(a, *j));
+        let lost: Vec<NodeId> = self.roster(a).authorities().map(Member::node).filter(|n| *n != id && !heard(self, n)).collect();
+        let root = self.prepare(a)?;
+        let gone = lost.clone();
+        let done = self.hand_in(a, move |roster, key| {
+            roster.grant(key, id, vec![root])?;
+            gone.iter().try_for_each(|n| roster.retire(key, *n, true).map(drop))
+        })?;
+        if !done {
+            return Ok(());
+        }
+        self.say(|w| {
+            format!(
+                "host {a}: recover: it is an authority, in the place of {:?}",
+                lost.iter().map(|n| w.name(*n)).collect::<Vec<_>>()
+            )
+        });
+        self.truth.seen.recovered += 1;
+        self.truth.granted.insert(id);
+        lost.into_iter().for_each(|n| self.note_ended(n, self.recovery()));
+        // The founder may have put this host out where that is not known yet.
+        let out = self.truth.put_out.get(&id).is_some_and(|by| [self.truth.founder, self.truth.recovery].contains(by));
+        if out {
+            self.truth.fallen.insert(id);
+        } else {
+            self.truth.ended.remove(&id);
+        }
+        // Who knew it from an earlier office has to hear of this one.
+        self.hosts.iter_mut().for_each(|h| h.seen_standing.retain(|n| *n != id));
+        let paper = self.recovery();
+        self.truth.granted_by.entry(id).or_default().insert(paper);
+        self.disturb();
+        Ok(())
+    }
+}
+
+/// Nothing that somebody signed whom the recovery key put out has put anybody out.
+pub(crate) fn obeys(roster: &Roster) -> bool {
+    let out = |by: NodeId| {
+        roster.entry(by).map(Entry::member).is_some_and(|m| m.standing == Standing::Banished && roster.is_recovery(m.by))
+    };
+    roster.members().all(|m| m.standing != Standing::Banished || !out(m.by))
+}
