@@ -87,8 +87,8 @@ pub(crate) struct Hello {
     pub(crate) overruling: Option<Entry>,
 }
 
-/// What a node hears that is no member any more: the entry that says so or puts out who let it in, and what made its signer an authority, if the node
-/// was away then.
+/// What a node hears that is no member any more: the entry that says so, or that puts out somebody through whom it has its place, and what made
+/// its signer an authority, if the node was away then.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Verdict {
     pub(crate) entry: Entry,
@@ -182,8 +182,9 @@ impl Links {
 
     /// Believes that this node is out, if somebody has signed it who may: nobody else tells it.
     async fn heed(&self, error: &LinkError) {
-        let me = self.membership.me();
-        let about = |node| node == me || self.membership.roster().introduction(me).is_some_and(|e| e.member().by == node);
+        let (me, roster) = (self.membership.me(), self.membership.roster());
+        let by = roster.introduction(me).map(|e| e.member().by);
+        let about = |node| [me].into_iter().chain(by).chain(roster.chain(me).through()).any(|n| n == node);
         if let LinkError::Out(_, verdict) = error
             && about(verdict.entry.member().node())
             && let Err(error) = self.membership.introduced(verdict.chain.clone(), verdict.entry.clone()).await

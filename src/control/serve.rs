@@ -255,7 +255,7 @@ impl Api {
         let hello = parts.uri.path() == "/v1/hello";
         // Strangers may only introduce themselves, and that is short.
         if !hello && !self.membership.roster().is_active(node) {
-            return Err(self.no_member(node, None));
+            return Err(self.no_member(node, &[]));
         }
         let limit = match parts.uri.path() {
             "/v1/hello" => MAX_HELLO,
@@ -284,10 +284,10 @@ impl Api {
         }
     }
 
-    /// What a node hears that is no member any more, because gossip does not speak to it: the entry that says so, or that puts out whoever let it in,
-    /// `by`. It may not know; not even of having left, when its card holds what was on it before.
-    fn no_member(&self, node: NodeId, by: Option<NodeId>) -> No {
-        let verdict = self.membership.roster().verdict(node, by).map(|(entry, chain)| Verdict { entry, chain });
+    /// What a node hears that is no member any more, because gossip does not speak to it: the entry that says so, or that puts out somebody `through` whom
+    /// it has its place. It may not know; not even of having left, when its card holds what was on it before.
+    fn no_member(&self, node: NodeId, through: &[NodeId]) -> No {
+        let verdict = self.membership.roster().verdict(node, through).map(|(entry, chain)| Verdict { entry, chain });
         match verdict.and_then(|v| serde_json::to_string(&v).ok()) {
             Some(verdict) => No(StatusCode::GONE, verdict),
             None => No(StatusCode::FORBIDDEN, "not an active member of this mesh".into()),
@@ -297,6 +297,7 @@ impl Api {
     async fn hello(&self, node: NodeId, mut from: SocketAddr, body: &[u8]) -> Result<Bytes, No> {
         let hello: Hello = parse(body)?;
         let by = hello.entry.member().by;
+        let through: Vec<NodeId> = hello.chain.through().chain([by]).collect();
         if hello.entry.member().node() != node {
             return Err(No(StatusCode::FORBIDDEN, "that is the entry of another node".into()));
         }
@@ -313,14 +314,14 @@ impl Api {
             roster.is_active(node) || signer || roster.follows(&hello.chain, &hello.entry)
         };
         if !known {
-            return Err(No(StatusCode::FORBIDDEN, "not an active member of this mesh".into()));
+            return Err(self.no_member(node, &through));
         }
         let new = self.membership.introduced(hello.chain, hello.entry).await;
         new.map_err(|e| No(StatusCode::FORBIDDEN, e.to_string()))?.into_iter().for_each(|entry| self.gossip.entry(entry));
         // A hello may also be a farewell: the entry by which the caller leaves.
         let roster = self.membership.roster();
         if !roster.is_active(node) {
-            return Err(self.no_member(node, Some(by)));
+            return Err(self.no_member(node, &through));
         }
         from.set_port(hello.port);
         self.links.called(node, from);

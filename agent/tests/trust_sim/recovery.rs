@@ -105,7 +105,13 @@ impl World {
         let paper = self.recovery();
         let shown = self.index.get(&node).and_then(|j| self.shown(*j));
         self.truth.bad_leaves.extend(shown.map(|l| (Some(node), l)));
-        self.truth.lifted.remove(&node);
+        // Unless somebody took it back where that was not heard here: two words of the recovery key that cross, and the pardon wins.
+        let version = after.entry(node).map_or(0, |e| e.member().version);
+        let later = |e: &Entry| e.member().node() == node && e.member().by == paper && e.member().version >= version;
+        let pardons = |r: &Roster| r.entries().any(|e| later(e) && e.member().standing != Standing::Banished);
+        if !self.hosts.iter().any(|h| h.disk.roster.as_deref().is_some_and(pardons)) {
+            self.truth.lifted.remove(&node);
+        }
         self.truth.put_out.insert(node, paper);
         self.truth.orders.push((a, me, node));
         self.truth.ended.insert(node);

@@ -410,8 +410,9 @@ impl World {
             return Ok(());
         }
         let id = self.hosts[caller].id;
-        let host = self.runs(caller).then(|| self.roster(caller).introduction(id).map(|e| e.member().by)).flatten();
-        let verdict = self.roster(by).verdict(id, host).filter(|_| !self.hosts[caller].thief);
+        let shown = self.runs(caller).then(|| self.shows(caller)).flatten();
+        let through: Vec<NodeId> = shown.iter().flat_map(|(chain, entry)| chain.through().chain([entry.member().by])).collect();
+        let verdict = self.roster(by).verdict(id, &through).filter(|_| !self.hosts[caller].thief);
         let Some((entry, chain)) = verdict else { return Ok(()) };
         self.introduced(caller, chain, entry.clone())?;
         // Unless it knows better, which it says then.

@@ -26,6 +26,11 @@ impl Chain {
         self.0.is_empty()
     }
 
+    /// Those who made each other authorities by it.
+    pub fn through(&self) -> impl Iterator<Item = NodeId> {
+        self.0.iter().map(|grant| grant.member().by)
+    }
+
     /// The grants, in the order in which they are to be kept.
     pub fn into_entries(self) -> Vec<Entry> {
         self.0
@@ -65,12 +70,12 @@ impl Roster {
         Chain(grants)
     }
 
-    /// What a node is to hear that is no member any more: the entry that says so, or the one that puts out whoever let it in (`by`), and what leads
-    /// to whoever signed that. None when nothing is known of it here.
-    pub fn verdict(&self, node: NodeId, by: Option<NodeId>) -> Option<(Entry, Chain)> {
-        let out = |n: &NodeId| self.member(*n).is_some_and(|m| m.standing == Standing::Banished);
-        let left = || Some(node).filter(|n| self.member(*n).is_some_and(|m| m.standing == Standing::Left));
-        let whom = Some(node).filter(out).or_else(|| by.filter(out)).or_else(left)?;
+    /// What a node is to hear that is no member any more, or not here: the entry that says so, or the one that puts out somebody `through` whom it says to
+    /// have its place; and what leads to whoever signed that. None when nothing is known of it here.
+    pub fn verdict(&self, node: NodeId, through: &[NodeId]) -> Option<(Entry, Chain)> {
+        let is = |n: &NodeId, standing| self.member(*n).is_some_and(|m| m.standing == standing);
+        let out = std::iter::once(&node).chain(through).find(|n| is(n, Standing::Banished));
+        let whom = out.copied().or(Some(node).filter(|n| is(n, Standing::Left)))?;
         Some((self.entry(whom)?.clone(), self.chain(whom)))
     }
 
@@ -199,23 +204,23 @@ mod tests {
         let (id, guest) = (|i: usize| keys[i].public().node_id(), PrivateKey::generate().unwrap());
         let node = guest.public().node_id();
         full.admit(&keys[0], guest.public(), &HostName::nearest("g"), NOW).unwrap();
-        assert!(full.verdict(node, Some(id(0))).is_none() && full.verdict(id(1), None).is_none(), "a member");
+        assert!(full.verdict(node, &[id(0)]).is_none() && full.verdict(id(1), &[]).is_none(), "a member");
         // It was off while the second one was made an authority by the first, and banished it.
         let mut away = full.clone();
         let third = PrivateKey::generate().unwrap();
         full.admit(&keys[1], third.public(), &HostName::nearest("t"), NOW).unwrap();
         full.grant(&keys[1], third.public().node_id(), vec![root(&third)]).unwrap();
         full.banish(&third, node).unwrap();
-        let (entry, chain) = full.verdict(node, None).unwrap();
+        let (entry, chain) = full.verdict(node, &[]).unwrap();
         assert!(!chain.is_empty() && told(&mut away, chain, &entry));
         assert!(!away.is_active(node));
         // Who was let in by one that is out hears that; who left hears what it said.
         full.banish(&keys[0], id(1)).unwrap();
         let stranger = PrivateKey::generate().unwrap().public().node_id();
-        assert_eq!(full.verdict(stranger, Some(id(1))).unwrap().0.member().node(), id(1));
-        assert!(full.verdict(stranger, None).is_none());
+        assert_eq!(full.verdict(stranger, &[id(0), id(1)]).unwrap().0.member().node(), id(1));
+        assert!(full.verdict(stranger, &[]).is_none());
         full.leave(&keys[2]).unwrap();
-        assert_eq!(full.verdict(id(2), None).unwrap().0.member().standing, Standing::Left);
+        assert_eq!(full.verdict(id(2), &[]).unwrap().0.member().standing, Standing::Left);
     }
 
     #[test]
