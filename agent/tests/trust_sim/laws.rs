@@ -144,9 +144,9 @@ impl World {
         self.law_of_refusals()
     }
 
-    /// Whether all can be of one mind about the time within [`BOUND`]: no thief ever spoke, those authorities that have a clock agree, and no
-    /// floor is so far beyond it that a certificate would have ended, or that somebody may not follow. Else it takes what `meshd_ca::clock` says: a
-    /// day, or a right clock.
+    /// Whether all can be of one mind about the time within [`BOUND`]: no thief ever spoke, those authorities that have a clock agree, and neither
+    /// a floor nor what was said by somebody who is gone is so far beyond it that a certificate would have ended, or that somebody may not follow.
+    /// Else it takes what `meshd_ca::clock` says: a day, or a right clock.
     fn of_one_mind(&self) -> bool {
         let clock = |i: usize| &self.hosts[i].life.as_ref().expect("it runs").clock;
         let says = |i: usize| clock(i).say(self.system(i), self.boot(i));
@@ -159,7 +159,9 @@ impl World {
         // So far everybody may be led by one alone.
         let led = members.iter().map(|i| says(*i).agreed + LONE_STEP).min().unwrap_or_default();
         let limit = led.min(*first + self.ways.svid_lifetime / 2);
-        !self.truth.robbed && last.since(*first) <= AGREEMENT && members.iter().all(|i| clock(*i).floor() <= limit)
+        !self.truth.robbed
+            && last.since(*first) <= AGREEMENT
+            && members.iter().all(|i| clock(*i).floor().max(self.mesh_time(*i)) <= limit)
     }
 
     /// The honest ones that have a place.
