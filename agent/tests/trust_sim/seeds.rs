@@ -1,8 +1,9 @@
 //! Which worlds are run, and what is said about one that fails.
 //!
-//! `MESHD_SIM_SEED=n` runs one seed, `MESHD_SIM_SEEDS=n` the first `n`, or with `MESHD_SIM_FIRST=m` those from `m` on. Everything that happens follows from the seed, to the last byte: random
-//! numbers are drawn from it and signatures are toys (`meshd_ca::keys::simulated`). With [`Keys::Real`] they are what they are outside, and
-//! then of two statements that are of equal rank in a roster another one may win in another run of the same seed.
+//! `MESHD_SIM_SEED=n` runs one seed, `MESHD_SIM_SEEDS=n` the first `n`, or with `MESHD_SIM_FIRST=m` those from `m` on. Everything that happens
+//! follows from the seed, to the last byte: random numbers are drawn from it and signatures are toys (`meshd_ca::keys::simulated`). With
+//! [`Keys::Real`] they are what they are outside, and then of two statements that are of equal rank in a roster another one may win in another run of
+//! the same seed.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;

@@ -1,9 +1,10 @@
 //! Members in wrong hands, and what they do with the keys they have.
 //!
-//! A stolen authority: says a wrong time and dates certificates by it, lets strangers in, makes
-//! them authorities, banishes plain members and authorities that it may, makes an authority of whom others have put out, to bring it back, and signs every statement there is about authorities and the founder that its key permits.
-//! A stolen plain member: signs all of these as well. It goes on doing what an honest one does, too, and does not listen when it is told that
-//! it was put out. A stolen founder (`recovery.rs`) puts out and deposes everybody as well. Not in: packets that are not well formed (`agent/tests/fleet_malice.rs`), silence of one node only.
+//! A stolen authority: says a wrong time and dates certificates by it, lets strangers in, makes them authorities, banishes plain members and
+//! authorities that it may, makes an authority of whom others have put out, to bring it back, and signs every statement there is about authorities
+//! and the founder that its key permits. A stolen plain member: signs all of these as well. It goes on doing what an honest one does, too, and does
+//! not listen when it is told that it was put out. A stolen founder (`recovery.rs`) puts out and deposes everybody as well. Not in: packets that are
+//! not well formed (`agent/tests/fleet_malice.rs`), silence of one node only.
 //!
 //! What it may get by that is what ARCHITECTURE.md says under "Threat model"; the laws are about the rest.
 
