@@ -246,7 +246,9 @@ impl World {
         self.note_void_ban(node, by);
         self.truth.put_out.entry(node).or_insert(by);
         // A later word than the one that took it back, if that was known here.
-        self.truth.orders.extend((!self.hosts[a].thief).then_some((a, by, node)));
+        // (Of somebody who was put out by then nobody hears anything.)
+        let heard = !self.hosts[a].thief && !self.truth.put_out.contains_key(&by);
+        self.truth.orders.extend(heard.then_some((a, by, node)));
         self.truth.bad_leaves.extend(leaf.map(|l| (Some(node), l)));
         if by == self.truth.founder && !self.founder_is_out() {
             self.truth.put_out.insert(node, by);
