@@ -405,8 +405,8 @@ impl World {
         for j in self.honest() {
             let heard = life.heard.get(&self.hosts[j].id).is_some_and(|(up, _)| *up) && self.hears(by, j);
             let believes = self.roster(j).bundle().roots.iter().any(|r| r.id() == root);
-            // Who knows that this authority was put out believes nothing of it.
-            let each_other = life.roster.is_active(self.hosts[j].id) && self.roster(j).is_active(self.hosts[by].id);
+            // Who knows that this authority was put out believes nothing of it, nor who heard that of the one that made it, and not yet who stands in.
+            let each_other = life.roster.is_active(self.hosts[j].id) && holds(self.roster(j), &self.hosts[by].id);
             if heard && each_other && !believes {
                 return broken(format!("host {by} signs with {root}, which host {j} does not believe yet"));
             }
