@@ -75,7 +75,8 @@ impl View<'_> {
             _ if node == self.me => Duration::ZERO,
             Some(Hearing::Up(_)) => Duration::ZERO,
             Some(Hearing::Silent(time)) => *time,
-            None => self.listening,
+            // Since we listen, or since it was let in: a moment ago perhaps. (By a clock that may have been wrong, either way.)
+            None => self.listening.min(self.roster.member(node).map_or(Duration::MAX, |m| self.now.distance(m.since))),
         }
     }
 

@@ -284,6 +284,24 @@ mod tests {
         assert!(over.len() == 2 && [old, active].iter().all(|r| over.contains(r)), "{over:?}");
     }
 
+    /// It was let in by another authority just now: it is not silent for as long as this one listens.
+    #[test]
+    fn whoever_has_just_come_is_waited_for_before_it_was_heard() {
+        let mut mesh = Mesh::new();
+        let (old, new) = (mesh.id(0), mesh.id(1));
+        mesh.roster.stand(&mesh.keys[0], mesh.roots.clone()).unwrap();
+        let (before, guest) = (mesh.roster.clone(), PrivateKey::generate().unwrap());
+        mesh.says.iter_mut().for_each(|(trusted, shown)| (*trusted, *shown) = (vec![old, new], vec![new]));
+        let spreads = Roots { active: old, left: DAY, next: Some(new), published: vec![old, new] };
+        let drains = Roots { active: new, left: 100 * DAY, next: None, published: vec![old, new] };
+        for (since, gone) in [(NOW + DAY * 20, true), (NOW, false), (NOW - DAY * 20, true), (UnixTime(0), true)] {
+            mesh.roster = before.clone();
+            mesh.roster.admit(&mesh.keys[0], guest.public(), &"d".parse().unwrap(), since).unwrap();
+            assert_eq!(mesh.step(&spreads) == Some(Step::Activate), gone, "let in at {since}");
+            assert_eq!(mesh.step(&drains) == Some(Step::Retire(vec![old])), gone, "let in at {since}");
+        }
+    }
+
     #[test]
     fn how_far_a_root_is() {
         let mesh = Mesh::new();
