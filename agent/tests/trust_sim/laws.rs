@@ -150,11 +150,13 @@ impl World {
     fn of_one_mind(&self) -> bool {
         let clock = |i: usize| &self.hosts[i].life.as_ref().expect("it runs").clock;
         let says = |i: usize| clock(i).say(self.system(i), self.boot(i));
-        let (members, signing) = (self.members(), || self.members().into_iter().filter(|i| self.signs(*i)));
+        let members = self.members();
+        // Those are asked for the time that do not sign yet, too.
+        let asked = || members.iter().copied().filter(|i| holds(self.roster(*i), &self.hosts[*i].id));
         // One that follows others at the moment, or its floor, may have been followed by them a moment ago.
         let end = |i: usize| self.roster(i).bundle().roots.iter().map(|r| r.not_after).max().unwrap_or_default();
-        let own = signing().filter(|i| (EARLIEST..end(*i)).contains(&self.system(*i))).map(|i| self.system(i));
-        let clocks: Vec<UnixTime> = signing().map(says).filter(|s| s.clock).map(|s| s.time).chain(own).collect();
+        let own = asked().filter(|i| (EARLIEST..end(*i)).contains(&self.system(*i))).map(|i| self.system(i));
+        let clocks: Vec<UnixTime> = asked().map(says).filter(|s| s.clock).map(|s| s.time).chain(own).collect();
         let (Some(first), Some(last)) = (clocks.iter().min(), clocks.iter().max()) else { return false };
         // So far everybody may be led by one alone.
         let led = members.iter().map(|i| says(*i).agreed + LONE_STEP).min().unwrap_or_default();
@@ -478,8 +480,9 @@ impl World {
             self.agree()?;
             if !self.signs(a) {
                 // A thief's authority may be heard, and then the new one waits for members that are gone, as any does.
+                // (Whom nobody ever heard is gone since it was let in, by a clock that may have been behind.)
                 self.say(|_| "a week passes, until nobody waits for those who are gone".into());
-                self.now += meshd_agent::authorities::ABSENT;
+                self.now += meshd_agent::authorities::ABSENT + 2 * STALE;
                 self.disturb();
                 rounds(self)?;
             }
