@@ -104,10 +104,7 @@ impl Roster {
             return Err(if self.recovery.is_some() { RosterError::NeedsRecovery } else { RosterError::Founder });
         }
         if self.is_protected(node) && !recovery && by != self.founder && seat.member.standing != Standing::Banished {
-            return Err(match self.needs_founder() {
-                RosterError::NeedsFounder(founder) if self.recovery.is_some() => RosterError::NeedsFounderOrRecovery(founder),
-                other => other,
-            });
+            return Err(self.needs_superior());
         }
         self.authority(authority)?;
         let above = recovery && self.heard.contains(&node) && !self.is_recovery(seat.entry.member().by);
@@ -137,6 +134,10 @@ impl Roster {
                 words.push(entry);
             }
             after.settle();
+        }
+        // It would have put an end to its own office with that of the one that made it, and its word would count for nothing.
+        if !recovery && !after.member(by).is_some_and(Member::is_authority) {
+            return Err(self.needs_superior());
         }
         *self = after;
         words.push(ban);
@@ -265,6 +266,13 @@ impl Roster {
             Some(founder) => RosterError::NeedsFounder(founder.name.clone()),
             None if self.recovery.is_some() => RosterError::NeedsRecovery,
             None => RosterError::NoRecovery,
+        }
+    }
+
+    fn needs_superior(&self) -> RosterError {
+        match self.needs_founder() {
+            RosterError::NeedsFounder(founder) if self.recovery.is_some() => RosterError::NeedsFounderOrRecovery(founder),
+            other => other,
         }
     }
 

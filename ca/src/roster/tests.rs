@@ -350,6 +350,25 @@ fn a_stolen_authority_brings_nobody_back() {
 
 /// Its word said the name that somebody had given it who does not count any more.
 #[test]
+fn an_authority_does_not_put_out_the_only_one_that_made_it() {
+    let (f, a, b, c) = (key(), key(), key(), key());
+    let mut r = found(&f);
+    for (k, n) in [(&a, "a"), (&b, "b"), (&c, "c")] {
+        r.admit(&f, k.public(), &name(n), NOW).unwrap();
+    }
+    r.grant(&f, id(&a), vec![root()]).unwrap();
+    r.grant(&a, id(&b), vec![root()]).unwrap();
+    r.grant(&b, id(&c), vec![root()]).unwrap();
+    let before = view(&r);
+    assert_eq!(r.banish(&c, id(&b)), Err(RosterError::NeedsFounder(name("one"))));
+    assert!(view(&r) == before);
+    // Where the founder stands behind it, it does.
+    r.confirm(&f, id(&c)).unwrap().unwrap();
+    r.banish(&c, id(&b)).unwrap();
+    assert!(!r.is_active(id(&b)) && r.member(id(&c)).unwrap().is_authority());
+}
+
+#[test]
 fn who_left_stays_away_when_the_one_is_put_out_that_had_named_it() {
     let (mut r, [f, a, b, _]) = three();
     let d = key();
