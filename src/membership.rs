@@ -568,7 +568,6 @@ impl Membership {
         let known = |o: &Office| member.roots.iter().any(|root| root == o.issuer.root_der());
         // What it said of an earlier office, which ended, may be the later word, and names a root that it has not any more.
         let offered = |o: &Office| roster.is_offered(me, o.issuer.root_der());
-        let mut roots = member.roots.clone();
         if office.is_none() {
             *office = Office::load(&self.store)?.filter(|o| known(o) || offered(o));
             let Some(office) = office else { return Ok(None) };
@@ -577,18 +576,19 @@ impl Membership {
                 self.signs.send_replace(Some(RootId::of(office.issuer.root_der())));
             }
         }
-        if let Some(office) = office.as_ref().filter(|o| !known(o) && offered(o)) {
-            roots.push(office.issuer.root_der().to_vec());
-            roots.drain(..roots.len().saturating_sub(MAX_ROOTS));
-        }
-        let said = roots == member.roots && member.by == me;
+        let unsaid = office.as_ref().filter(|o| !known(o) && offered(o)).map(|o| o.issuer.root_der().to_vec());
+        let said = unsaid.is_none() && member.by == me;
         if roster.founded_by(me) || said && !unsaved.contains(ROSTER) {
             return Ok(None);
         }
         let entry = match roster.entry(me).filter(|_| said) {
             // Signed before, when it could not be saved.
             Some(entry) => entry.clone(),
-            None => roster.stand(&self.key, roots)?,
+            None => {
+                let mut roots: Vec<_> = member.roots.into_iter().chain(unsaid).collect();
+                roots.drain(..roots.len().saturating_sub(MAX_ROOTS));
+                roster.stand(&self.key, roots)?
+            }
         };
         self.save_roster(&mut state).await?;
         Ok(Some(entry))

@@ -182,13 +182,14 @@ impl Links {
 
     /// Believes that this node is out, if somebody has signed it who may: nobody else tells it.
     async fn heed(&self, error: &LinkError) {
+        let LinkError::Out(_, verdict) = error else { return };
         let (me, roster) = (self.membership.me(), self.membership.roster());
         let by = roster.introduction(me).map(|e| e.member().by);
-        let about = |node| [me].into_iter().chain(by).chain(roster.chain(me).through()).any(|n| n == node);
-        if let LinkError::Out(_, verdict) = error
-            && about(verdict.entry.member().node())
-            && let Err(error) = self.membership.introduced(verdict.chain.clone(), verdict.entry.clone()).await
-        {
+        let about = verdict.entry.member().node();
+        if ![me].into_iter().chain(by).chain(roster.chain(me).through()).any(|n| n == about) {
+            return;
+        }
+        if let Err(error) = self.membership.introduced(verdict.chain.clone(), verdict.entry.clone()).await {
             tracing::debug!(%error, "that this host is out was not believed");
         }
     }
@@ -344,15 +345,16 @@ impl Links {
                 Err(error) => error,
             };
             self.heed(&error).await;
-            match &error {
+            let word = match &error {
                 LinkError::Out(_, verdict) if mine.overruling.is_none() => {
-                    mine.overruling = self.membership.roster().overruling(&verdict.entry).cloned();
+                    self.membership.roster().overruling(&verdict.entry).cloned()
                 }
-                _ => return Err(error),
-            }
-            if mine.overruling.is_none() {
+                _ => None,
+            };
+            if word.is_none() {
                 return Err(error);
             }
+            mine.overruling = word;
         };
         let theirs: Hello = serde_json::from_slice(&answer).map_err(|e| broken(e.to_string()))?;
         self.membership.introduced(theirs.chain, theirs.entry).await.map_err(|e| broken(e.to_string()))?;

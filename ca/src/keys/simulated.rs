@@ -19,7 +19,7 @@ use super::{PublicKey, Signature, sha256};
 /// What the document of such a key begins with.
 const TOY: &[u8; 4] = b"toy:";
 
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 struct Dice {
     seed: u64,
     thrown: u64,
@@ -34,12 +34,6 @@ thread_local! {
 pub struct Playing {
     before: Option<Dice>,
     here: PhantomData<*const ()>,
-}
-
-impl std::fmt::Debug for Dice {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Dice({}, {})", self.seed, self.thrown)
-    }
 }
 
 /// From now on this thread plays, by this seed.

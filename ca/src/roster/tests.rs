@@ -348,7 +348,6 @@ fn a_stolen_authority_brings_nobody_back() {
     assert!(r.is_active(id(&c)));
 }
 
-/// Its word said the name that somebody had given it who does not count any more.
 #[test]
 fn an_authority_does_not_put_out_the_only_one_that_made_it() {
     let (f, a, b, c) = (key(), key(), key(), key());
@@ -368,6 +367,7 @@ fn an_authority_does_not_put_out_the_only_one_that_made_it() {
     assert!(!r.is_active(id(&b)) && r.member(id(&c)).unwrap().is_authority());
 }
 
+/// Its word said the name that somebody had given it who does not count any more.
 #[test]
 fn who_left_stays_away_when_the_one_is_put_out_that_had_named_it() {
     let (mut r, [f, a, b, _]) = three();
