@@ -405,7 +405,8 @@ mod tests {
         let key = *PrivateKey::generate().unwrap().public();
         let (name, by): (HostName, _) = ("pi".parse().unwrap(), NodeId::from_bytes([0; 16]));
         let (standing, roots, since) = (Standing::Active, vec![], NOW);
-        let mut member = Member { key, name: name.clone(), standing, roots, retired: false, since, version: 1, by };
+        let mut member =
+            Member { key, name: name.clone(), standing, roots, retired: false, replaces: None, since, version: 1, by };
         let other: HostName = "pi-2".parse().unwrap();
         let table = [
             (Workload::Node(key.node_id()), Ok(())),

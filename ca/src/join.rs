@@ -644,7 +644,7 @@ impl Admission {
         let again = may_repeat(authority.roster(), node);
         let mut roster = authority.roster().clone();
         let name = roster.admit_after(wish.past, authority.key(), theirs, &wish.name, now).map_err(|e| match e {
-            RosterError::Banished => JoinError::Refused(Reason::Banished),
+            RosterError::Banished | RosterError::Replaced => JoinError::Refused(Reason::Banished),
             RosterError::NotAuthority => JoinError::Refused(Reason::NotAuthority),
             RosterError::Key(e) => JoinError::Key(e),
             _ => JoinError::Refused(Reason::Full),
@@ -670,7 +670,7 @@ impl Admission {
 
     fn not_banished(&self, authority: &mut dyn Authority) -> Result<(), JoinError> {
         match authority.roster().member(self.channel.theirs.node_id()).map(|m| m.standing) {
-            Some(Standing::Banished) => Err(JoinError::Refused(Reason::Banished)),
+            Some(Standing::Banished | Standing::Replaced) => Err(JoinError::Refused(Reason::Banished)),
             _ => Ok(()),
         }
     }

@@ -20,7 +20,10 @@
 //! 5. About an authority, once it has said itself which roots it has, only its own word and those of the founder and the recovery key count: no other
 //!    authority can take its office or change its roots, the one that made it one neither. Where one of those two took the office, only they give it
 //!    back; between them the later word counts.
-//! 6. Among the rest the higher version wins; among equals the SHA-256 of the signed bytes decides.
+//! 6. A host gets another node key by one entry: that the new key is a member *and* has taken the place of the old one ([`Roster::replace`]). Who says so
+//!    must be one who may put out both. The old key is nobody's from then on, and who puts it out puts out the new one: a thief that had the old key
+//!    replaced while others banished it has gained nothing.
+//! 7. Among the rest the higher version wins; among equals the SHA-256 of the signed bytes decides.
 //!
 //! There is no vote of the other authorities about one of them: an authority appoints others, so a stolen one would make itself a majority. If only those
 //! counted whom the founder made, then where the founder is lost and a mesh has the usual three, the one that remains is no majority of two either.
@@ -30,6 +33,7 @@
 mod chain;
 mod change;
 mod entry;
+mod replace;
 mod settle;
 #[cfg(test)]
 mod tests;
@@ -114,6 +118,22 @@ pub enum RosterError {
     /// The member was not put out.
     #[error("this member is not banished")]
     NotBanished,
+    /// The host of this key has another one now.
+    #[error("this host got another node key, and this one is nobody's any more")]
+    Replaced,
+    /// Whose word counts about others signs it with its node key, and everybody knows its roots by that.
+    #[error(
+        "the key of an authority cannot be replaced: end its office first with `meshd authority remove`, and wait until its roots are gone"
+    )]
+    Office,
+    /// Everything hangs from that key.
+    #[error(
+        "the key of the founder cannot be replaced: the mesh hangs from it. If somebody else has it, make other hosts authorities and put it out with the          recovery key: `meshd banish`"
+    )]
+    FoundersKey,
+    /// A new key that somebody has, or had.
+    #[error("the new key is not new")]
+    UsedKey,
     /// There is no room for another member or entry.
     #[error("the roster is full ({MAX_MEMBERS} members)")]
     Full,
@@ -144,11 +164,13 @@ struct Document {
     entries: Vec<Signed>,
 }
 
-/// A member as the whole set of entries makes it, and the entry that decided.
+/// A member as the whole set of entries makes it, and the entry about it that decided.
 #[derive(Debug, Clone)]
 struct Seat {
     member: Member,
     entry: Arc<Entry>,
+    /// The entry about another key of the same host that decided instead: it replaces this one, or was put out.
+    other: Option<Arc<Entry>>,
 }
 
 /// The membership of one mesh. Cheap to clone; cloned, changed and published as a new snapshot.
@@ -166,6 +188,8 @@ pub struct Roster {
     granted: BTreeSet<NodeId>,
     /// Those of them whose entries count: not banished, and the chain of grants holds without the banished.
     trusted: BTreeSet<NodeId>,
+    /// Keys that have taken the place of others: the old ones, and what says so.
+    replaced: BTreeMap<NodeId, Arc<Entry>>,
     seats: BTreeMap<NodeId, Arc<Seat>>,
     /// Names in use: one owner each, who is active or may come back.
     names: BTreeMap<HostName, NodeId>,
@@ -212,6 +236,7 @@ impl Roster {
             standing: Standing::Active,
             roots: vec![root_der],
             retired: false,
+            replaces: None,
             since: now,
             version: 1,
             by: roster.founder,
@@ -230,6 +255,7 @@ impl Roster {
             heard: BTreeSet::new(),
             granted: BTreeSet::new(),
             trusted: BTreeSet::new(),
+            replaced: BTreeMap::new(),
             seats: BTreeMap::new(),
             names: BTreeMap::new(),
             unproven: 0,
@@ -308,10 +334,10 @@ impl Roster {
         self.member(*self.names.get(name)?)
     }
 
-    /// The member that a person means, by name or id.
+    /// The member that a person means, by name or by the id of any key that it has had.
     pub fn named(&self, text: &str) -> Option<&Member> {
         let by_name = text.parse().ok().and_then(|name| self.by_name(&name));
-        by_name.or_else(|| text.parse().ok().and_then(|id| self.member(id)))
+        by_name.or_else(|| text.parse().ok().and_then(|id| self.member(self.current(id))))
     }
 
     /// Whether `node` is one that `by` cannot put out, authority or not: the founder or, unless `by` is the founder, one that the founder or the
@@ -392,8 +418,11 @@ impl Roster {
             return Err(RosterError::ForeignMesh);
         }
         // The recovery key is nobody, and what it may say of anybody depends on nothing else.
-        if self.is_recovery(node) {
+        if self.is_recovery(node) || entry.member().replaces.is_some_and(|old| self.is_recovery(old)) {
             return Err(RosterError::NeedsRecovery);
+        }
+        if entry.member().replaces.is_some_and(|old| [old, node].contains(&self.founder)) {
+            return Err(RosterError::FoundersKey);
         }
         if self.is_recovery(by) {
             return Ok(());

@@ -143,15 +143,19 @@ pub fn verify_svid(chain: &[CertificateDer<'_>], bundle: &Bundle, roster: &Roste
     }
     usages(&cert)?;
     let holder = holder(&cert)?;
+    // What was signed for a host while it had another key is good to its end, or the host would be cut off by getting a new one.
+    let shown = holder;
+    let holder = roster.current(shown);
     let member = roster.member(holder).ok_or(VerifyError::NotMember(holder))?;
     match member.standing {
         Standing::Active => {}
+        Standing::Replaced => return Err(VerifyError::NotMember(holder)),
         Standing::Left => return Err(VerifyError::Left(holder)),
         Standing::Banished => return Err(VerifyError::Banished(holder)),
     }
     // A service or a service account is the authority's word alone: which node may hold it is not in the roster.
     let its_name = match &id.workload {
-        Workload::Node(node) => *node == holder,
+        Workload::Node(node) => *node == shown,
         workload => workload.host().is_none_or(|host| *host == member.name),
     };
     if !its_name {

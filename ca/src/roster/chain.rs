@@ -52,7 +52,11 @@ impl<'de> Deserialize<'de> for Chain {
 impl Roster {
     /// What leads from the founder or the recovery key to the signer of what a node shows of itself ([`Roster::introduction`]).
     pub fn chain(&self, node: NodeId) -> Chain {
-        let mut by = self.introduction(node).map(|e| e.member().by);
+        self.chain_to(self.introduction(node))
+    }
+
+    fn chain_to(&self, entry: Option<&Entry>) -> Chain {
+        let mut by = entry.map(|e| e.member().by);
         // The everyday case.
         if by.is_none_or(|by| by == self.founder || self.is_recovery(by)) {
             return Chain::default();
@@ -75,8 +79,10 @@ impl Roster {
     pub fn verdict(&self, node: NodeId, through: &[NodeId]) -> Option<(Entry, Chain)> {
         let is = |n: &NodeId, standing| self.member(*n).is_some_and(|m| m.standing == standing);
         let out = std::iter::once(&node).chain(through).find(|n| is(n, Standing::Banished));
-        let whom = out.copied().or(Some(node).filter(|n| is(n, Standing::Left)))?;
-        Some((self.entry(whom)?.clone(), self.chain(whom)))
+        let gone = || Some(&node).filter(|n| is(n, Standing::Left) || is(n, Standing::Replaced));
+        let seat = self.seats.get(out.or_else(gone)?)?;
+        let entry = seat.other.as_deref().unwrap_or(&seat.entry);
+        Some((entry.clone(), self.chain_to(Some(entry))))
     }
 
     /// For each authority but the founder, one of the shortest ways to it ends with this grant.

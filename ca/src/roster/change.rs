@@ -50,18 +50,21 @@ impl Roster {
             Some(seat) => match seat.member.standing {
                 Standing::Active if seat.entry.member().version > past => return Ok(seat.member.name.clone()),
                 Standing::Banished => return Err(RosterError::Banished),
+                Standing::Replaced => return Err(RosterError::Replaced),
                 Standing::Active | Standing::Left => {
                     let back = self.next(by, node, Standing::Active)?;
                     let version = back.version.max(past + 1);
                     Member { retired: self.granted.contains(&node), roots: Vec::new(), version, ..back }
                 }
             },
+            None if self.replaced.contains_key(&node) => return Err(RosterError::Replaced),
             None => Member {
                 key: *joiner,
                 name: free_name(&self.names, wish, node),
                 standing: Standing::Active,
                 roots: Vec::new(),
                 retired: false,
+                replaces: None,
                 since: now,
                 version: past + 1,
                 by: node,
@@ -96,6 +99,7 @@ impl Roster {
     /// [`RosterError::NotAuthority`], [`RosterError::NotMember`], [`RosterError::Founder`], [`RosterError::NeedsRecovery`],
     /// [`RosterError::NeedsFounder`], [`RosterError::NeedsFounderOrRecovery`], [`RosterError::Exhausted`], [`RosterError::Key`].
     pub fn banish(&mut self, authority: &PrivateKey, node: NodeId) -> Result<Vec<Entry>, RosterError> {
+        let node = self.current(node);
         let by = authority.public().node_id();
         let recovery = self.is_recovery(by);
         let seat = self.seats.get(&node).ok_or(RosterError::NotMember)?;
@@ -109,7 +113,7 @@ impl Roster {
         self.authority(authority)?;
         let above = recovery && self.heard.contains(&node) && !self.is_recovery(seat.entry.member().by);
         if seat.member.standing == Standing::Banished && !above {
-            return Ok(vec![Entry::clone(&seat.entry)]);
+            return Ok(vec![seat.other.as_deref().unwrap_or(&seat.entry).clone()]);
         }
         let mut after = self.clone();
         let ban = Entry::sign(authority, self.mesh(), self.next(by, node, Standing::Banished)?)?;
@@ -122,16 +126,32 @@ impl Roster {
             let offices: Vec<_> = lost.iter().filter(|(n, _)| self.heard.contains(n)).copied().collect();
             let chosen = if offices.is_empty() { lost } else { offices };
             for (subject, seat) in chosen {
+                // Somebody's ban, or that it was replaced, had no effect on it while it had an office by the one who is put out.
+                let banned = !is_out(seat.member.standing) && after.member(*subject).is_some_and(|m| is_out(m.standing));
+                if seat.member.standing == Standing::Banished && seat.other.is_some() {
+                    // It was out with another key, by words that are void now: on its own account, then.
+                    let Member { standing, version, replaces, .. } = after.next(by, *subject, Standing::Banished)?;
+                    let said = Member { standing, version, replaces, ..seat.entry.member().clone() };
+                    let entry = Entry::sign(authority, self.mesh(), said)?;
+                    after.insert(entry.clone());
+                    words.push(entry);
+                    continue;
+                }
+                // With the version that it had: what was said since, here or elsewhere, stays the later word. A later one only where that is not enough,
+                // because of what else is said here.
                 let said = seat.entry.member().clone();
-                // Somebody's ban had no effect on it while it had an office by the one who is put out.
-                let banned = said.standing != Standing::Banished && after.is_banished(*subject);
-                // With the version that it had: what was said since, here or elsewhere, stays the later word. A later one only where that is not
-                // enough, because of what else is said here.
                 let version = if pass == 0 && !banned { said.version } else { after.next_version(by, *subject)? };
-                let sign = if banned { Entry::pardon } else { Entry::sign };
-                let entry = sign(authority, self.mesh(), Member { version, ..said })?;
-                after.insert(entry.clone());
-                words.push(entry);
+                // That it was replaced says nothing else of the key that did so.
+                let version_of_other = after.above_pardons(*subject);
+                let other = seat.other.as_ref().map(|e| Member { version: version_of_other, ..e.member().clone() });
+                for said in [Member { version, ..said }].into_iter().chain(other) {
+                    let sign = if banned { Entry::pardon } else { Entry::sign };
+                    // A word that had no effect has none from somebody stronger.
+                    let replaces = said.replaces.filter(|old| !banned && self.replaced.contains_key(old));
+                    let entry = sign(authority, self.mesh(), Member { replaces, ..said })?;
+                    after.insert(entry.clone());
+                    words.push(entry);
+                }
             }
             after.settle();
         }
@@ -160,10 +180,15 @@ impl Roster {
             return Err(RosterError::NotBanished);
         }
         let retired = self.heard.contains(&node);
-        let member = Member { retired, roots: Vec::new(), ..self.next(by, node, Standing::Active)? };
-        let entry = Entry::pardon(recovery, self.mesh(), member)?;
-        self.put(entry.clone())?;
-        Ok(entry)
+        loop {
+            let member = Member { retired, roots: Vec::new(), ..self.next(by, node, Standing::Active)? };
+            let entry = Entry::pardon(recovery, self.mesh(), member)?;
+            self.put(entry.clone())?;
+            // It was out with an earlier key as well, by a later word: a pardon of a version above that is all there is to say.
+            if !self.is_banished(node) {
+                return Ok(entry);
+            }
+        }
     }
 
     fn is_banished(&self, node: NodeId) -> bool {
@@ -173,8 +198,9 @@ impl Roster {
     /// Whether a node is here what this seat says.
     fn says(&self, node: NodeId, seat: &Seat) -> bool {
         self.seats.get(&node).is_some_and(|now| {
-            let (now, then) = (now.entry.member(), seat.entry.member());
-            (&now.name, now.standing, &now.roots, now.retired) == (&then.name, then.standing, &then.roots, then.retired)
+            let (said, then) = (now.entry.member(), seat.entry.member());
+            let same = (&said.name, &said.roots, said.retired) == (&then.name, &then.roots, then.retired);
+            same && now.member.standing == seat.member.standing
         })
     }
 
@@ -255,13 +281,13 @@ impl Roster {
         self.say(key, member)
     }
 
-    fn say(&mut self, key: &PrivateKey, member: Member) -> Result<Entry, RosterError> {
+    pub(super) fn say(&mut self, key: &PrivateKey, member: Member) -> Result<Entry, RosterError> {
         let entry = Entry::sign(key, self.mesh(), member)?;
         self.put(entry.clone())?;
         Ok(entry)
     }
 
-    fn needs_founder(&self) -> RosterError {
+    pub(super) fn needs_founder(&self) -> RosterError {
         match self.member(self.founder).filter(|m| m.standing == Standing::Active) {
             Some(founder) => RosterError::NeedsFounder(founder.name.clone()),
             None if self.recovery.is_some() => RosterError::NeedsRecovery,
@@ -276,7 +302,7 @@ impl Roster {
         }
     }
 
-    fn authority(&self, key: &PrivateKey) -> Result<NodeId, RosterError> {
+    pub(super) fn authority(&self, key: &PrivateKey) -> Result<NodeId, RosterError> {
         let node = key.public().node_id();
         let may = self.is_recovery(node) || self.member(node).is_some_and(Member::is_authority);
         if may { Ok(node) } else { Err(RosterError::NotAuthority) }
@@ -291,18 +317,25 @@ impl Roster {
             _ if self.is_recovery(by) => self.next_version(by, node)?,
             _ => signed.version.checked_add(1).filter(|v| *v < RESERVED).ok_or(RosterError::Exhausted)?,
         };
-        Ok(Member { standing, version, ..signed.clone() })
+        Ok(Member { standing, version, replaces: None, ..signed.clone() })
     }
 
     /// A version above all that counts about a node. What does not count is left out: its signer may have meant to use the numbers up.
     fn next_version(&self, by: NodeId, node: NodeId) -> Result<u64, RosterError> {
         let trusted = |e: &Entry| self.trusted.contains(&e.member().by) && !e.bans();
-        self.version(by, node, |e| trusted(e) || e.is_farewell() || self.puts_out(e))
+        self.version(by, node, |e| trusted(e) || e.is_farewell() || self.puts_out(e, node))
     }
 
     fn version(&self, by: NodeId, node: NodeId, above: impl Fn(&Entry) -> bool) -> Result<u64, RosterError> {
-        let last = self.of(node).filter(|e| above(e)).map(|e| e.member().version).max().unwrap_or(0);
+        let inherited = self.seats.get(&node).and_then(|seat| seat.other.as_deref());
+        let said = self.of(node).map(|e| &**e).filter(|e| above(e)).chain(inherited);
+        let last = said.map(|e| e.member().version).max().unwrap_or(0);
         let next = last.checked_add(1).filter(|v| *v < RESERVED || self.is_recovery(by));
         next.ok_or(RosterError::Exhausted)
     }
+}
+
+/// Whether the key is nobody's, whatever was said of it before.
+fn is_out(standing: Standing) -> bool {
+    matches!(standing, Standing::Banished | Standing::Replaced)
 }

@@ -29,6 +29,9 @@ pub enum Standing {
     Left,
     /// Thrown out for ever, unless the recovery key takes it back.
     Banished,
+    /// The host has another key now. No entry says that of its own node: it follows from what is said of the other key ([`Member::replaces`]).
+    #[serde(skip)]
+    Replaced,
 }
 
 /// What the roster says about one node key.
@@ -45,6 +48,8 @@ pub struct Member {
     pub roots: Vec<Vec<u8>>,
     /// Whether it was an authority and gave that up, or had it taken away.
     pub retired: bool,
+    /// The key that the host had before, where this is said of it: whose place this one has taken.
+    pub replaces: Option<NodeId>,
     /// When it was first admitted, by the clock of who admitted it; 1970 when that is not known.
     pub since: UnixTime,
     /// Grows with each statement about this key.
@@ -76,6 +81,8 @@ pub(super) type Slot = (NodeId, NodeId, Kind);
 pub(super) enum Kind {
     /// Any other word.
     Plain,
+    /// That the node is the host that had this other key. Nothing takes its place, or who was put out with the other key would come back.
+    Heir(NodeId),
     /// That the node is, or was, an authority. Whom an authority was made by must not be able to unmake it.
     Office,
     /// That the node is put out. It does not take the place of what the signer had said of the node before: it may be taken back.
@@ -101,6 +108,8 @@ struct Payload {
     retired: bool,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pardon: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    replaces: Option<NodeId>,
     #[serde(default)]
     since: UnixTime,
     version: u64,
@@ -158,11 +167,12 @@ impl Entry {
         signed.verify(&p.signer, CONTEXT)?;
         let by = p.signer.node_id();
         let (retired, pardon, since) = (p.retired, p.pardon, p.since);
-        if pardon && p.standing == Standing::Banished {
+        let plain = p.standing == Standing::Active && ders.is_empty() && !retired && !pardon;
+        if (pardon && p.standing == Standing::Banished) || p.replaces.is_some_and(|old| !plain || old == node) {
             return Err(RosterError::Malformed);
         }
-        let member =
-            Member { key: p.key, name: p.name, standing: p.standing, roots: ders, retired, since, version: p.version, by };
+        let (name, standing, replaces) = (p.name, p.standing, p.replaces);
+        let member = Member { key: p.key, name, standing, roots: ders, retired, replaces, since, version: p.version, by };
         let hash = sha256(&[&signed.payload, signed.signature.as_bytes()]);
         Ok(Self { signed, member, roots, pardon, node, mesh: p.mesh, hash })
     }
@@ -186,6 +196,7 @@ impl Entry {
             roots: member.roots.into_iter().map(Der).collect(),
             retired: member.retired,
             pardon,
+            replaces: member.replaces,
             since: member.since,
             version: member.version,
             signer: *signer.public(),
@@ -223,7 +234,7 @@ impl Entry {
             (Standing::Banished, _) => Kind::Ban,
             _ if self.is_farewell() => Kind::Farewell,
             (_, true) => Kind::Office,
-            (_, false) => Kind::Plain,
+            (_, false) => self.member.replaces.map_or(Kind::Plain, Kind::Heir),
         };
         (self.node, self.member.by, kind)
     }
@@ -255,7 +266,7 @@ impl Entry {
 
     /// Whether it can change what other nodes' entries are worth.
     pub(super) fn decides_about_others(&self) -> bool {
-        self.grants() || self.bans() || self.pardon
+        self.grants() || self.bans() || self.pardon || self.member.replaces.is_some()
     }
 
     /// Whether it is a node's own word that it left.

@@ -89,20 +89,35 @@ impl Roster {
     /// Reads everything off the set of entries. The only function that decides; a pure one of the charter and `entries`.
     pub(super) fn settle(&mut self) {
         self.heard = self.reach(|_| true);
-        let bans = || self.entries.values().filter(|e| e.bans() && !self.is_pardoned(e)).map(|e| e.member());
+        let bans = || self.entries.values().filter(|e| e.bans() && !self.is_pardoned(e, e.slot().0)).map(|e| e.member());
         let put_out: BTreeSet<NodeId> = bans().filter(|m| self.is_recovery(m.by)).map(Member::node).collect();
         self.granted = self.reach(|node| !put_out.contains(&node));
-        let bans = || self.entries.values().filter(|e| self.puts_out(e)).map(|e| e.member());
+        let bans = || self.entries.values().filter(|e| self.puts_out(e, e.slot().0)).map(|e| e.member());
         let banished: BTreeSet<NodeId> = bans().map(Member::node).collect();
-        self.trusted = self.reach(|node| !banished.contains(&node));
+        let with_them = self.banished_with();
+        self.trusted = self.reach(|node| !banished.contains(&node) && !with_them.contains_key(&node));
+        self.replaced = self.replacements();
         let nodes: BTreeSet<NodeId> = self.entries.keys().map(|(node, ..)| *node).collect();
-        let deciding: BTreeMap<NodeId, Arc<Entry>> =
-            nodes.iter().filter_map(|n| Some((*n, self.deciding(*n, banished.contains(n))?))).collect();
-        self.names = unique_names(&deciding);
         let mut seats: BTreeMap<NodeId, Arc<Seat>> = BTreeMap::new();
-        for (node, entry) in deciding {
-            seats.insert(node, Arc::new(Seat { member: entry.member().clone(), entry }));
+        for node in nodes {
+            // Who is out with another key is so whatever else is said of it.
+            let heard = || self.of(node).filter(|e| self.heard.contains(&e.member().by));
+            let anything = || heard().max_by_key(|e| e.order()).filter(|_| with_them.contains_key(&node)).cloned();
+            let Some(entry) = self.deciding(node, banished.contains(&node)).or_else(anything) else { continue };
+            let (mut member, mut other) = (entry.member().clone(), None);
+            if !banished.contains(&node) {
+                let ban = with_them.get(&node).map(|ban| (Standing::Banished, ban));
+                let heir = || self.replaced.get(&node).map(|heir| (Standing::Replaced, heir));
+                if let Some((standing, by)) = ban.or_else(heir) {
+                    (member.standing, member.by, other) = (standing, by.member().by, Some(Arc::clone(by)));
+                    if standing == Standing::Banished {
+                        member.version = by.member().version;
+                    }
+                }
+            }
+            seats.insert(node, Arc::new(Seat { member, entry, other }));
         }
+        self.names = unique_names(&seats);
         for (name, node) in &self.names {
             if let Some(seat) = seats.get_mut(node).filter(|s| s.member.name != *name) {
                 Arc::make_mut(seat).member.name = name.clone();
@@ -115,6 +130,9 @@ impl Roster {
     /// The short way for the everyday change, one plain member comes, leaves or returns: what `settle` would do, without looking
     /// at the others. `false` when that is not possible.
     pub(super) fn settle_one(&mut self, node: NodeId) -> bool {
+        if self.replaced.contains_key(&node) {
+            return false;
+        }
         let Some(entry) = self.deciding(node, false) else { return false };
         let mut member = entry.member().clone();
         match self.seats.get(&node) {
@@ -128,7 +146,7 @@ impl Roster {
         if !self.seats.contains_key(&node) {
             self.unproven -= self.of(node).filter(|e| e.is_farewell() && !self.heard.contains(&e.member().by)).count();
         }
-        self.seats.insert(node, Arc::new(Seat { member, entry }));
+        self.seats.insert(node, Arc::new(Seat { member, entry, other: None }));
         true
     }
 
@@ -152,25 +170,32 @@ impl Roster {
 
     pub(super) fn deciding(&self, node: NodeId, banished: bool) -> Option<Arc<Entry>> {
         if banished {
-            return self.of(node).filter(|e| self.puts_out(e)).max_by_key(|e| e.order()).cloned();
+            return self.of(node).filter(|e| self.puts_out(e, node)).max_by_key(|e| e.order()).cloned();
         }
         let admission = self.admission(node)?;
         Some(Arc::clone(self.farewell(node, admission).unwrap_or(admission)))
     }
 
-    /// Whether an entry puts its node out: its signer may, and the recovery key did not take it back.
-    pub(super) fn puts_out(&self, e: &Entry) -> bool {
-        e.bans() && self.may_banish(e.member().by, e.slot().0) && !self.is_pardoned(e)
+    /// Whether an entry puts a node out, which it is about, or about an earlier key of: its signer may, and the recovery key did not take it back.
+    pub(super) fn puts_out(&self, e: &Entry, node: NodeId) -> bool {
+        let pardoned = || self.is_pardoned(e, e.slot().0) || self.is_pardoned(e, node);
+        e.bans() && self.may_banish(e.member().by, node) && !pardoned()
     }
 
-    fn is_pardoned(&self, ban: &Entry) -> bool {
+    /// Whether the recovery key took back, as far as this node is concerned, that it was put out or replaced.
+    pub(super) fn is_pardoned(&self, word: &Entry, node: NodeId) -> bool {
+        self.above_pardons(node) > word.member().version
+    }
+
+    /// The first version that no pardon of this node voids; none in use is 0.
+    pub(super) fn above_pardons(&self, node: NodeId) -> u64 {
         let pardons = [Kind::Pardon, Kind::Reinstatement];
-        let mut pardons = pardons.iter().filter_map(|kind| self.entries.get(&(ban.slot().0, self.recovery?, *kind)));
-        pardons.any(|p| p.member().version >= ban.member().version)
+        let pardons = pardons.iter().filter_map(|kind| self.entries.get(&(node, self.recovery?, *kind)));
+        pardons.map(|p| p.member().version.saturating_add(1)).max().unwrap_or(0)
     }
 
     /// Whether the word of `by` is enough to banish `node`.
-    fn may_banish(&self, by: NodeId, node: NodeId) -> bool {
+    pub(super) fn may_banish(&self, by: NodeId, node: NodeId) -> bool {
         let office = self.granted.contains(&by);
         self.is_recovery(by) || (office && (by == self.founder || !self.is_protected(node)))
     }
@@ -200,15 +225,16 @@ pub(super) fn free_name(taken: &BTreeMap<HostName, NodeId>, wish: &HostName, nod
 }
 
 /// One name each. Of several who were given the same name the one with the lowest node id has it; the others get a suffix.
-fn unique_names(deciding: &BTreeMap<NodeId, Arc<Entry>>) -> BTreeMap<HostName, NodeId> {
+fn unique_names(seats: &BTreeMap<NodeId, Arc<Seat>>) -> BTreeMap<HostName, NodeId> {
     let mut names = BTreeMap::new();
     let mut late = Vec::new();
-    for (node, entry) in deciding.iter().filter(|(_, e)| e.member().standing != Standing::Banished) {
-        match names.entry(entry.member().name.clone()) {
+    let may_come_back = |seat: &Seat| matches!(seat.member.standing, Standing::Active | Standing::Left);
+    for (node, seat) in seats.iter().filter(|(_, seat)| may_come_back(seat)) {
+        match names.entry(seat.member.name.clone()) {
             std::collections::btree_map::Entry::Vacant(free) => {
                 free.insert(*node);
             }
-            std::collections::btree_map::Entry::Occupied(_) => late.push((*node, &entry.member().name)),
+            std::collections::btree_map::Entry::Occupied(_) => late.push((*node, &seat.member.name)),
         }
     }
     for (node, wish) in late {

@@ -39,7 +39,7 @@ fn root() -> Vec<u8> {
 /// What an admission says.
 fn plain(k: &PrivateKey, n: &str, version: u64, by: NodeId) -> Member {
     let (key, name) = (*k.public(), name(n));
-    Member { key, name, standing: Standing::Active, roots: vec![], retired: false, since: NOW, version, by }
+    Member { key, name, standing: Standing::Active, roots: vec![], retired: false, replaces: None, since: NOW, version, by }
 }
 
 fn found(founder: &PrivateKey) -> Roster {
@@ -770,14 +770,17 @@ fn statement() -> impl Strategy<Value = Entry> {
     let standing = prop_oneof![4 => Just(Standing::Active), 2 => Just(Standing::Left), 1 => Just(Standing::Banished)];
     let office = (0usize..4, proptest::bool::weighted(0.2));
     let version = prop_oneof![20 => 1u64..5, 1 => Just(RESERVED), 1 => Just(RESERVED - 1)];
-    (signer, subject, standing, office, version, 0usize..3, pardon).prop_map(
-        |(signer, subject, standing, office, version, n, pardon)| {
+    let replaces = proptest::option::weighted(0.3, 0usize..6);
+    (signer, subject, standing, office, version, 0usize..3, (pardon, replaces)).prop_map(
+        |(signer, subject, standing, office, version, n, (pardon, replaces))| {
             let (roots, retired) = office;
             let c = cast();
-            let roots = c.roots.get(roots).cloned().into_iter().collect();
+            let roots: Vec<Vec<u8>> = c.roots.get(roots).cloned().into_iter().collect();
+            let may = standing == Standing::Active && roots.is_empty() && !retired && !pardon;
+            let replaces = replaces.filter(|old| may && *old != subject).map(|old| id(&c.keys[old]));
             let (key, by) = (*c.keys[subject].public(), id(&c.keys[signer]));
             let name = name(["pi", "box", "pi-2"][n]);
-            let member = Member { key, name, standing, roots, retired, since: NOW, version, by };
+            let member = Member { key, name, standing, roots, retired, replaces, since: NOW, version, by };
             let sign = if pardon && standing != Standing::Banished { Entry::pardon } else { Entry::sign };
             sign(&c.keys[signer], mesh_id(), member).unwrap()
         },
@@ -801,9 +804,29 @@ fn merged<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> Roster {
         let (m, f) = (e.member(), r.founder());
         let founder = m.node() == f && (m.by != f || m.standing == Standing::Banished);
         let above = r.is_recovery(m.by) || !(founder || e.pardons() || m.version >= RESERVED);
-        assert_eq!(refused, r.is_recovery(m.node()) || !above);
+        let nobody = m.replaces.is_some_and(|old| [old, m.node()].contains(&f))
+            || r.is_recovery(m.node())
+            || m.replaces.is_some_and(|old| r.is_recovery(old));
+        assert_eq!(refused, nobody || !above);
     }
     r
+}
+
+/// What a failing case is made of, short enough to be read.
+fn shown(r: &Roster) -> String {
+    let who = |n: &NodeId| cast().keys.iter().position(|k| id(k) == *n).map_or("?".into(), |i| i.to_string());
+    let entries = r.entries.iter().map(|((node, by, _), e)| {
+        let m = e.member();
+        let (old, roots, trusted) = (m.replaces.map(|old| who(&old)), m.roots.len(), r.trusted.contains(by));
+        let (v, by) = (m.version, who(by));
+        format!(
+            "[{} by {by}: {:?} v{v}, roots {roots}, retired {}, replaces {old:?}, trusted {trusted}]",
+            who(node),
+            m.standing,
+            m.retired
+        )
+    });
+    entries.collect::<Vec<_>>().join(" ")
 }
 
 proptest! {
@@ -883,7 +906,7 @@ proptest! {
         let r = merged(&entries);
         let (founder, recovery) = (r.founder(), id(&cast().keys[6]));
         let by_recovery = |node| r.of(node).filter(move |e| e.member().by == recovery);
-        let put_out = |node| by_recovery(node).any(|e| r.puts_out(e));
+        let put_out = |node| by_recovery(node).any(|e| r.puts_out(e, node));
         // Whom the founder or the recovery key made an authority. No word of anybody else protects from a ban.
         let sublime = |by| by == recovery || (by == founder && r.granted.contains(&founder));
         let makes_one = |e: &Entry| if e.pardons() { e.appoints() } else { e.grants() && !e.bans() && !e.is_farewell() };
@@ -892,8 +915,17 @@ proptest! {
         let first = r.member(founder).unwrap();
         prop_assert_eq!(first.standing == Standing::Banished, put_out(founder));
         prop_assert!(first.by == founder || first.by == recovery);
-        let names: BTreeSet<&HostName> = r.members().filter(|m| m.standing != Standing::Banished).map(|m| &m.name).collect();
-        prop_assert_eq!(names.len(), r.members().filter(|m| m.standing != Standing::Banished).count());
+        let with_names = || r.members().filter(|m| matches!(m.standing, Standing::Active | Standing::Left));
+        let names: BTreeSet<&HostName> = with_names().map(|m| &m.name).collect();
+        prop_assert_eq!(names.len(), with_names().count());
+        // One of each host, and whoever is put out takes it along.
+        for (old, new) in r.replaced() {
+            let standing = |node| r.member(node).map(|m| m.standing);
+            prop_assert!(standing(old).is_none_or(|s| matches!(s, Standing::Replaced | Standing::Banished)));
+            prop_assert!(standing(new).is_some() && old != founder, "{old} by {new}: {}", shown(&r));
+            let out = r.of(old).filter(|e| r.puts_out(e, new) && !above(new)).count() > 0;
+            prop_assert!(!out || standing(new) != Some(Standing::Active), "in by another key, {new}: {}", shown(&r));
+        }
         for m in r.members() {
             prop_assert!(m.node() == m.by || r.granted.contains(&m.by), "signed by a nobody, or by one that the recovery key put out");
             prop_assert!(m.standing != Standing::Active || r.trusted.contains(&m.by) , "admitted by a banished authority");
@@ -932,7 +964,7 @@ proptest! {
         order in 0usize..7,
     ) {
         let before = merged(&entries);
-        let (node, by) = (id(&cast().keys[node]), &cast().keys[if recovery { 6 } else { 0 }]);
+        let (node, by) = (before.current(id(&cast().keys[node])), &cast().keys[if recovery { 6 } else { 0 }]);
         let mut after = before.clone();
         let Ok(mut words) = after.banish(by, node) else { return Ok(()) };
         prop_assert_eq!(after.member(node).unwrap().standing, Standing::Banished);
@@ -945,8 +977,11 @@ proptest! {
         prop_assert!(view(&elsewhere) == view(&after));
         for m in before.members().filter(|m| m.node() != node) {
             let now = after.member(m.node());
-            let same = now.is_some_and(|n| (n.standing, &n.roots, n.retired) == (m.standing, &m.roots, m.retired));
-            prop_assert!(same, "{m:?} became {now:?}");
+            let mut same = now.is_some_and(|n| (n.standing, &n.roots, n.retired) == (m.standing, &m.roots, m.retired));
+            // A key that is nobody's is not said anything else of than that.
+            same |= m.standing == Standing::Replaced && now.is_some_and(|n| n.standing == Standing::Banished);
+            let same_host = after.seats.get(&m.node()).is_some_and(|seat| seat.other.as_ref().is_some_and(|e| e.bans()));
+            prop_assert!(same || same_host, "{m:?} became {now:?}\nfrom {}\nto {}", shown(&before), shown(&after));
         }
         // And back, by the recovery key only.
         prop_assert!(after.unbanish(&cast().keys[0], node).is_err());
