@@ -15,6 +15,7 @@
 //!
 //! * *By a signature, at once*: the owner's newer record drops the address, the owner says that it stopped, or the roster says
 //!   that it left or is banished. Also when the kernel says that the address is now our own.
+//! * *To another key of the same host*: the roster says that it has one, and its record under that key claims the address.
 //! * *To another owner*: when the old owner gave it up in one of these ways, or when both records mark it as shared. If the
 //!   newcomer has already answered there the address changes hands without a moment in between. Otherwise it is
 //!   [contested](Contested): it stays with the first owner until one of the two drops it or the operator
@@ -288,6 +289,20 @@ impl Bindings {
         }
     }
 
+    /// The host of the key `old` has the key `new` now, by the roster, and said so in a record of its own, which [`Bindings::update`] is told of next: what
+    /// was proved of the one holds of the other, or its addresses would be plaintext for a moment.
+    pub fn replaced(&mut self, old: NodeId, new: NodeId) {
+        for slot in self.slots.values_mut() {
+            let nodes = [
+                slot.owner.as_mut().map(|o| &mut o.node),
+                slot.challenger.as_mut().map(|c| &mut c.node),
+                slot.lost.as_mut().map(|l| &mut l.0),
+            ];
+            nodes.into_iter().flatten().filter(|n| **n == old).for_each(|n| *n = new);
+        }
+        self.remembered.values_mut().filter(|n| **n == old).for_each(|n| *n = new);
+    }
+
     /// A handshake that we dialled to `ip` and `port` proved that `node` answers there; it may be ourselves. Probes report here,
     /// and every other connection that we dialled may.
     pub fn proved(&mut self, ip: IpAddr, port: u16, node: NodeId, now: Millis) {
@@ -330,8 +345,9 @@ impl Bindings {
         self.hurry(ip, now);
     }
 
-    /// Whether any member hears `node` at present, as gossip tells. It stays so until the opposite is told.
-    pub fn heard(&mut self, node: NodeId, up: bool) {
+    /// Whether any member hears `node` at present, as gossip tells. It stays so until the opposite is told. One that is back after a time is looked for
+    /// where it was at once: its record may say what it said before.
+    pub fn heard(&mut self, node: NodeId, up: bool, now: Millis) {
         if !up {
             self.heard.remove(&node);
             return;
@@ -339,8 +355,16 @@ impl Bindings {
         if self.heard.len() >= MAX_HEARD {
             self.heard.retain(|n| self.nodes.contains_key(n));
         }
-        if self.heard.len() < MAX_HEARD {
-            self.heard.insert(node);
+        if self.heard.len() < MAX_HEARD && self.heard.insert(node) {
+            let claimed = self.nodes.get(&node).map(|n| n.addresses.iter().map(|c| c.ip).collect::<Vec<_>>());
+            for ip in claimed.unwrap_or_default() {
+                let owner = self.slots.get(&ip).and_then(|s| s.owner.as_ref());
+                if owner.is_none_or(|o| o.node == node && o.silence.is_some())
+                    && let Some(t) = self.target(ip, node)
+                {
+                    self.schedule.afresh(t, now);
+                }
+            }
         }
     }
 

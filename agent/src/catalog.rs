@@ -3,7 +3,7 @@
 //! Owns the merge rule and nothing else: the highest version wins, and who is not an active member is not in it. A [`Catalog`]
 //! never changes; a newer one replaces it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -21,15 +21,18 @@ pub struct Catalog {
 
 impl Catalog {
     /// The catalog of these records, in any order and with any repetition: of two records of a node the newer counts, and
-    /// records of nodes that are not active in `roster` do not.
+    /// records of nodes that are not active in `roster` do not. What a host said of itself under an earlier key counts until it says something under
+    /// the one it has now.
     pub fn new(records: impl IntoIterator<Item = Arc<SignedRecord>>, roster: &Roster) -> Self {
         let mut catalog = Self::default();
         for r in records {
             let node = r.record().node;
-            if roster.is_active(node) && catalog.records.get(&node).is_none_or(|old| old.version() < r.version()) {
+            if roster.is_host_active(node) && catalog.records.get(&node).is_none_or(|old| old.version() < r.version()) {
                 catalog.records.insert(node, r);
             }
         }
+        let said: BTreeSet<NodeId> = catalog.records.keys().copied().collect();
+        catalog.records.retain(|node, _| roster.is_active(*node) || !said.contains(&roster.current(*node)));
         for (node, r) in &catalog.records {
             for a in &r.record().addresses {
                 let owners = catalog.owners.entry(a.ip).or_default();
@@ -108,6 +111,28 @@ mod tests {
         assert_eq!(catalog.listener(one, own, 80).unwrap().ip, Some(own));
         assert_eq!(catalog.listener(one, shared.ip, 80).unwrap().ip, None);
         assert!(catalog.listener(one, own, 81).is_none());
+    }
+
+    #[test]
+    fn a_host_is_known_by_what_it_said_under_an_earlier_key_until_it_says_something_under_the_new_one() {
+        let (mut keys, mut roster) = mesh(3);
+        let old = keys.remove(2);
+        let before = signed(&old, record(&old, 2, 9));
+        let of = |from: &PrivateKey, roster: &mut Roster| {
+            let new = PrivateKey::generate().unwrap();
+            roster.replace(&keys[0], from.public().node_id(), new.public()).unwrap();
+            new
+        };
+        let middle = of(&old, &mut roster);
+        let new = of(&middle, &mut roster);
+        let (first, last) = (old.public().node_id(), new.public().node_id());
+        let catalog = Catalog::new([before.clone()], &roster);
+        assert!(catalog.record(first).is_some() && catalog.at("10.0.0.2".parse().unwrap()) == [first]);
+        let after = signed(&new, record(&new, 2, 1));
+        let catalog = Catalog::new([before.clone(), after], &roster);
+        assert!(catalog.len() == 1 && catalog.at("10.0.0.2".parse().unwrap()) == [last]);
+        roster.banish(&keys[0], last).unwrap();
+        assert!(Catalog::new([before], &roster).is_empty());
     }
 
     proptest! {

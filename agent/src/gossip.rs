@@ -179,6 +179,8 @@ pub struct Gossip {
     swim: Swim,
     up: BTreeSet<NodeId>,
     records: BTreeMap<NodeId, Arc<SignedRecord>>,
+    /// Of hosts that have another key now and have not said anything under it.
+    earlier: BTreeMap<NodeId, Arc<SignedRecord>>,
     /// The highest sequence seen of each member, whether its record is at hand or not.
     sequences: BTreeMap<NodeId, u64>,
     /// The newest word about a member's life that waits for the record to prove it.
@@ -216,6 +218,7 @@ impl Gossip {
             swim: Swim::new(Life { node: me, generation: 0, renewal: 0 }, engine),
             up: BTreeSet::new(),
             records: BTreeMap::new(),
+            earlier: BTreeMap::new(),
             sequences,
             held: BTreeMap::new(),
             heard: BTreeMap::new(),
@@ -258,9 +261,11 @@ impl Gossip {
         for node in gone {
             if let Some(r) = self.records.remove(&node) {
                 self.hashes.records.remove(&sync::record_item(&r));
+                self.earlier.insert(node, r);
             }
             self.changed.insert(node);
         }
+        self.forget_earlier();
         for peer in self.pulls.peers() {
             if !self.roster.is_active(peer) {
                 self.give_up_on(peer);
@@ -397,7 +402,7 @@ impl Gossip {
 
     /// The catalog now.
     pub fn catalog(&self) -> Catalog {
-        Catalog::new(self.records.values().cloned(), &self.roster)
+        Catalog::new(self.records.values().chain(self.earlier.values()).cloned(), &self.roster)
     }
 
     /// The record of a node, as signed.
@@ -517,6 +522,13 @@ impl Gossip {
         self.hashes.records.add(&item);
         self.sequences.insert(node, item.version.sequence);
         self.changed.insert(node);
+        self.forget_earlier();
+    }
+
+    /// What hosts said under an earlier key is kept, for us alone, until they say something under the one they have now.
+    fn forget_earlier(&mut self) {
+        let silent = |node: NodeId| !self.roster.is_active(node) && !self.records.contains_key(&self.roster.current(node));
+        self.earlier.retain(|node, _| self.roster.is_host_active(*node) && silent(*node));
     }
 
     /// Gives an item of ours to some members unasked.

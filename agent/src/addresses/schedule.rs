@@ -83,6 +83,14 @@ impl Schedule {
         }
     }
 
+    /// The same for one whose failures of before say nothing about now: if it fails, it is dialled again soon.
+    pub(super) fn afresh(&mut self, t: Target, now: Millis) {
+        if let Some(pace) = self.targets.get_mut(&t) {
+            pace.failures = 0;
+        }
+        self.hurry(t, now);
+    }
+
     /// The target answered as it should.
     pub(super) fn succeeded(&mut self, t: Target, now: Millis) {
         let pause = RARELY.max(SHARE.saturating_mul(self.targets.len() as Millis));

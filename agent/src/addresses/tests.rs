@@ -95,6 +95,52 @@ fn a_claim_alone_and_a_proof_alone_capture_nothing() {
 }
 
 #[test]
+fn one_that_is_heard_again_after_a_long_time_is_looked_for_at_once() {
+    let mut t = Bench::new(&[claimant(1, 1, &[X])]);
+    t.proved(1);
+    t.b.heard(node(1), true, t.now);
+    t.b.heard(node(1), false, t.now);
+    t.silent(3600 * SECOND);
+    assert_eq!(t.owner(), None);
+    // Its addresses work a moment later than its word comes.
+    t.b.heard(node(1), true, t.now);
+    let up = t.now + 2 * SECOND;
+    t.run(5 * SECOND, |now| if now < up { Err(Failure::Silence) } else { Ok(1) });
+    assert_eq!(t.owner(), Some(1));
+}
+
+#[test]
+fn another_key_of_the_same_host_has_its_addresses_without_a_moment_in_between() {
+    for strict_one in [false, true] {
+        let of =
+            |n, sequence, ips: &[&str]| if strict_one { strict(claimant(n, sequence, ips)) } else { claimant(n, sequence, ips) };
+        let mut t = Bench::new(&[of(1, 5, &[X])]);
+        t.proved(1);
+        let version = t.b.version();
+        // Whoever answers is known by its new key before its record is.
+        t.proved(2);
+        assert_eq!(t.owner(), Some(1));
+        t.b.replaced(node(1), node(2));
+        t.update(&[of(2, 1, &[X])]);
+        assert_eq!((t.owner(), t.b.version()), (Some(2), version + 1));
+        assert_eq!(t.b.remember(), [(ip(X), node(2))]);
+        t.run(60 * SECOND, |_| Ok(2));
+        assert_eq!((t.owner(), t.b.warnings().len()), (Some(2), 0));
+    }
+    // What it does not claim under that key it has not.
+    let mut t = Bench::new(&[claimant(1, 5, &[X])]);
+    t.proved(1);
+    t.b.replaced(node(1), node(2));
+    t.update(&[claimant(2, 1, &["10.0.0.8"])]);
+    assert_eq!(t.owner(), None);
+    // Remembered of an earlier run.
+    let mut b = Bindings::new(node(99), [(ip(X), node(1))]);
+    b.replaced(node(1), node(2));
+    b.update(&[strict(claimant(2, 1, &[X]))], &Own::default(), 1_000_000);
+    assert_eq!(b.captured().get(&ip(X)).map(|b| b.node), Some(node(2)));
+}
+
+#[test]
 fn kinds_of_addresses_that_never_enter() {
     for no in [
         "127.0.0.1",
@@ -287,10 +333,10 @@ fn silence_never_frees_where_either_side_is_strict() {
 fn silence_does_not_count_while_somebody_hears_the_peer() {
     let mut t = Bench::new(&[claimant(1, 1, &[X])]);
     t.proved(1);
-    t.b.heard(node(1), true);
+    t.b.heard(node(1), true, t.now);
     t.silent(3600 * SECOND);
     assert_eq!(t.owner(), Some(1));
-    t.b.heard(node(1), false);
+    t.b.heard(node(1), false, t.now);
     t.b.due(t.now);
     assert_eq!(t.owner(), None);
 }
@@ -553,7 +599,7 @@ impl Model {
                 } else {
                     self.heard.remove(n)
                 };
-                self.b.heard(node(*n), *up);
+                self.b.heard(node(*n), *up, self.now);
             }
             Event::Release(i) => {
                 self.b.release(ip(IPS[*i]), self.now);
