@@ -108,6 +108,8 @@ pub mod path {
     pub const LEAVE: &str = "/v1/leave";
     /// An empty body posted; [`super::Upgraded`].
     pub const UPGRADE: &str = "/v1/upgrade";
+    /// An empty body posted; [`super::KeyRotated`].
+    pub const KEY: &str = "/v1/key";
     /// [`super::LogLevel`], to be read and to be put.
     pub const LOG_LEVEL: &str = "/v1/log-level";
 }
@@ -226,6 +228,17 @@ pub struct Upgraded {
     pub pid: u32,
     /// The process of before, and the connections that stay with it until they end.
     pub older: Older,
+}
+
+/// What a new node key came to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyRotated {
+    /// The id of the key of before.
+    pub old: NodeId,
+    /// The id of the key that this host has now.
+    pub node: NodeId,
+    /// The process that has it.
+    pub upgraded: Upgraded,
 }
 
 /// Whether the kernel hands connections to the daemon.

@@ -21,8 +21,8 @@ use tokio::time::timeout;
 
 use crate::api::{
     Appointment, ApproveRequest, Approved, Authority, Banishment, ClockWord, CreatedToken, Done, Edge, Enrolment, EnrolmentWish,
-    ErrorBody, Finding, Identity, JoinRequest, Joined, LogLevel, MAX_ANSWER, MeshTime, NewRoot, NewToken, Node, Pending,
-    RecoveryWords, Resolve, Rotation, Service, Status, TokenInfo, Upgraded, VERSION_HEADER, path,
+    ErrorBody, Finding, Identity, JoinRequest, Joined, KeyRotated, LogLevel, MAX_ANSWER, MeshTime, NewRoot, NewToken, Node,
+    Pending, RecoveryWords, Resolve, Rotation, Service, Status, TokenInfo, Upgraded, VERSION_HEADER, path,
 };
 use crate::http1;
 
@@ -290,6 +290,14 @@ impl Local {
     /// [`LocalError`].
     pub async fn upgrade(&self) -> Result<Upgraded, LocalError> {
         self.ask(Method::POST, path::UPGRADE, Bytes::new(), WORK).await
+    }
+
+    /// Gives the host another node key.
+    ///
+    /// # Errors
+    /// [`LocalError`].
+    pub async fn rotate_key(&self) -> Result<KeyRotated, LocalError> {
+        self.ask(Method::POST, path::KEY, Bytes::new(), WORK).await
     }
 
     /// How much the daemon logs.

@@ -1,7 +1,7 @@
 //! What this node is in its mesh: its key, the roster, and - on an authority - the office: root key and tokens.
 //!
 //! Owns the one mutable roster of the process and its file. Everything else reads immutable snapshots from [`Membership::watch`].
-//! A change is on disk before anybody is told that it happened. Files of the state directory: `node.key`, `roster`, `root.key`,
+//! A change is on disk before anybody is told that it happened. Files of the state directory: `node.key`, `next.key`, `roster`, `root.key`,
 //! `root.crt`, `root2.key`, `root2.crt`, `tokens`, `signs`, `fleet`, `reset`, each in two generations (`meshd_ca::store`).
 //!
 //! An office begins in steps, each of which may be the last before the plug is pulled: the root key is made and saved ([`Membership::prepare`]),
@@ -49,6 +49,8 @@ mod tests;
 pub(crate) const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 86_400);
 
 pub(crate) const KEY: &str = "node.key";
+/// The node key that this host is to have next, from before an authority is asked to replace the present one until this has happened.
+pub(crate) const NEXT_KEY: &str = "next.key";
 pub(crate) const ROSTER: &str = "roster";
 pub(crate) const ROOT_KEY: &str = "root.key";
 pub(crate) const ROOT2_KEY: &str = "root2.key";
@@ -157,16 +159,44 @@ impl Authority for Desk<'_> {
     }
 }
 
-/// The node key of this state directory, made and saved at the first call.
+/// The node key of this state directory, made and saved at the first call. If the roster says that the next one has taken its place, that one.
 ///
 /// # Errors
 /// When the directory cannot be read or written, or the key file is damaged in both generations.
 pub(crate) fn node_key(store: &Store) -> Result<PrivateKey, MembershipError> {
-    if let Some(saved) = store.load(KEY)? {
+    let key = key_or_new(store, KEY)?;
+    let Some(saved) = store.load(NEXT_KEY)? else { return Ok(key) };
+    let next = PrivateKey::from_pkcs8(&saved.bytes)?;
+    let Some(roster) = store.load(ROSTER)? else { return Ok(key) };
+    let now = Roster::from_bytes(&roster.bytes)?.current(key.public().node_id());
+    if now != next.public().node_id() {
+        return Ok(key);
+    }
+    Ok(next)
+}
+
+/// The same, for a process that goes on with that key: it is the only one on the disk from then on.
+///
+/// # Errors
+/// As [`node_key`].
+pub(crate) fn take_node_key(store: &Store) -> Result<PrivateKey, MembershipError> {
+    let key = node_key(store)?;
+    if store.load(NEXT_KEY)?.is_some_and(|next| *next.bytes == **key.pkcs8()) {
+        // Into both generations: what is left of the old one is of no use to anybody, but it is a key.
+        store.save(KEY, key.pkcs8())?;
+        store.save(KEY, key.pkcs8())?;
+        store.remove(NEXT_KEY)?;
+        tracing::info!(node = %key.public().node_id(), "this host has a new node key");
+    }
+    Ok(key)
+}
+
+fn key_or_new(store: &Store, name: &str) -> Result<PrivateKey, MembershipError> {
+    if let Some(saved) = store.load(name)? {
         return Ok(PrivateKey::from_pkcs8(&saved.bytes)?);
     }
     let key = PrivateKey::generate()?;
-    store.save(KEY, key.pkcs8())?;
+    store.save(name, key.pkcs8())?;
     Ok(key)
 }
 
@@ -294,7 +324,7 @@ impl Membership {
     /// Forgets the mesh; the node key stays, so that a later join finds the same node.
     pub(crate) fn forget(store: &Store) -> Result<(), StoreError> {
         store.remove(ROSTER)?;
-        for name in OFFICE.into_iter().chain([FLEET]) {
+        for name in OFFICE.into_iter().chain([FLEET, NEXT_KEY]) {
             store.remove(name)?;
         }
         Ok(())
@@ -609,6 +639,29 @@ impl Membership {
         office.signs = true;
         self.signs.send_replace(Some(root));
         Ok(())
+    }
+
+    /// The key that this host is to have next, made and saved at the first call.
+    pub(crate) async fn next_key(&self) -> Result<PrivateKey, MembershipError> {
+        let state = self.state.lock().await;
+        if state.office.is_some() {
+            let founded = state.roster.founder() == self.me();
+            return Err(if founded { RosterError::FoundersKey } else { RosterError::Office }.into());
+        }
+        let store = self.store.clone();
+        let made = tokio::task::spawn_blocking(move || key_or_new(&store, NEXT_KEY)).await;
+        made.map_err(|e| MembershipError::Write(e.to_string()))?
+    }
+
+    /// Whether this is the key that this host is to have next.
+    pub(crate) fn has_next(&self, node: NodeId) -> bool {
+        let saved = self.store.load(NEXT_KEY).ok().flatten();
+        saved.and_then(|s| PrivateKey::from_pkcs8(&s.bytes).ok()).is_some_and(|key| key.public().node_id() == node)
+    }
+
+    /// Gives a member another node key, which is known to be its own; returns the entry to be passed on.
+    pub(crate) async fn replace(&self, node: NodeId, new: &PublicKey) -> Result<Entry, MembershipError> {
+        self.change(|roster, key| roster.replace(key, node, new)).await
     }
 
     /// Makes a member with this root an authority; returns the entry to be passed on.

@@ -89,6 +89,7 @@ fn mesh(page: &mut Page, member: &Member) {
             Standing::Active => "active",
             Standing::Left => "left",
             Standing::Banished => "banished",
+            Standing::Replaced => continue,
         };
         *standings.entry(standing).or_default() += 1;
     }

@@ -80,8 +80,9 @@ pub(crate) fn nodes(member: &Member) -> Vec<Node> {
     let roster = member.membership.roster();
     let catalog = member.catalog();
     let book = member.book.latest();
-    let mut nodes: Vec<Node> = roster
-        .members()
+    // Earlier keys of a host are no hosts.
+    let members = roster.members().filter(|m| m.standing != roster::Standing::Replaced);
+    let mut nodes: Vec<Node> = members
         .map(|m| {
             let id = m.node();
             let record = catalog.record(id);
@@ -92,7 +93,7 @@ pub(crate) fn nodes(member: &Member) -> Vec<Node> {
                 standing: match m.standing {
                     roster::Standing::Active => Standing::Active,
                     roster::Standing::Left => Standing::Left,
-                    roster::Standing::Banished => Standing::Banished,
+                    roster::Standing::Banished | roster::Standing::Replaced => Standing::Banished,
                 },
                 authority: m.is_authority(),
                 reachable: id == member.me() || member.hears(id),

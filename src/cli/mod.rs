@@ -26,6 +26,7 @@ mod recovery;
 mod recovery_key;
 mod remember;
 mod resolve;
+mod rotate_key;
 mod run;
 mod screen;
 mod secret;
@@ -138,6 +139,7 @@ enum Verb {
     LogLevel(log_level::LogLevel),
     Config(config::Config),
     Upgrade(upgrade::Upgrade),
+    RotateKey(rotate_key::RotateKey),
     Cleanup(cleanup::Cleanup),
     Demo(demo::Demo),
     Version(version::Version),
@@ -236,6 +238,7 @@ impl Cli {
             Verb::Recover(verb) => verb.run(&around).await,
             Verb::LogLevel(verb) => verb.run(&around).await,
             Verb::Upgrade(verb) => verb.run(&around).await,
+            Verb::RotateKey(verb) => verb.run(&around).await,
             Verb::Cleanup(verb) => verb.run(&around).await,
             verb => Self { base: around.base, verb }.run_here(environment),
         }

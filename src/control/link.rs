@@ -186,7 +186,12 @@ impl Links {
         let (me, roster) = (self.membership.me(), self.membership.roster());
         let by = roster.introduction(me).map(|e| e.member().by);
         let about = verdict.entry.member().node();
-        if ![me].into_iter().chain(by).chain(roster.chain(me).through()).any(|n| n == about) {
+        let replaces = verdict.entry.member().replaces;
+        let earlier = roster.introduction(me).and_then(|e| e.member().replaces);
+        if replaces != Some(me)
+            && earlier != Some(about)
+            && ![me].into_iter().chain(by).chain(roster.chain(me).through()).any(|n| n == about)
+        {
             return;
         }
         if let Err(error) = self.membership.introduced(verdict.chain.clone(), verdict.entry.clone()).await {

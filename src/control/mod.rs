@@ -9,6 +9,7 @@ pub(crate) mod front;
 pub(crate) mod gossip;
 pub(crate) mod issuance;
 pub(crate) mod join;
+pub(crate) mod key;
 pub(crate) mod link;
 pub(crate) mod rewound;
 pub(crate) mod serve;

@@ -26,6 +26,7 @@ use tokio_rustls::server::TlsStream;
 use super::budget::Budget;
 use super::crowd::Crowd;
 use super::gossip::Mailbox;
+use super::key::{self, KeyRequest, Ration};
 use super::link::{Hello, Links, MAX_HELLO, Verdict};
 use super::rewound::Rewound;
 use super::waiting::Waiting;
@@ -129,6 +130,7 @@ pub(crate) struct Callers {
     members: Crowd<NodeId>,
     strangers: Crowd<IpAddr>,
     svids: Budget<NodeId>,
+    keys: Ration,
 }
 
 impl Default for Callers {
@@ -137,6 +139,7 @@ impl Default for Callers {
             members: Crowd::new(MAX_PER_MEMBER * MAX_MEMBERS, MAX_PER_MEMBER),
             strangers: Crowd::new(MAX_STRANGERS, MAX_STRANGERS_PER_SOURCE),
             svids: Budget::new(SVIDS_AT_ONCE, SVID_EVERY, MAX_MEMBERS),
+            keys: Ration::default(),
         }
     }
 }
@@ -279,6 +282,7 @@ impl Api {
             "/v1/approve" => self.approve(node, &body).await,
             "/v1/pending" => to_json(&self.waiting.list()),
             "/v1/authority" => self.prepare(node).await,
+            key::PATH => self.replace(node, &body).await,
             "/v1/enroll" => self.enroll(node, &body).await,
             _ => Err(No(StatusCode::NOT_FOUND, "no such call; this meshd may be older than the one that asks".into())),
         }
@@ -364,6 +368,27 @@ impl Api {
         }
         let root = self.membership.prepare().await.map_err(|e| No(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))?;
         to_json(&Prepared { root: Certificate(root) })
+    }
+
+    /// A member asks for another node key, which it has.
+    async fn replace(&self, node: NodeId, body: &[u8]) -> Result<Bytes, No> {
+        let (request, roster): (KeyRequest, _) = (parse(body)?, self.membership.roster());
+        let forbidden = |why: String| No(StatusCode::FORBIDDEN, why);
+        if !request.is_proven(roster.mesh(), node) {
+            return Err(forbidden("no proof of the new key".into()));
+        }
+        if !roster.member(self.membership.me()).is_some_and(Member::is_authority) {
+            return Err(forbidden("this host is not an authority".into()));
+        }
+        let member = roster.member(node).ok_or_else(busy)?;
+        self.callers.keys.take(&member.name, Instant::now()).map_err(|wait| {
+            let hours = wait.as_secs() / 3600 + 1;
+            No(StatusCode::TOO_MANY_REQUESTS, format!("this host got several new keys lately: ask again in {hours} h"))
+        })?;
+        let word = self.membership.replace(node, &request.key).await.map_err(|e| forbidden(e.to_string()))?;
+        tracing::warn!(host = %member.name, old = %node, new = %request.key.node_id(), "a host has another node key, by its own wish");
+        self.gossip.entry(word.clone());
+        to_json(&word)
     }
 
     /// Another authority says until when hosts are let in with the fleet token, and hears what counts here.

@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep};
 
 use super::kernel::Marked;
 use super::lan::Lan;
-use super::{BANISHED, Daemon, Member, Phase, Place, Request, Stop, successor};
+use super::{BANISHED, Daemon, Member, Phase, Place, REPLACED, Request, Stop, successor};
 use crate::admin::local::No;
 use crate::api::{self, Done};
 use crate::config::Config;
@@ -61,7 +61,7 @@ pub(super) async fn acquire(
 ) -> anyhow::Result<Option<Place>> {
     let gone = super::past(&daemon.store)?.map(|(why, _)| why);
     match gone.as_deref() {
-        Some(BANISHED) => daemon.enter(Phase::Banished),
+        Some(BANISHED | REPLACED) => daemon.enter(Phase::Banished),
         Some(_) => daemon.enter(Phase::Left),
         None => daemon.enter(Phase::New),
     }

@@ -11,6 +11,7 @@ use meshd_agent::addresses::{Bindings, Bound, Claimant, Claimed, Contested, Fail
 use meshd_agent::catalog::Catalog;
 use meshd_agent::record;
 use meshd_ca::identity::NodeId;
+use meshd_ca::roster::Roster;
 use meshd_ca::store::Store;
 use tokio::sync::{mpsc, watch};
 
@@ -78,6 +79,7 @@ pub(crate) struct Task {
     pub(crate) links: Arc<Links>,
     pub(crate) rules: Arc<Rules>,
     pub(crate) catalog: watch::Receiver<Arc<Catalog>>,
+    pub(crate) roster: watch::Receiver<Arc<Roster>>,
     pub(crate) own: watch::Receiver<Addresses>,
     pub(crate) heard: Arc<Heard>,
     pub(crate) store: Arc<Store>,
@@ -164,12 +166,17 @@ impl Task {
     fn update(&mut self, bindings: &mut Bindings) {
         // News may have been dropped when there was much of it; this makes up for it.
         for (node, up) in self.heard.all() {
-            bindings.heard(node, up);
+            bindings.heard(node, up, now());
         }
         let catalog = self.catalog.borrow_and_update().clone();
         let own = self.own.borrow_and_update().clone();
         let strict = self.config.borrow().mode == Mode::Strict;
         let claimants: Vec<Claimant> = catalog.records().map(|r| claimant(r.record())).filter(|c| c.node != self.me).collect();
+        let roster = self.roster.borrow().clone();
+        for (old, new) in roster.replaced().filter(|(old, new)| catalog.record(*old).is_none() && catalog.record(*new).is_some())
+        {
+            bindings.replaced(old, new);
+        }
         bindings.update(&claimants, &Own { addresses: (*own.own).clone(), strict }, now());
     }
 
@@ -209,7 +216,7 @@ pub(crate) fn remembered(store: &Store) -> Vec<(IpAddr, NodeId)> {
 
 fn take(bindings: &mut Bindings, news: News) {
     match news {
-        News::Heard(node, up) => bindings.heard(node, up),
+        News::Heard(node, up) => bindings.heard(node, up, now()),
         News::Suspect(ip) => bindings.suspect(ip, now()),
         News::Probed(probe, Ok(owner)) => bindings.proved(probe.ip, probe.port, owner, now()),
         News::Probed(probe, Err(error)) => {

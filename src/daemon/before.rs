@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use meshd_ca::identity::NodeId;
-use meshd_ca::roster::{Roster, Standing};
+use meshd_ca::roster::{Member, Roster, Standing};
 use meshd_ca::store::Store;
 use rustix::fs::{MemfdFlags, memfd_create};
 use tokio::sync::Notify;
@@ -317,8 +317,10 @@ impl Before {
 
 /// Those of a roster that are no members any more, and why not.
 pub(super) fn inactive(roster: &Roster) -> impl Iterator<Item = (NodeId, Cut)> {
-    let gone = roster.members().filter(|m| !roster.is_active(m.node()));
-    gone.map(|m| (m.node(), if m.standing == Standing::Banished { Cut::Banished } else { Cut::Left }))
+    // A host that got another key has done nothing wrong.
+    let gone = roster.members().map(Member::node).filter(|node| !roster.is_host_active(*node));
+    let banished = |node| roster.member(node).is_some_and(|m| m.standing == Standing::Banished);
+    gone.map(move |node| (node, if banished(node) || banished(roster.current(node)) { Cut::Banished } else { Cut::Left }))
 }
 
 /// Ends the connections with `nodes`.

@@ -55,6 +55,8 @@ use crate::task::{self, Tasks};
 
 /// For how long a host waits for another authority's word when the one that let it in was put out.
 const ORPHANED: Duration = Duration::from_secs(600);
+/// How long after this host got another node key, and after each attempt, the next process is started by itself to go on with it.
+const TAKES_OVER: Duration = Duration::from_secs(30);
 /// How often rules, links and edges are looked after.
 const TICK: Duration = Duration::from_secs(2);
 /// How long the news of this node's stop may take to leave.
@@ -247,7 +249,7 @@ pub(super) async fn run(
     let owners = Arc::new(Owners::new(membership.name()));
 
     // The kernel and the data plane.
-    let bound = addresses::remembered(&daemon.store).into_iter().filter(|(_, node)| membership.roster().is_active(*node));
+    let bound = addresses::remembered(&daemon.store).into_iter().filter(|(_, node)| membership.roster().is_host_active(*node));
     let bound = bound.map(|(ip, _)| ip).collect();
     let rules = Arc::new(Rules::install(config, skip_ports(config), &bound, daemon.manager.clone())?);
     let snapshots = Arc::new(Snapshots {
@@ -369,6 +371,7 @@ pub(super) async fn run(
         links: links.clone(),
         rules: rules.clone(),
         catalog: catalog.clone(),
+        roster: membership.watch(),
         own: daemon.lan.addresses(),
         heard: heard.clone(),
         store: daemon.store.clone(),
@@ -419,6 +422,7 @@ pub(super) async fn run(
     let mut upgrading: Option<successor::Upgrading> = None;
     daemon.before.cut(&membership.roster());
     // Also after a start in the middle of that.
+    let mut succession: Option<Instant> = None;
     let mut orphaned = (!membership.roster().is_active(membership.me())).then(Instant::now);
     let mut end = loop {
         tokio::select! {
@@ -435,6 +439,11 @@ pub(super) async fn run(
                     Some(Standing::Active) => orphaned = None,
                     Some(Standing::Left) => break End::Left,
                     Some(Standing::Banished) => break End::Banished,
+                    // By itself: the next process goes on with it. Whoever asked for the key starts that, unless this one was started in between.
+                    Some(Standing::Replaced) if membership.has_next(now.current(membership.me())) => {
+                        _ = succession.get_or_insert_with(|| Instant::now() + TAKES_OVER);
+                    }
+                    Some(Standing::Replaced) => break End::Replaced,
                     // The authority that let this host in was put out, and who stands in for it was not heard yet.
                     None => _ = orphaned.get_or_insert_with(Instant::now),
                 }
@@ -485,6 +494,11 @@ pub(super) async fn run(
                 break End::Joined(Box::new(place));
             }
             _ = tick.tick() => {
+                if succession.is_some_and(|at| at <= Instant::now()) && upgrading.is_none() && !daemon.before.is_full() {
+                    succession = Some(Instant::now() + TAKES_OVER);
+                    let (reply, _) = tokio::sync::oneshot::channel();
+                    upgrading = Some((Box::pin(Successor::start(daemon.program.clone())), reply));
+                }
                 member.look_after();
                 daemon.pulse.beat();
                 if orphaned.is_some_and(|since| since.elapsed() >= ORPHANED) {

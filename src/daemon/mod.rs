@@ -20,6 +20,7 @@ mod member;
 pub(crate) mod memory;
 #[cfg(test)]
 mod power;
+pub(crate) mod rekey;
 mod reload;
 mod responder;
 mod retired;
@@ -71,7 +72,11 @@ pub(crate) const GONE: &str = "gone";
 /// How [`GONE`] begins.
 const LEFT: &str = "left";
 const BANISHED: &str = "banished";
+const REPLACED: &str = "replaced";
 
+/// What became of a host whose place another key has.
+const TAKEN: &str = "the node key of this host was replaced by one that is not here: is this an old backup or a copy of a card? If it is neither, somebody \
+                     else had the key: banish this host by its name. To join anew, empty the state directory";
 /// How long the last lines of the access log may take.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
@@ -180,7 +185,10 @@ impl Daemon {
             ),
             Phase::Joining => ("it is joining one".into(), "try again in a moment"),
             Phase::Left => ("it left".into(), "`meshd join TOKEN` brings it into a mesh"),
-            Phase::Banished => ("it was banished".into(), "a banished key stays out; empty the state directory to start anew"),
+            Phase::Banished => (
+                "it was banished, or its node key was replaced".into(),
+                "such a key stays out; empty the state directory to start anew",
+            ),
         };
         Err(No::new(StatusCode::CONFLICT, "this host is not a member of a mesh", why, remedy))
     }
@@ -245,6 +253,8 @@ enum End {
     Left,
     /// Others put it out.
     Banished,
+    /// Another key than any of this host has its place.
+    Replaced,
     /// Another process takes over.
     Upgrade(Box<Handover>),
 }
@@ -365,6 +375,10 @@ pub async fn run(config: Config, log: Log, read: Reader, predecessor: Option<&Pr
             End::Joined(place) => next = Some(*place),
             End::Left => gone(&daemon.store, daemon.node(), LEFT)?,
             End::Banished => gone(&daemon.store, daemon.node(), BANISHED)?,
+            End::Replaced => {
+                tracing::error!("{TAKEN}");
+                gone(&daemon.store, daemon.node(), REPLACED)?;
+            }
             End::Upgrade(handover) => {
                 drop(answering);
                 match daemon.pulse.during(successor::hand_over(&daemon, &socket, *handover, &mut stop)).await {
@@ -440,6 +454,16 @@ fn resume(key: &Arc<PrivateKey>, store: &Arc<Store>, clock: &Clock) -> anyhow::R
     if membership.is_none() {
         match Membership::standing(store, key.public().node_id())? {
             Some((Standing::Banished, _)) => gone(store, key.public().node_id(), BANISHED)?,
+            // After an attempt to hand over to the process that has the new one.
+            Some((Standing::Replaced, _)) if store.load(membership::NEXT_KEY)?.is_some() => {
+                anyhow::bail!(
+                    "this host has a new node key, and the process that should have gone on with it did not start: start meshd again"
+                )
+            }
+            Some((Standing::Replaced, _)) => {
+                tracing::error!("{TAKEN}");
+                gone(store, key.public().node_id(), REPLACED)?;
+            }
             Some(_) => gone(store, key.public().node_id(), LEFT)?,
             None => {}
         }
@@ -466,7 +490,7 @@ fn settle(
 
 fn open(store: Result<Store, StoreError>, config: &Config) -> anyhow::Result<(Arc<Store>, Arc<PrivateKey>, Clock)> {
     let store = store.with_context(|| format!("cannot use the state directory {}", config.state_dir.display()))?;
-    let key = membership::node_key(&store).context("cannot read or make the node key")?;
+    let key = membership::take_node_key(&store).context("cannot read or make the node key")?;
     let clock = Clock::load(&store)?;
     Ok((Arc::new(store), Arc::new(key), clock))
 }

@@ -20,7 +20,7 @@ use meshd_ca::token::{JoinToken, TokenState};
 use super::keeper::Sequence;
 use super::{gone, past, resume, settle};
 use crate::clock::Clock;
-use crate::membership::{Membership, MembershipError, node_key};
+use crate::membership::{Membership, MembershipError, take_node_key};
 
 // The store's own tests use the rest of it.
 #[allow(dead_code)]
@@ -46,7 +46,7 @@ impl Host {
         let dir = tempfile::tempdir().unwrap();
         let disk = Recorder::new(dir.path(), &[]);
         let store = Arc::new(Store::open_on(&dir.path().join("state"), Box::new(disk.clone())).unwrap());
-        let key = Arc::new(node_key(&store).unwrap());
+        let key = Arc::new(take_node_key(&store).unwrap());
         let host = Self { _dir: dir, disk, store, clock: Clock::new(START), key, membership: None };
         host.told("key", host.node());
         host
@@ -133,7 +133,7 @@ fn start(root: &Path) -> Host {
     // Its own flushes cost nothing.
     let disk = Recorder::new(root, &[]);
     let store = Arc::new(Store::open_on(&root.join("state"), Box::new(disk.clone())).unwrap());
-    let key = Arc::new(node_key(&store).unwrap());
+    let key = Arc::new(take_node_key(&store).unwrap());
     let clock = Clock::load(&store).unwrap();
     let membership = resume(&key, &store, &clock).unwrap().map(Arc::new);
     Host { _dir: tempfile::tempdir().unwrap(), disk, store, clock, key, membership }
@@ -296,6 +296,43 @@ async fn a_pulled_plug_leaves_the_old_or_the_new_of_everything_anybody_was_told(
         ruins += survives(&host, async |_, _| {}).await;
     }
     assert!(ruins > 1000, "only {ruins} ruins were tried");
+}
+
+/// A host gets another node key, and the plug is pulled: it has the old or the new one, and is the member that it was.
+#[tokio::test]
+async fn a_pulled_plug_leaves_the_old_or_the_new_node_key() {
+    let (mut a, mut b) = (Host::new(), Host::new());
+    a.found();
+    let token = a.token().await;
+    b.join(&a, &token).await;
+    let (old, secret) = (b.node(), b.key.pkcs8().clone());
+    let next = b.member().next_key().await.unwrap();
+    let new = next.public().node_id();
+    assert_eq!(b.member().next_key().await.unwrap().public().node_id(), new, "asked for again");
+    assert!(b.member().has_next(new) && !b.member().has_next(old));
+    let word = a.member().replace(old, next.public()).await.unwrap();
+    a.told(&format!("member {old}"), "replaced");
+    a.told(&format!("member {new}"), "active");
+    b.member().merge(word).await.unwrap();
+    // The next process.
+    b.key = Arc::new(take_node_key(&b.store).unwrap());
+    b.membership = resume(&b.key, &b.store, &b.clock).unwrap().map(Arc::new);
+    b.told("key", b.node());
+    assert_eq!((b.node(), b.member().me()), (new, new));
+    for file in std::fs::read_dir(b._dir.path().join("state")).unwrap() {
+        let (file, old) = (file.unwrap().path(), secret.windows(64).next().unwrap());
+        assert!(!std::fs::read(&file).unwrap().windows(64).any(|w| w == old), "the old key is in {file:?}");
+    }
+    survives(&a, async |_, _| {}).await;
+    let keys = [old, new].map(|node| node.to_string());
+    let ruins = survives(&b, async |started, facts| {
+        let Some(membership) = &started.membership else { return };
+        assert!(keys.contains(&facts["key"]), "a third key");
+        assert!(membership.roster().is_active(started.node()), "it runs with a key that is nobody's");
+        assert_eq!(membership.name(), HostName::nearest("host"));
+    })
+    .await;
+    assert!(ruins > 100, "{ruins}");
 }
 
 /// A token for one host, a plug that is pulled while that host is let in, and another host that has the token as well.

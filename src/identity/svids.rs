@@ -530,6 +530,8 @@ impl Svids {
         let saved: Vec<Saved> = serde_json::from_slice(bytes).map_err(|_| SvidError::Saved)?;
         let (now, trust) = (self.verifier.now(), self.verifier.trust());
         let mut taken = 0;
+        // Saved under an earlier key of this host: good until there are others, which is to be soon.
+        let earlier = saved.iter().any(|s| matches!(s.id.workload, Workload::Node(node) if node != self.id));
         for s in saved.into_iter().take(MAX_WORKLOADS) {
             let workload = s.id.workload.clone();
             let foreign =
@@ -540,7 +542,11 @@ impl Svids {
             let leaf = Leaf { der: s.certificate.clone(), id: s.id.clone(), not_before: s.not_before, not_after: s.not_after };
             let Ok(key) = PrivateKey::from_pkcs8(&s.key) else { continue };
             let Ok(svid) = Svid::new(leaf, s.issued, key, &self.verifier) else { continue };
-            self.change(|slots| slots.entry(workload).or_insert_with(|| Slot::new(false, now)).clone()).succeeded(svid);
+            let slot = self.change(|slots| slots.entry(workload).or_insert_with(|| Slot::new(false, now)).clone());
+            slot.succeeded(svid);
+            if earlier {
+                slot.plan().renew_at = now;
+            }
             taken += 1;
         }
         self.issued.send_modify(|n| *n += 1);

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use meshd_ca::bundle::Bundle;
+use meshd_ca::identity::NodeId;
 use meshd_ca::issue::BACKDATE;
 use meshd_ca::keys::{PublicKey, sha256};
 use meshd_ca::roster::Roster;
@@ -90,6 +91,11 @@ impl SvidVerifier {
     /// The trust of this moment.
     pub fn trust(&self) -> Arc<Trust> {
         self.trust.load_full()
+    }
+
+    /// Whether the holder of an SVID is the host that is expected, be it under another key than was heard of last.
+    pub fn is_host(&self, holder: NodeId, expected: NodeId) -> bool {
+        holder == expected || self.trust.load().roster.is_same_host(holder, expected)
     }
 
     /// Mesh time as a function, for others that need the same.

@@ -234,7 +234,7 @@ async fn again(proxy: &Arc<Proxy>, call: &Call) -> Option<Found> {
     }
     let tunnel = tunnel?;
     let peer = proxy.verifier.identify(&[tunnel.peer()]).ok()?;
-    (peer.holder == call.member.node).then_some((svid, tunnel, peer.id))
+    proxy.verifier.is_host(peer.holder, call.member.node).then_some((svid, tunnel, peer.id))
 }
 
 /// Dials a tunnel for the next connection like this one, not if there are many already or the member is about to go.
@@ -293,7 +293,7 @@ async fn connect(proxy: &Proxy, call: &Call) -> Result<Found, Fault> {
     let tunnel = timeout(proxy.settings.handshake, handshake).await;
     let tunnel = tunnel.map_err(|_| Fault::Timeout("handshake"))?.map_err(Fault::Handshake)?;
     let peer = proxy.verifier.identify(&[tunnel.peer()])?;
-    if peer.holder != call.member.node {
+    if !proxy.verifier.is_host(peer.holder, call.member.node) {
         return Err(Fault::WrongPeer { expected: call.member.node, found: peer.holder });
     }
     Ok((svid, tunnel, peer.id))

@@ -30,18 +30,23 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
 const MADE: Duration = Duration::from_secs(150);
 /// The SVIDs of these scenarios, as in their configuration.
 const LIFETIME: Duration = Duration::from_secs(20);
-const PORT: u16 = 8000;
+pub(crate) const PORT: u16 = 8000;
 
 /// New connections in both directions between hosts, all the time, each of which must be served.
-struct Load<'a> {
+pub(crate) struct Load<'a> {
     mesh: &'a Mesh,
     done: AtomicBool,
     count: AtomicU64,
 }
 
 impl<'a> Load<'a> {
-    fn new(mesh: &'a Mesh) -> Self {
+    pub(crate) fn new(mesh: &'a Mesh) -> Self {
         Self { mesh, done: AtomicBool::new(false), count: AtomicU64::new(0) }
+    }
+
+    /// How many there were.
+    pub(crate) fn connections(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
     }
 
     /// Connects again and again until `done`.
@@ -58,7 +63,7 @@ impl<'a> Load<'a> {
     }
 
     /// Runs `work` while connections are made between these hosts. All of them, and `work`, must succeed.
-    fn during<T>(&self, pairs: &[(&'static str, &'static str)], work: impl FnOnce() -> Result<T>) -> Result<T> {
+    pub(crate) fn during<T>(&self, pairs: &[(&'static str, &'static str)], work: impl FnOnce() -> Result<T>) -> Result<T> {
         std::thread::scope(|scope| {
             let clients: Vec<_> = pairs.iter().map(|(from, to)| scope.spawn(|| self.run(from, to))).collect();
             let done = work();
@@ -94,7 +99,7 @@ fn held(mesh: &Mesh, at: &str) -> Result<BTreeMap<String, String>> {
     Ok(all.iter().map(|i| (i.serial.clone().unwrap_or_default(), name(i))).collect())
 }
 
-fn nothing_failed(mesh: &Mesh, hosts: &[&str]) -> Result<()> {
+pub(crate) fn nothing_failed(mesh: &Mesh, hosts: &[&str]) -> Result<()> {
     for name in hosts {
         for edge in mesh.at(name).edges()?.iter().filter(|e| e.port == PORT) {
             ensure!(edge.failed == 0 && edge.secured, "{name}: {edge:?}");

@@ -18,6 +18,7 @@ mod hostile;
 mod hosts;
 mod identities;
 mod joining;
+mod keys;
 mod load;
 mod modes;
 mod moves;
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
         modes::SCENARIOS,
         renewal::SCENARIOS,
         authorities::SCENARIOS,
+        keys::SCENARIOS,
         recovery::SCENARIOS,
         recovery_key::SCENARIOS,
         hostile::SCENARIOS,
