@@ -26,6 +26,7 @@ mod recovery;
 mod recovery_key;
 mod renewal;
 mod rules;
+mod secrets;
 mod soak;
 mod support;
 mod systemd;
@@ -65,6 +66,7 @@ fn main() -> ExitCode {
         recovery::SCENARIOS,
         recovery_key::SCENARIOS,
         hostile::SCENARIOS,
+        secrets::SCENARIOS,
         edge::network::SCENARIOS,
         edge::addresses::SCENARIOS,
         edge::resources::SCENARIOS,

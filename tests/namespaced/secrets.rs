@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use data_encoding::{BASE32_NOPAD, BASE64, BASE64URL_NOPAD, HEXLOWER};
-use meshd::api::State;
+use meshd::api::{KeyRotated, State};
 use meshd_ca::recovery::RecoveryKey;
 use meshd_ca::store::decode;
 
@@ -74,6 +75,14 @@ fn files(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(all)
 }
 
+/// What is in a file; nothing of one that is gone by now: the daemons write meanwhile.
+fn read(path: &Path) -> Result<Vec<u8>> {
+    match fs::read(path) {
+        Err(gone) if gone.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+        read => read.with_context(|| format!("read {}", path.display())),
+    }
+}
+
 /// What the arguments and variables of all processes were, looked at again and again until it is told to `stop`.
 fn watch(stop: &AtomicBool) -> BTreeSet<Vec<u8>> {
     let mut seen = BTreeSet::new();
@@ -106,9 +115,9 @@ fn are_nowhere_but_where_they_belong() -> Result<()> {
     }
     let mut logged = 0;
     for path in files(mesh.lab().dir())? {
-        let bytes = fs::read(&path)?;
+        let bytes = read(&path)?;
         let holds: Vec<&str> = secrets.iter().filter(|s| s.is_in(&bytes)).map(|s| s.name.as_str()).collect();
-        let mode = fs::metadata(&path)?.permissions().mode() & 0o777;
+        let mode = fs::metadata(&path).map_or(0, |m| m.permissions().mode() & 0o777);
         logged += usize::from(String::from_utf8_lossy(&bytes).contains("TRACE"));
         let kept = put.contains(&path) || path.components().any(|c| c.as_os_str() == "state");
         ensure!(holds.is_empty() || (kept && mode & 0o077 == 0), "{} (mode {mode:o}) has {holds:?}", path.display());
@@ -120,6 +129,11 @@ fn are_nowhere_but_where_they_belong() -> Result<()> {
         ensure!(core.split_whitespace().filter(|w| *w == "0").count() == 2, "{name} may leave a core file: {core}");
     }
     Ok(())
+}
+
+/// In PKCS#8 the private key of P-256 is these bytes (RFC 5915, as ring writes it).
+fn private_half(pkcs8: &[u8]) -> Result<Vec<u8>> {
+    Ok(pkcs8.get(36..68).context("too short for a key")?.to_vec())
 }
 
 /// Brings a mesh up with every kind of secret. Returns them, and the files that a person put one into.
@@ -144,7 +158,7 @@ fn live(mesh: &mut Mesh) -> Result<(Vec<Secret>, Vec<PathBuf>)> {
     mesh.at_mut("d").start()?;
     mesh.at("d").until(State::Pending)?;
     let code = mesh.at("d").status()?.code.context("no code")?;
-    mesh.at("b").cli(&["approve", "--wait", "30s", code.as_str()])?;
+    mesh.at("b").cli(&["approve", "--wait", "30s", code.expose()])?;
     mesh.at("d").until(State::Member)?;
     mesh.settled()?;
     mesh.secured_between("a", "c", 8000)?;
@@ -160,6 +174,16 @@ fn live(mesh: &mut Mesh) -> Result<(Vec<Secret>, Vec<PathBuf>)> {
     secrets.push(Secret::word("the recovery key", &recovery.to_text()));
     let backup = mesh.at("c").dir().join("c.meshd");
     mesh.at("c").cli(&["backup", "--recovery-key-file", &kept.display().to_string(), &backup.display().to_string()])?;
+    // A key that was replaced is one all the same, and on no disk any more.
+    let path_of_key = mesh.at("d").dir().join("state/node.key");
+    let old = private_half(decode(&fs::read(&path_of_key)?).context("node.key of d is damaged")?.1)?;
+    let rotated: KeyRotated = mesh.at("d").json(&["rotate-key", "--yes"])?;
+    mesh.at_mut("d").begot(rotated.upgraded.pid)?;
+    let old = Secret::bytes("the key that d had", &old);
+    for file in files(&mesh.at("d").dir().join("state"))? {
+        ensure!(!old.is_in(&read(&file)?), "the old key is in {}", file.display());
+    }
+    secrets.push(old);
     // The keys that the hosts made themselves.
     for name in ["a", "b", "c", "d"] {
         let state = mesh.at(name).dir().join("state");
@@ -173,8 +197,7 @@ fn live(mesh: &mut Mesh) -> Result<(Vec<Secret>, Vec<PathBuf>)> {
                 }
                 // Behind the node that it is of.
                 "backup/key" => content[content.len().saturating_sub(32)..].to_vec(),
-                // In PKCS#8 the private key of P-256 is these bytes (RFC 5915, as ring writes it).
-                _ => content.get(36..68).context("too short for a key")?.to_vec(),
+                _ => private_half(content)?,
             };
             let secret = Secret::bytes(format!("{file} of {name}"), &key);
             ensure!(secret.is_in(&bytes), "what is looked for is not found where it is");
@@ -182,6 +205,6 @@ fn live(mesh: &mut Mesh) -> Result<(Vec<Secret>, Vec<PathBuf>)> {
         }
     }
     mesh.at("a").cli(&["banish", "--recovery-key-file", &kept.display().to_string(), "--yes", "b"])?;
-    ensure!(secrets.len() >= 3 + 4 + 2 + 2, "there are only {} secrets", secrets.len());
+    ensure!(secrets.len() >= 3 + 4 + 2 + 2 + 1, "there are only {} secrets", secrets.len());
     Ok((secrets, vec![path, kept]))
 }
