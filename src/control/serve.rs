@@ -17,7 +17,8 @@ use meshd_agent::gossip::MAX_PACKET;
 use meshd_ca::clock::statement::Question;
 use meshd_ca::identity::{NodeId, Workload};
 use meshd_ca::keys::{PublicKey, Signature, base64url};
-use meshd_ca::roster::{MAX_MEMBERS, Member};
+use meshd_ca::merge::{MAX_WORD, Word};
+use meshd_ca::roster::{Entry, MAX_MEMBERS, Member};
 use meshd_ca::signed::Signed;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep, timeout};
@@ -26,7 +27,7 @@ use tokio_rustls::server::TlsStream;
 use super::budget::Budget;
 use super::crowd::Crowd;
 use super::gossip::Mailbox;
-use super::link::{Hello, Links, MAX_HELLO, Verdict};
+use super::link::{Hello, Links, MAX_HELLO, MOVED, Verdict};
 use super::rewound::Rewound;
 use super::waiting::Waiting;
 use crate::clock::Clock;
@@ -52,6 +53,8 @@ const MAX_PER_MEMBER: usize = 48;
 const MAX_STRANGERS: usize = 64;
 const MAX_STRANGERS_PER_SOURCE: usize = 8;
 const INTRODUCTION: Duration = Duration::from_secs(10);
+/// What somebody hears of whom nothing is known.
+const NO_MEMBER: &str = "not an active member of this mesh";
 /// SVIDs in one request.
 pub(crate) const MAX_SVIDS: usize = 64;
 
@@ -252,13 +255,13 @@ impl Api {
         if parts.method != Method::POST {
             return Err(No(StatusCode::METHOD_NOT_ALLOWED, "every call is a POST".into()));
         }
-        let hello = parts.uri.path() == "/v1/hello";
-        // Strangers may only introduce themselves, and that is short.
-        if !hello && !self.membership.roster().is_active(node) {
+        // Strangers may only introduce themselves, and say that this mesh has moved; both is short.
+        if !["/v1/hello", MOVED].contains(&parts.uri.path()) && !self.membership.roster().is_active(node) {
             return Err(self.no_member(node, &[]));
         }
         let limit = match parts.uri.path() {
             "/v1/hello" => MAX_HELLO,
+            MOVED => MAX_WORD,
             // Hundreds may wait for the engine.
             "/v1/gossip" => MAX_PACKET,
             _ => MAX_BODY,
@@ -268,6 +271,7 @@ impl Api {
         let body = body.map_err(|e| No(StatusCode::BAD_REQUEST, e.to_string()))?.to_bytes();
         match parts.uri.path() {
             "/v1/hello" => self.hello(node, from, &body).await,
+            MOVED => self.moved(node, &body).await,
             "/v1/gossip" => {
                 self.gossip.packet(node, body);
                 Ok(Bytes::new())
@@ -287,11 +291,34 @@ impl Api {
     /// What a node hears that is no member any more, because gossip does not speak to it: the entry that says so, or that puts out somebody `through` whom
     /// it has its place. It may not know; not even of having left, when its card holds what was on it before.
     fn no_member(&self, node: NodeId, through: &[NodeId]) -> No {
-        let verdict = self.membership.roster().verdict(node, through).map(|(entry, chain)| Verdict { entry, chain });
-        match verdict.and_then(|v| serde_json::to_string(&v).ok()) {
-            Some(verdict) => No(StatusCode::GONE, verdict),
-            None => No(StatusCode::FORBIDDEN, "not an active member of this mesh".into()),
+        self.verdict(node, through).unwrap_or_else(|| No(StatusCode::FORBIDDEN, NO_MEMBER.into()))
+    }
+
+    fn verdict(&self, node: NodeId, through: &[NodeId]) -> Option<No> {
+        let (entry, chain) = self.membership.roster().verdict(node, through)?;
+        Some(No(StatusCode::GONE, serde_json::to_string(&Verdict { entry, chain }).ok()?))
+    }
+
+    /// What a node hears that introduces itself and is no member: the same if it means this mesh. What is said of it here means nothing in another one,
+    /// and it hears where that has moved instead, if it came here.
+    fn stranger(&self, node: NodeId, shown: &Entry, through: &[NodeId], why: &str) -> No {
+        let here = self.membership.roster().is_of(shown);
+        let moved = || {
+            let word = self.membership.last_word(shown)?;
+            Some(No(StatusCode::PERMANENT_REDIRECT, String::from_utf8_lossy(&word.to_bytes()).into_owned()))
+        };
+        let verdict = here.then(|| self.verdict(node, through)).flatten();
+        verdict.or_else(moved).unwrap_or_else(|| No(StatusCode::FORBIDDEN, why.to_owned()))
+    }
+
+    /// Somebody says that this mesh moves. Who that is does not matter: the word is signed.
+    async fn moved(&self, node: NodeId, body: &[u8]) -> Result<Bytes, No> {
+        let bad = |e: &dyn std::fmt::Display| No(StatusCode::FORBIDDEN, e.to_string());
+        let word = Word::from_bytes(body).map_err(|e| bad(&e))?;
+        if self.membership.hear_move(word).await.map_err(|e| bad(&e))? {
+            tracing::info!(from = %node, "heard where this mesh moves");
         }
+        Ok(Bytes::new())
     }
 
     async fn hello(&self, node: NodeId, mut from: SocketAddr, body: &[u8]) -> Result<Bytes, No> {
@@ -314,14 +341,16 @@ impl Api {
             roster.is_active(node) || signer || roster.follows(&hello.chain, &hello.entry)
         };
         if !known {
-            return Err(self.no_member(node, &through));
+            return Err(self.stranger(node, &hello.entry, &through, NO_MEMBER));
         }
-        let new = self.membership.introduced(hello.chain, hello.entry).await;
-        new.map_err(|e| No(StatusCode::FORBIDDEN, e.to_string()))?.into_iter().for_each(|entry| self.gossip.entry(entry));
+        let new = self.membership.introduced(hello.chain, hello.entry.clone()).await;
+        new.map_err(|e| self.stranger(node, &hello.entry, &through, &e.to_string()))?
+            .into_iter()
+            .for_each(|entry| self.gossip.entry(entry));
         // A hello may also be a farewell: the entry by which the caller leaves.
         let roster = self.membership.roster();
         if !roster.is_active(node) {
-            return Err(self.no_member(node, &through));
+            return Err(self.stranger(node, &hello.entry, &through, NO_MEMBER));
         }
         from.set_port(hello.port);
         self.links.called(node, from);

@@ -30,7 +30,7 @@ use super::listeners::skip_ports;
 use super::rules::{self, Rules};
 use super::successor::{Handover, Successor};
 use super::timekeeper::Timekeeper;
-use super::{Daemon, End, Halt, Phase, Request, Stop, acquire, before, enrolment, knock, memory, successor};
+use super::{Daemon, End, Halt, Phase, Request, Stop, acquire, before, enrolment, knock, memory, merge, successor};
 use crate::admin::local::No;
 use crate::admin::view;
 use crate::api::Done;
@@ -84,6 +84,8 @@ pub(crate) struct Member {
     catalog: watch::Receiver<Arc<Catalog>>,
     addresses: watch::Receiver<super::lan::Addresses>,
     heard: Arc<Heard>,
+    /// Why this host has not followed its mesh into another one yet.
+    pub(crate) moving: merge::Trouble,
     /// Who asks to be let in without a token.
     pub(crate) waiting: Arc<Waiting>,
 }
@@ -293,6 +295,7 @@ pub(super) async fn run(
         catalog: catalog.clone(),
         addresses: daemon.lan.addresses(),
         heard: heard.clone(),
+        moving: merge::Trouble::default(),
         waiting: waiting.clone(),
     });
 
@@ -396,6 +399,7 @@ pub(super) async fn run(
     tasks.spawn(keeper.run());
     tasks.spawn(authorities.run());
     tasks.spawn(enrolment::tend(member.clone()));
+    tasks.spawn(merge::tell_late(daemon.clone(), member.clone()));
     tasks.spawn(Timekeeper { membership: membership.clone(), links: links.clone(), clock: clock.clone() }.run());
 
     let (close, closing) = watch::channel(false);
@@ -416,6 +420,7 @@ pub(super) async fn run(
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut asking = std::pin::pin!(acquire::ask(daemon, Some(&member), None));
+    let mut following = std::pin::pin!(merge::follow(daemon, &member));
     let mut upgrading: Option<successor::Upgrading> = None;
     daemon.before.cut(&membership.roster());
     // Also after a start in the middle of that.
@@ -484,6 +489,17 @@ pub(super) async fn run(
                 let (place, _) = acquire::adopt(daemon, joined)?;
                 break End::Joined(Box::new(place));
             }
+            joined = &mut following => match acquire::adopt(daemon, joined) {
+                Ok((place, answer)) => {
+                    tracing::info!(mesh = %answer.mesh, name = %answer.name, "let in where this mesh moves: this one is given up");
+                    break End::Moved(Box::new(place));
+                }
+                // Still a member here, and still invited there.
+                Err(error) => {
+                    tracing::error!(error = format!("{error:#}"), "the place in the mesh where this one moves could not be saved; trying again");
+                    following.set(merge::follow(daemon, &member));
+                }
+            },
             _ = tick.tick() => {
                 member.look_after();
                 daemon.pulse.beat();
@@ -523,6 +539,35 @@ pub(super) async fn run(
         }
         let arriving = Arc::downgrade(&arrivals);
         handover.kept = Some(before::Kept { proxy: proxy.clone(), quiet: Box::new(move || arriving.strong_count() == 0) });
+        return Ok(end);
+    }
+
+    if let End::Moved(_) = &end {
+        let moving = async {
+            daemon.lan.announce(None);
+            presence.send_replace(Presence::Stopped);
+            let farewell = async {
+                let _ = told_watch.wait_for(|t| *t == Some(Presence::Stopped)).await;
+                mailbox.leave().await;
+            };
+            let _ = tokio::time::timeout(FAREWELL, farewell).await;
+            close.send_replace(true);
+            if tokio::time::timeout(FAREWELL, memory).await.is_err() {
+                tracing::warn!("what is known of the others was not written in time");
+            }
+        };
+        daemon.pulse.during(moving).await;
+        // Those who have not moved yet are ordinary hosts for a moment; strict ones stay strict.
+        if daemon.config().mode != Mode::Strict {
+            rules.release();
+        }
+        proxy.retire();
+        tasks.shutdown().await;
+        links.linked().into_iter().for_each(|node| links.close(node));
+        let rules = rules.surrender().map(|(name, socket)| (name.to_owned(), socket));
+        daemon.doors.inherit(daemon.before.take(rules.into_iter().collect(), &daemon.manager));
+        let arriving = Arc::downgrade(&arrivals);
+        daemon.before.keep(before::Kept { proxy: proxy.clone(), quiet: Box::new(move || arriving.strong_count() == 0) });
         return Ok(end);
     }
 

@@ -19,6 +19,7 @@ mod hosts;
 mod identities;
 mod joining;
 mod load;
+mod merging;
 mod modes;
 mod moves;
 mod recovery;
@@ -49,6 +50,8 @@ fn main() -> ExitCode {
         admin::SCENARIOS,
         hosts::SCENARIOS,
         joining::SCENARIOS,
+        merging::SCENARIOS,
+        merging::CHECKS,
         fleet::SCENARIOS,
         applications::SCENARIOS,
         tcp::SCENARIOS,

@@ -67,7 +67,7 @@ impl Roster {
                 by: node,
             },
         };
-        self.put(Entry::sign(authority, self.mesh(), member)?)?;
+        self.put(Entry::sign(authority, self.place(), member)?)?;
         Ok(self.seats.get(&node).ok_or(RosterError::NotMember)?.member.name.clone())
     }
 
@@ -81,7 +81,7 @@ impl Roster {
         if seat.member.standing != Standing::Active {
             return Err(RosterError::NotActive);
         }
-        let entry = Entry::sign(me, self.mesh(), self.next(me.public().node_id(), me.public().node_id(), Standing::Left)?)?;
+        let entry = Entry::sign(me, self.place(), self.next(me.public().node_id(), me.public().node_id(), Standing::Left)?)?;
         self.put(entry.clone())?;
         Ok(entry)
     }
@@ -112,7 +112,7 @@ impl Roster {
             return Ok(vec![Entry::clone(&seat.entry)]);
         }
         let mut after = self.clone();
-        let ban = Entry::sign(authority, self.mesh(), self.next(by, node, Standing::Banished)?)?;
+        let ban = Entry::sign(authority, self.place(), self.next(by, node, Standing::Banished)?)?;
         after.put(ban.clone())?;
         let mut words = Vec::new();
         let passes = if self.heard.contains(&node) { PASSES } else { 0 };
@@ -129,7 +129,7 @@ impl Roster {
                 // enough, because of what else is said here.
                 let version = if pass == 0 && !banned { said.version } else { after.next_version(by, *subject)? };
                 let sign = if banned { Entry::pardon } else { Entry::sign };
-                let entry = sign(authority, self.mesh(), Member { version, ..said })?;
+                let entry = sign(authority, self.place(), Member { version, ..said })?;
                 after.insert(entry.clone());
                 words.push(entry);
             }
@@ -161,7 +161,7 @@ impl Roster {
         }
         let retired = self.heard.contains(&node);
         let member = Member { retired, roots: Vec::new(), ..self.next(by, node, Standing::Active)? };
-        let entry = Entry::pardon(recovery, self.mesh(), member)?;
+        let entry = Entry::pardon(recovery, self.place(), member)?;
         self.put(entry.clone())?;
         Ok(entry)
     }
@@ -256,7 +256,7 @@ impl Roster {
     }
 
     fn say(&mut self, key: &PrivateKey, member: Member) -> Result<Entry, RosterError> {
-        let entry = Entry::sign(key, self.mesh(), member)?;
+        let entry = Entry::sign(key, self.place(), member)?;
         self.put(entry.clone())?;
         Ok(entry)
     }
