@@ -24,7 +24,7 @@ use meshd_ca::identity::{HostName, MeshId, NodeId, SpiffeId, TrustDomain, Worklo
 use meshd_ca::issue::{Issuer, Leaf, may_hold};
 use meshd_ca::join::{Admission, Admitted, Authority, JoinError, Reason, Reception, Step};
 use meshd_ca::keys::{self, PrivateKey, PublicKey};
-use meshd_ca::merge::{Mesh, WordError, Words};
+use meshd_ca::merge::{WordError, Words};
 use meshd_ca::recovery::Recovery;
 use meshd_ca::roster::{Chain, Entry, MAX_ROOTS, Member, Roster, RosterError, Standing};
 use meshd_ca::signed::Signed;
@@ -413,7 +413,7 @@ impl Membership {
         if self.leaving.load(Ordering::Relaxed) {
             return Ok(Err(JoinError::Refused(Reason::Busy)));
         }
-        if words.of(Mesh::of(roster)).is_some_and(|w| w.to().is_some()) {
+        if words.moving(roster).is_some() {
             return Ok(Err(JoinError::Refused(Reason::Moves)));
         }
         let fleet = fleet.as_mut().map(|f| f.reception(roster, self.me()));

@@ -12,7 +12,8 @@
 //! is what the messages of a join want to have, and lets an authority refuse whoever has not even heard the word; nothing else rests on it.
 //!
 //! A word is of one mesh: its id *and* its founder, because all meshes of one fleet have the same id. Of several the strongest counts
-//! ([`Words::hear`]): those of the recovery key before those of the founder, then the later one.
+//! ([`Words::hear`]): those of the recovery key before those of the founder, then the later one. That it was believed once is not enough
+//! ([`Words::moving`]): when the recovery key puts a founder out, what he said is void for whoever has not followed.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -165,8 +166,13 @@ pub enum WordError {
     #[error("the word is about another mesh")]
     ForeignMesh,
     /// Nobody signed it who may.
-    #[error("only the founder and the recovery key of a mesh may say that it moves")]
+    #[error(
+        "only the recovery key of a mesh may say that it moves, and its founder as long as that key has not spoken about him"
+    )]
     NotFounder,
+    /// There is a stronger one.
+    #[error("the recovery key of this mesh has said whether it moves, and only that key changes it")]
+    Overruled,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -258,12 +264,18 @@ impl Word {
         self.to.as_ref()
     }
 
+    /// Whose word it is.
+    pub fn by(&self) -> NodeId {
+        self.by
+    }
+
     /// Its version: a later word has a higher one.
     pub fn version(&self) -> u64 {
         self.version
     }
 
-    /// Checks that it is about the mesh of this roster, and by somebody who may say so there: the recovery key, or the founder while it is a member.
+    /// Checks that it is about the mesh of this roster, and by somebody who may say so there: the recovery key, or the founder as long as that key has
+    /// neither put it out nor taken its office.
     ///
     /// # Errors
     /// [`WordError::ForeignMesh`], [`WordError::NotFounder`].
@@ -271,8 +283,7 @@ impl Word {
         if self.from != Mesh::of(roster) {
             return Err(WordError::ForeignMesh);
         }
-        let founder = self.by == roster.founder() && roster.is_active(self.by);
-        if founder || roster.is_recovery(self.by) { Ok(()) } else { Err(WordError::NotFounder) }
+        if roster.founded_by(self.by) || roster.is_recovery(self.by) { Ok(()) } else { Err(WordError::NotFounder) }
     }
 
     /// Which of two words about one mesh counts. Who is not its founder and was believed is its recovery key.
@@ -319,6 +330,11 @@ impl Words {
     /// The word about a mesh.
     pub fn of(&self, mesh: Mesh) -> Option<&Word> {
         self.0.iter().find(|w| w.from == mesh)
+    }
+
+    /// The word by which the mesh of this roster moves, if who said it may still say so.
+    pub fn moving(&self, roster: &Roster) -> Option<&Word> {
+        self.of(Mesh::of(roster)).filter(|w| w.to.is_some() && w.believed_in(roster).is_ok())
     }
 
     /// All of them, the oldest first.

@@ -274,7 +274,7 @@ impl Roster {
         self.recovery == Some(by)
     }
 
-    /// Whether the node founded the mesh, and holds its office by nobody's word but its own.
+    /// Whether the node founded the mesh, and holds its office by nobody's word but its own: the recovery key has never spoken about it.
     pub fn founded_by(&self, node: NodeId) -> bool {
         node == self.founder && self.is_active(node) && self.of(node).all(|e| e.member().by == node)
     }

@@ -60,15 +60,18 @@ impl Trouble {
 
 /// Waits until this mesh moves and this host was let in where it moves.
 pub(super) async fn follow(daemon: &Daemon, member: &Member) -> (Joined, SocketAddr) {
-    let mut words = member.membership.words();
+    let (mut words, mut roster) = (member.membership.words(), member.membership.watch());
     let mut told: Option<Word> = None;
     let mut tries = 0;
     loop {
-        words.borrow_and_update();
+        words.mark_unchanged();
+        roster.mark_unchanged();
         let word = member.membership.moves();
         let Some((word, to)) = word.as_ref().and_then(|w| Some((w, w.to()?))) else {
             member.moving.set(None);
-            if words.changed().await.is_err() {
+            // Who may say so is told by the roster.
+            let changed = tokio::select! { changed = words.changed() => changed, changed = roster.changed() => changed };
+            if changed.is_err() {
                 std::future::pending::<()>().await;
             }
             continue;
@@ -148,10 +151,17 @@ pub(crate) async fn merge(daemon: &Daemon, request: api::MergeRequest) -> Result
     let member = daemon.member()?;
     let membership = &member.membership;
     let roster = membership.roster();
-    if !request.recovery && !roster.founded_by(member.me()) {
-        let founder = roster.member(roster.founder()).map_or_else(String::new, |m| m.name.to_string());
-        let why = format!("only {founder}, which founded it, can say so, or the recovery key of the mesh");
-        return Err(No::new(StatusCode::FORBIDDEN, WHAT, why, "run the command there, or with --recovery-key"));
+    if !request.recovery && !membership.may_move() {
+        let founder = roster.member(roster.founder()).filter(|m| m.node() != member.me() && roster.founded_by(m.node()));
+        let (why, remedy) = match founder {
+            Some(founder) => (
+                format!("only {}, which founded it, can say so, or the recovery key of the mesh", founder.name),
+                "run the command there, or with --recovery-key",
+            ),
+            // It has put the founder out, taken its office, or said itself where the mesh moves; or the founder has left.
+            None => ("only the recovery key of the mesh can say so".into(), "run the command with --recovery-key"),
+        };
+        return Err(No::new(StatusCode::FORBIDDEN, WHAT, why, remedy));
     }
     let from = side(&roster);
     let mut moving =
@@ -176,7 +186,8 @@ pub(crate) async fn merge(daemon: &Daemon, request: api::MergeRequest) -> Result
             let Some(recovery) = roster.recovery() else {
                 return Err(failed(meshd_ca::roster::RosterError::NoRecovery.into()));
             };
-            let unsigned = Word::unsigned(recovery.key(), Mesh::of(&roster), to, membership.next_word());
+            let (key, from) = (recovery.key(), Mesh::of(&roster));
+            let unsigned = Word::unsigned(key, from, to, membership.next_word(key.node_id()));
             moving.unsigned = Some(Unsigned(unsigned));
         }
         MergeStep::Move | MergeStep::Stay => {
@@ -191,7 +202,7 @@ pub(crate) async fn merge(daemon: &Daemon, request: api::MergeRequest) -> Result
 pub(crate) async fn declared(daemon: &Daemon, request: MoveRequest) -> Result<api::Done, No> {
     let member = daemon.member()?;
     let failed = |e: MembershipError| No::new(StatusCode::CONFLICT, "this mesh does not move", e, "");
-    member.membership.hear_move(request.word).await.map_err(failed)?;
+    member.membership.say_move(request.word).await.map_err(failed)?;
     stays_told(&member).await;
     Ok(api::Done {})
 }

@@ -5,7 +5,8 @@
 
 use std::sync::Arc;
 
-use meshd_ca::merge::{Destination, Mesh, Word, Words};
+use meshd_ca::identity::NodeId;
+use meshd_ca::merge::{Destination, Mesh, Word, WordError, Words};
 use meshd_ca::roster::Entry;
 use meshd_ca::store::Store;
 use meshd_ca::token::MergeToken;
@@ -42,7 +43,7 @@ impl Membership {
 
     /// Where this mesh moves, as far as this node has heard.
     pub(crate) fn moves(&self) -> Option<Word> {
-        self.words.borrow().of(self.mesh()).filter(|w| w.to().is_some()).cloned()
+        self.words.borrow().moving(&self.roster()).cloned()
     }
 
     /// What somebody is to know who shows himself as a member of another mesh: that it has moved here, or through here.
@@ -88,20 +89,37 @@ impl Membership {
         Ok(())
     }
 
-    /// The version of the next word about this mesh.
-    pub(crate) fn next_word(&self) -> u64 {
-        self.words.borrow().of(self.mesh()).map_or(1, |w| w.version().saturating_add(1))
+    /// Whether this node may say where its mesh moves: as its founder, if the recovery key has spoken neither about it nor about that.
+    pub(crate) fn may_move(&self) -> bool {
+        let said = |w: &Word| w.by() == self.me();
+        self.roster().founded_by(self.me()) && self.words.borrow().of(self.mesh()).is_none_or(said)
+    }
+
+    /// The version of the next word of `by` about this mesh. What others say is stronger or weaker whatever its version, and must not use the numbers up.
+    pub(crate) fn next_word(&self, by: NodeId) -> u64 {
+        let words = self.words.borrow();
+        words.of(self.mesh()).filter(|w| w.by() == by).map_or(1, |w| w.version().saturating_add(1))
     }
 
     /// Says that this mesh moves, or stays after all, as its founder.
     ///
     /// # Errors
-    /// When this node is not its founder, or it could not be saved.
+    /// As [`Membership::say_move`].
     pub(crate) async fn declare_move(&self, to: Option<Destination>) -> Result<Word, MembershipError> {
-        let unsigned = Word::unsigned(self.key.public(), self.mesh(), to, self.next_word());
+        let unsigned = Word::unsigned(self.key.public(), self.mesh(), to, self.next_word(self.me()));
         let word = Word::sign(&self.key, unsigned)?;
-        self.hear_move(word.clone()).await?;
+        self.say_move(word.clone()).await?;
         Ok(word)
+    }
+
+    /// Says what a person has just had signed.
+    ///
+    /// # Errors
+    /// When the signer may not say so, a stronger word is known, or it could not be saved.
+    pub(crate) async fn say_move(&self, word: Word) -> Result<(), MembershipError> {
+        self.hear_move(word.clone()).await?;
+        let counts = self.words.borrow().of(self.mesh()) == Some(&word);
+        if counts { Ok(()) } else { Err(WordError::Overruled.into()) }
     }
 
     /// A new token for a mesh of at most `hosts` hosts, that leads to these addresses.
@@ -118,5 +136,81 @@ impl Membership {
         let token = office.tokens.create_for_merge(mesh, key, now, lifetime, hosts, hints.to_vec())?;
         self.save_tokens(&mut state).await?;
         Ok(token)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use meshd_ca::identity::HostName;
+    use meshd_ca::keys::PrivateKey;
+    use meshd_ca::recovery::{Recovery, RecoveryKey};
+    use meshd_ca::roster::Roster;
+
+    use super::*;
+    use crate::clock::Clock;
+    use crate::membership::node_key;
+
+    /// A state directory, its key and the clock of a host.
+    fn host() -> (tempfile::TempDir, Arc<PrivateKey>, Arc<Store>, Clock) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(Store::open(dir.path()).unwrap());
+        (dir, Arc::new(node_key(&store).unwrap()), store, Clock::new(meshd_ca::time::UnixTime(0)))
+    }
+
+    fn found(recovery: Option<Recovery>) -> (tempfile::TempDir, Arc<PrivateKey>, Membership) {
+        let (dir, key, store, clock) = host();
+        let m = Membership::found(key.clone(), store, clock, HostName::nearest("a"), None, recovery).unwrap();
+        (dir, key, m)
+    }
+
+    #[tokio::test]
+    async fn the_recovery_key_ends_what_a_founder_said_where_it_was_not_done_yet() {
+        let paper = RecoveryKey::generate().unwrap();
+        let (_at, key, founder) = found(Some(Recovery::new(&paper).unwrap()));
+        let (_there, _, other) = found(None);
+        let mut roster = Roster::clone(&founder.roster());
+        let (_here, mine, store, clock) = host();
+        roster.admit(&key, mine.public(), &HostName::nearest("b"), clock.now()).unwrap();
+        let member = Membership::adopt(mine, store, clock, roster.clone(), None).unwrap();
+        let token = other.create_merge_token(Duration::from_secs(60), 8, &[]).await.unwrap();
+        let to = Destination {
+            mesh: other.mesh(),
+            authority: other.me(),
+            token: token.token().id,
+            secret: token.invitation(),
+            hints: Vec::new(),
+            until: other.clock().now(),
+        };
+        assert!(founder.may_move() && !member.may_move());
+        assert!(member.declare_move(Some(to.clone())).await.is_err() && member.moves().is_none());
+        let moves = founder.declare_move(Some(to.clone())).await.unwrap();
+        assert!(member.hear_move(moves.clone()).await.unwrap() && !member.hear_move(moves.clone()).await.unwrap());
+        assert_eq!((member.moves(), founder.moves()), (Some(moves.clone()), Some(moves)));
+
+        // The recovery key says otherwise, and the founder cannot change that.
+        let signing = roster.recovery().unwrap().open(&paper).unwrap();
+        let says = |to, m: &Membership| {
+            let version = m.next_word(signing.public().node_id());
+            Word::sign(&signing, Word::unsigned(signing.public(), m.mesh(), to, version)).unwrap()
+        };
+        for m in [&founder, &member] {
+            m.say_move(says(None, m)).await.unwrap();
+            assert!(m.moves().is_none());
+        }
+        assert!(!founder.may_move());
+        let overruled = founder.declare_move(Some(to.clone())).await;
+        assert!(matches!(overruled, Err(MembershipError::Word(WordError::Overruled))), "{overruled:?}");
+
+        // A founder that is put out is not believed, nor what he had said; the key that did it is.
+        let (_at, key, founder) = found(Some(Recovery::new(&paper).unwrap()));
+        founder.declare_move(Some(to.clone())).await.unwrap();
+        let mut roster = Roster::clone(&founder.roster());
+        let signing = roster.recovery().unwrap().open(&paper).unwrap();
+        founder.recovered(&roster.banish(&signing, key.public().node_id()).unwrap()).await.unwrap();
+        assert!(founder.moves().is_none() && founder.declare_move(Some(to.clone())).await.is_err());
+        let version = founder.next_word(signing.public().node_id());
+        let word = Word::sign(&signing, Word::unsigned(signing.public(), founder.mesh(), Some(to), version)).unwrap();
+        founder.say_move(word.clone()).await.unwrap();
+        assert_eq!((founder.moves(), founder.next_word(signing.public().node_id())), (Some(word), 2));
     }
 }

@@ -61,11 +61,24 @@ fn only_the_founder_and_the_recovery_key_move_a_mesh_and_no_word_counts_in_anoth
     let root = Issuer::create(roster.trust_domain(), id(&member), NOW, INVITED).unwrap().root_der().to_vec();
     roster.grant(&f, id(&member), vec![root]).unwrap();
     assert_eq!(word(&member, from, Some(to(9)), 7).believed_in(&roster), Err(WordError::NotFounder));
-    // A stolen founder's, once it is put out.
-    let ours = word(&f, from, Some(to(9)), 1);
+    // A stolen founder's, once it is put out or has its office no more; also where it was believed before, and if it is taken back.
+    let (ours, mut words) = (word(&f, from, Some(to(9)), 1), Words::default());
+    assert!(words.hear(ours.clone(), from));
+    assert_eq!(words.moving(&roster), Some(&ours));
+    let mut retired = roster.clone();
+    retired.retire(&signing, id(&f), true).unwrap();
     roster.banish(&signing, id(&f)).unwrap();
-    assert_eq!(ours.believed_in(&roster), Err(WordError::NotFounder));
-    assert_eq!(word(&signing, from, None, 1).believed_in(&roster), Ok(()));
+    let mut back = roster.clone();
+    back.unbanish(&signing, id(&f)).unwrap();
+    for after in [&retired, &roster, &back] {
+        assert_eq!((ours.believed_in(after), words.moving(after)), (Err(WordError::NotFounder), None));
+    }
+    let stays = word(&signing, from, None, 1);
+    assert_eq!(stays.believed_in(&roster), Ok(()));
+    assert!(words.hear(stays, from) && !words.hear(word(&f, from, Some(to(9)), u64::MAX), from));
+    let moves = word(&signing, from, Some(to(8)), 2);
+    assert!(words.hear(moves.clone(), from));
+    assert_eq!(words.moving(&roster), Some(&moves));
     // Another mesh, and another one of the same fleet, even if both were founded by one key.
     for other in [found(2, &f, None), found(1, &stranger, None)] {
         assert_eq!(ours.believed_in(&other), Err(WordError::ForeignMesh));
