@@ -494,7 +494,7 @@ pub struct NewToken {
     #[serde(default)]
     pub hints: Vec<SocketAddr>,
     /// Whether it is for a whole mesh, of as many hosts at most.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub merge: bool,
 }
 

@@ -260,6 +260,27 @@ fn leave_wants_a_yes() {
 }
 
 #[test]
+fn a_mesh_moves_only_when_its_person_has_seen_what_that_means() {
+    let daemon = Daemon::start();
+    let asked = || serde_json::from_str::<serde_json::Value>(&daemon.last().2).unwrap();
+    let ran = daemon.run(&["token", "create", "--merge"]);
+    assert!(ran.code == 0 && ran.err.starts_with("Good for a mesh of at most 3 hosts"), "{ran:?}");
+    assert_eq!(asked(), serde_json::json!({"lifetime_seconds": 3600, "uses": 64, "hints": [], "merge": true}));
+
+    let ran = daemon.run(&["merge", TOKEN]);
+    assert_eq!(ran.code, 2);
+    assert!(ran.err.contains("add --yes"), "{ran:?}");
+    assert_eq!(asked(), serde_json::json!({"token": TOKEN, "step": "look", "recovery": false}));
+    let ran = daemon.run(&["merge", "--yes", TOKEN]);
+    assert!(ran.code == 0 && text(&ran).contains("move into mesh bbbbbbbbbbbbbbbb"), "{ran:?}");
+    assert_eq!(asked()["step"], "move");
+    assert!(!format!("{ran:?}").contains(TOKEN));
+    assert_eq!(daemon.run(&["merge", "--yes", "--cancel"]).code, 0);
+    assert_eq!(asked(), serde_json::json!({"token": null, "step": "stay", "recovery": false}));
+    assert_eq!(daemon.run(&["merge", "--cancel", TOKEN]).code, 2);
+}
+
+#[test]
 fn cleanup_spares_a_running_daemon() {
     let daemon = Daemon::start();
     let ran = daemon.run(&["cleanup"]);

@@ -273,6 +273,14 @@ fn answers() -> Answers {
         ),
         ("/v1/join", ok(json!({"mesh": "aaaaaaaaaaaaaaaa", "name": "pi-1", "already": false}))),
         ("/v1/leave", ok(json!({}))),
+        (
+            "/v1/merge",
+            ok(json!({
+                "from": {"mesh": "aaaaaaaaaaaaaaaa", "founder": ids[0], "trust_domain": "maaaaaaaaaaaaaaaa", "members": 3},
+                "to": {"mesh": "bbbbbbbbbbbbbbbb", "founder": ids[1], "trust_domain": "mbbbbbbbbbbbbbbbb", "members": 2},
+                "invited": 2, "banished": ["attic"], "renamed": [{"name": "pi-1", "becomes": "pi-1-aaaa"}], "ends_seconds": 2_592_000
+            })),
+        ),
         ("/v1/log-level", ok(json!({"level": "info"}))),
     ];
     list.into_iter().map(|(path, answer)| (path.to_owned(), answer)).collect()
