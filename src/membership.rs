@@ -87,6 +87,9 @@ pub(crate) enum MembershipError {
     /// Not the recovery key's word about the clock.
     #[error(transparent)]
     Reset(#[from] ResetError),
+    /// The mesh was given up for another one.
+    #[error("this host has its place in another mesh by now")]
+    Over,
     /// A word that a mesh moves was refused, or could not be made.
     #[error(transparent)]
     Word(#[from] WordError),
@@ -125,6 +128,8 @@ pub(crate) struct Membership {
     words: watch::Sender<Arc<Words>>,
     /// Whether this node is about to leave its mesh for another one of the fleet.
     leaving: AtomicBool,
+    /// Whether its place is in another mesh by now.
+    over: AtomicBool,
 }
 
 struct State {
@@ -324,7 +329,18 @@ impl Membership {
         let words = moves::load(&store);
         let (heard, _) = watch::channel(Arc::new(words.clone()));
         let state = Mutex::new(State { roster, office, fleet, words, lost: None, unsaved: HashSet::new() });
-        Self { key, store, clock, state, roster: sender, signs, reset, words: heard, leaving: AtomicBool::new(false) }
+        Self {
+            key,
+            store,
+            clock,
+            state,
+            roster: sender,
+            signs,
+            reset,
+            words: heard,
+            leaving: AtomicBool::new(false),
+            over: AtomicBool::new(false),
+        }
     }
 
     /// This node's id.
@@ -709,8 +725,18 @@ impl Membership {
         Ok(())
     }
 
+    /// Nothing of this mesh is written any more, or again: what its tasks still hear must not take the place of what another one wrote.
+    pub(crate) async fn give_up(&self, over: bool) {
+        // What is being written is written to the end.
+        let _state = self.state.lock().await;
+        self.over.store(over, Ordering::Relaxed);
+    }
+
     /// Writes a state file on a thread that may block: an SD card can take half a second to sync.
     pub(crate) async fn save(&self, name: &'static str, bytes: Vec<u8>) -> Result<(), MembershipError> {
+        if self.over.load(Ordering::Relaxed) {
+            return Err(MembershipError::Over);
+        }
         let store = self.store.clone();
         let bytes = zeroize::Zeroizing::new(bytes);
         tokio::task::spawn_blocking(move || store.save(name, &bytes))

@@ -59,6 +59,8 @@ const ORPHANED: Duration = Duration::from_secs(600);
 const TICK: Duration = Duration::from_secs(2);
 /// How long the news of this node's stop may take to leave.
 const FAREWELL: Duration = Duration::from_secs(1);
+/// How long a host that moves into another mesh still answers in the one before, for those who were on the way when they heard of it.
+const LINGER: Duration = Duration::from_millis(300);
 /// How long an edge without connections is remembered.
 const EDGE_AGE: Duration = Duration::from_secs(3600);
 /// How long a change of SVIDs settles before it is saved.
@@ -489,17 +491,21 @@ pub(super) async fn run(
                 let (place, _) = acquire::adopt(daemon, joined)?;
                 break End::Joined(Box::new(place));
             }
-            joined = &mut following => match acquire::adopt(daemon, joined) {
-                Ok((place, answer)) => {
-                    tracing::info!(mesh = %answer.mesh, name = %answer.name, "let in where this mesh moves: this one is given up");
-                    break End::Moved(Box::new(place));
+            joined = &mut following => {
+                membership.give_up(true).await;
+                match acquire::adopt(daemon, joined) {
+                    Ok((place, answer)) => {
+                        tracing::info!(mesh = %answer.mesh, name = %answer.name, "let in where this mesh moves: this one is given up");
+                        break End::Moved(Box::new(place));
+                    }
+                    // Still a member here, and still invited there.
+                    Err(error) => {
+                        tracing::error!(error = format!("{error:#}"), "the place in the mesh where this one moves could not be saved; trying again");
+                        membership.give_up(false).await;
+                        following.set(merge::follow(daemon, &member));
+                    }
                 }
-                // Still a member here, and still invited there.
-                Err(error) => {
-                    tracing::error!(error = format!("{error:#}"), "the place in the mesh where this one moves could not be saved; trying again");
-                    following.set(merge::follow(daemon, &member));
-                }
-            },
+            }
             _ = tick.tick() => {
                 member.look_after();
                 daemon.pulse.beat();
@@ -543,6 +549,7 @@ pub(super) async fn run(
     }
 
     if let End::Moved(_) = &end {
+        let strict = daemon.config().mode == Mode::Strict;
         let moving = async {
             daemon.lan.announce(None);
             presence.send_replace(Presence::Stopped);
@@ -551,19 +558,33 @@ pub(super) async fn run(
                 mailbox.leave().await;
             };
             let _ = tokio::time::timeout(FAREWELL, farewell).await;
+            // Those who have not moved yet are ordinary hosts for a moment; strict ones stay strict.
+            if !strict {
+                rules.release();
+            }
             close.send_replace(true);
             if tokio::time::timeout(FAREWELL, memory).await.is_err() {
                 tracing::warn!("what is known of the others was not written in time");
             }
+            tokio::time::sleep(LINGER).await;
         };
         daemon.pulse.during(moving).await;
-        // Those who have not moved yet are ordinary hosts for a moment; strict ones stay strict.
-        if daemon.config().mode != Mode::Strict {
-            rules.release();
-        }
         proxy.retire();
+        // Whoever knocks meanwhile is answered in the next life.
+        match daemon.doors.duplicate() {
+            Ok(doors) => daemon.doors.inherit(doors),
+            Err(error) => tracing::warn!(%error, "the mesh port is closed for a moment"),
+        }
         tasks.shutdown().await;
         links.linked().into_iter().for_each(|node| links.close(node));
+        // Nothing is captured in the next life without a proof: neither what was proven in the last moment, nor one that has moved before this host and
+        // is a member there already.
+        if !strict {
+            rules.release();
+            if let Err(error) = addresses::forget(&daemon.store) {
+                tracing::warn!(%error, "the proven addresses of the mesh before could not be removed");
+            }
+        }
         let rules = rules.surrender().map(|(name, socket)| (name.to_owned(), socket));
         daemon.doors.inherit(daemon.before.take(rules.into_iter().collect(), &daemon.manager));
         let arriving = Arc::downgrade(&arrivals);

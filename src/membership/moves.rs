@@ -212,5 +212,10 @@ mod tests {
         let word = Word::sign(&signing, Word::unsigned(signing.public(), founder.mesh(), Some(to), version)).unwrap();
         founder.say_move(word.clone()).await.unwrap();
         assert_eq!((founder.moves(), founder.next_word(signing.public().node_id())), (Some(word), 2));
+
+        // Nothing of a mesh that was given up takes the place of what the next one has written.
+        other.give_up(true).await;
+        let late = other.create_merge_token(Duration::from_secs(60), 8, &[]).await;
+        assert!(matches!(late, Err(MembershipError::Over)), "{late:?}");
     }
 }
