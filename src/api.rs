@@ -27,6 +27,8 @@
 //! | `DELETE /v1/tokens/ID` | [`Done`] |
 //! | `POST /v1/join` [`JoinRequest`] | [`Joined`] |
 //! | `POST /v1/leave` | [`Done`] |
+//! | `POST /v1/merge` [`MergeRequest`] | [`Moving`] |
+//! | `POST /v1/move` [`MoveRequest`] | [`Done`] |
 //! | `GET /v1/enroll` | [`Enrolment`] |
 //! | `POST /v1/enroll` [`EnrolmentWish`] | [`Enrolment`] |
 //! | `POST /v1/upgrade` | [`Upgraded`] |
@@ -47,6 +49,7 @@ use meshd_ca::bundle::RootId;
 use meshd_ca::clock::Era;
 use meshd_ca::identity::{HostName, MeshId, NodeId, SpiffeId, TrustDomain, Workload};
 use meshd_ca::keys::base64url;
+use meshd_ca::merge::Word;
 use meshd_ca::roster::Entry;
 use meshd_ca::signed::Signed;
 use serde::{Deserialize, Serialize};
@@ -98,6 +101,10 @@ pub mod path {
     pub const CLOCK: &str = "/v1/clock";
     /// [`super::JoinRequest`] posted.
     pub const JOIN: &str = "/v1/join";
+    /// A [`super::MergeRequest`] posted; [`super::Moving`].
+    pub const MERGE: &str = "/v1/merge";
+    /// A [`super::MoveRequest`] posted.
+    pub const MOVE: &str = "/v1/move";
     /// [`super::Pending`] hosts.
     pub const PENDING: &str = "/v1/pending";
     /// [`super::ApproveRequest`] posted.
@@ -182,6 +189,9 @@ pub struct Status {
     pub fleet_token: Option<String>,
     /// The mesh it is a member of, or sees.
     pub mesh: Option<MeshId>,
+    /// Where that mesh moves, and why this host has not followed yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moving: Option<String>,
     /// The trust domain of that mesh.
     pub trust_domain: Option<TrustDomain>,
     /// This node's id.
@@ -468,8 +478,22 @@ pub struct TokenInfo {
     pub id: String,
     /// How many hosts may still join with it.
     pub uses_left: u32,
-    /// In how many seconds it ends.
+    /// In how many seconds it ends; of one that has invited hosts, until when they may come.
     pub expires_seconds: u64,
+    /// Whom it has invited, if it is for a whole mesh.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub merge: Option<Invited>,
+}
+
+/// The hosts of another mesh that are to come.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Invited {
+    /// Their mesh; none while the token was not used.
+    pub mesh: Option<MeshId>,
+    /// How many were invited; before that, how many at most.
+    pub hosts: u32,
+    /// How many of them are members now.
+    pub arrived: u32,
 }
 
 /// A wish for a join token.
@@ -482,6 +506,9 @@ pub struct NewToken {
     /// Where the authority can be found by hosts that multicast does not reach; empty: the daemon names its own addresses.
     #[serde(default)]
     pub hints: Vec<SocketAddr>,
+    /// Whether it is for a whole mesh, of as many hosts at most.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub merge: bool,
 }
 
 /// A new join token. Does not print its secret by accident: `Debug` hides it.
@@ -662,6 +689,80 @@ pub struct Joined {
     pub name: HostName,
     /// Whether it was a member already, so that nothing was done.
     pub already: bool,
+}
+
+/// A step of moving this mesh into another one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MergeRequest {
+    /// The token of the other mesh; none to stay after all.
+    pub token: Option<Secret>,
+    /// What to do.
+    pub step: MergeStep,
+}
+
+/// What is wanted of a merge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MergeStep {
+    /// To know what it would be. Nothing is changed on either side.
+    Look,
+    /// All hosts of this mesh move.
+    Move,
+    /// Those that have not moved yet do not.
+    Stay,
+}
+
+/// One of the two meshes of a merge.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MeshSide {
+    /// Its id. Meshes of one fleet have the same.
+    pub mesh: MeshId,
+    /// Its founder.
+    pub founder: NodeId,
+    /// Its trust domain.
+    pub trust_domain: TrustDomain,
+    /// How many members it has.
+    pub members: u32,
+}
+
+/// A host that will have another name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renamed {
+    /// The one it has.
+    pub name: String,
+    /// The one it gets.
+    pub becomes: HostName,
+}
+
+/// Bytes that the recovery key is to sign.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unsigned(#[serde(with = "base64url")] pub Vec<u8>);
+
+/// What a merge is, or would be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moving {
+    /// The mesh that moves.
+    pub from: MeshSide,
+    /// The one that stays.
+    pub to: Option<MeshSide>,
+    /// How many hosts are invited there that are no members of it yet.
+    pub invited: u32,
+    /// The hosts that are banished there, and stay outside.
+    pub banished: Vec<String>,
+    /// The hosts that get another name.
+    pub renamed: Vec<Renamed>,
+    /// For how many seconds they are invited.
+    pub ends_seconds: u64,
+    /// What is left to be signed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unsigned: Option<Unsigned>,
+}
+
+/// The word of the recovery key that this mesh moves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MoveRequest {
+    /// The word.
+    pub word: Word,
 }
 
 /// The code of a host that waits, typed by a person.

@@ -21,8 +21,9 @@ use tokio::time::timeout;
 
 use crate::api::{
     Appointment, ApproveRequest, Approved, Authority, Banishment, ClockWord, CreatedToken, Done, Edge, Enrolment, EnrolmentWish,
-    ErrorBody, Finding, Identity, JoinRequest, Joined, KeyRotated, LogLevel, MAX_ANSWER, MeshTime, NewRoot, NewToken, Node,
-    Pending, RecoveryWords, Resolve, Rotation, Service, Status, TokenInfo, Upgraded, VERSION_HEADER, path,
+    ErrorBody, Finding, Identity, JoinRequest, Joined, KeyRotated, LogLevel, MAX_ANSWER, MergeRequest, MeshTime, MoveRequest,
+    Moving, NewRoot, NewToken, Node, Pending, RecoveryWords, Resolve, Rotation, Service, Status, TokenInfo, Upgraded,
+    VERSION_HEADER, path,
 };
 use crate::http1;
 
@@ -247,6 +248,20 @@ impl Local {
     /// [`LocalError`].
     pub async fn join(&self, request: &JoinRequest) -> Result<Joined, LocalError> {
         self.ask(Method::POST, path::JOIN, self.json(request)?, WORK).await
+    }
+    /// Looks what it would be to move this mesh into another one, moves it, or stays after all.
+    ///
+    /// # Errors
+    /// [`LocalError`].
+    pub async fn merge(&self, request: &MergeRequest) -> Result<Moving, LocalError> {
+        self.ask(Method::POST, path::MERGE, self.json(request)?, WORK).await
+    }
+    /// Hands in what the recovery key says of that.
+    ///
+    /// # Errors
+    /// [`LocalError`].
+    pub async fn declare_move(&self, request: &MoveRequest) -> Result<Done, LocalError> {
+        self.ask(Method::POST, path::MOVE, self.json(request)?, WORK).await
     }
     /// Passes on the code of a host that waits. Asked again, it says whether the host has come.
     ///

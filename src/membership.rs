@@ -2,7 +2,7 @@
 //!
 //! Owns the one mutable roster of the process and its file. Everything else reads immutable snapshots from [`Membership::watch`].
 //! A change is on disk before anybody is told that it happened. Files of the state directory: `node.key`, `next.key`, `roster`, `root.key`,
-//! `root.crt`, `root2.key`, `root2.crt`, `tokens`, `signs`, `fleet`, `reset`, each in two generations (`meshd_ca::store`).
+//! `root.crt`, `root2.key`, `root2.crt`, `tokens`, `signs`, `fleet`, `moves`, `reset`, each in two generations (`meshd_ca::store`).
 //!
 //! An office begins in steps, each of which may be the last before the plug is pulled: the root key is made and saved ([`Membership::prepare`]),
 //! another authority makes the root known, this node takes the office and says itself which root it has ([`Membership::assume`]), and it signs with it
@@ -24,6 +24,7 @@ use meshd_ca::identity::{HostName, MeshId, NodeId, SpiffeId, TrustDomain, Worklo
 use meshd_ca::issue::{Issuer, Leaf, may_hold};
 use meshd_ca::join::{Admission, Admitted, Authority, JoinError, Reason, Reception, Step};
 use meshd_ca::keys::{self, PrivateKey, PublicKey};
+use meshd_ca::merge::{WordError, Words};
 use meshd_ca::recovery::Recovery;
 use meshd_ca::roster::{Chain, Entry, MAX_ROOTS, Member, Roster, RosterError, Standing};
 use meshd_ca::signed::Signed;
@@ -35,10 +36,12 @@ use tokio::time::Instant;
 
 use crate::clock::{self, Clock};
 use fleet::{FLEET, Keeping};
+use moves::MOVES;
 use office::{Office, ROOTS, SIGNS};
 use rotation::published;
 
 pub(crate) mod fleet;
+pub(crate) mod moves;
 mod office;
 mod reset;
 mod rotation;
@@ -86,6 +89,12 @@ pub(crate) enum MembershipError {
     /// Not the recovery key's word about the clock.
     #[error(transparent)]
     Reset(#[from] ResetError),
+    /// The mesh was given up for another one.
+    #[error("this host has its place in another mesh by now")]
+    Over,
+    /// A word that a mesh moves was refused, or could not be made.
+    #[error(transparent)]
+    Word(#[from] WordError),
     /// A question for the time could not be answered.
     #[error(transparent)]
     Time(#[from] StatementError),
@@ -118,14 +127,18 @@ pub(crate) struct Membership {
     signs: watch::Sender<Option<RootId>>,
     /// The last word of the recovery key about the clock.
     reset: watch::Sender<Option<Arc<Reset>>>,
+    words: watch::Sender<Arc<Words>>,
     /// Whether this node is about to leave its mesh for another one of the fleet.
     leaving: AtomicBool,
+    /// Whether its place is in another mesh by now.
+    over: AtomicBool,
 }
 
 struct State {
     roster: Roster,
     office: Option<Office>,
     fleet: Option<Keeping>,
+    words: Words,
     /// Since when this node has had no office, while the keys of its last one are on the disk still.
     lost: Option<Instant>,
     /// Files that are behind what is above, because writing them failed: nobody may be told what is in memory only.
@@ -324,7 +337,7 @@ impl Membership {
     /// Forgets the mesh; the node key stays, so that a later join finds the same node.
     pub(crate) fn forget(store: &Store) -> Result<(), StoreError> {
         store.remove(ROSTER)?;
-        for name in OFFICE.into_iter().chain([FLEET, NEXT_KEY]) {
+        for name in OFFICE.into_iter().chain([FLEET, MOVES, NEXT_KEY]) {
             store.remove(name)?;
         }
         Ok(())
@@ -343,8 +356,21 @@ impl Membership {
         let (sender, _) = watch::channel(Arc::new(roster.clone()));
         let signs = office.as_ref().filter(|o| o.signs).map(|o| RootId::of(o.issuer.root_der()));
         let (signs, _) = watch::channel(signs);
-        let state = Mutex::new(State { roster, office, fleet, lost: None, unsaved: HashSet::new() });
-        Self { key, store, clock, state, roster: sender, signs, reset, leaving: AtomicBool::new(false) }
+        let words = moves::load(&store);
+        let (heard, _) = watch::channel(Arc::new(words.clone()));
+        let state = Mutex::new(State { roster, office, fleet, words, lost: None, unsaved: HashSet::new() });
+        Self {
+            key,
+            store,
+            clock,
+            state,
+            roster: sender,
+            signs,
+            reset,
+            words: heard,
+            leaving: AtomicBool::new(false),
+            over: AtomicBool::new(false),
+        }
     }
 
     /// This node's id.
@@ -427,11 +453,14 @@ impl Membership {
         message: &[u8],
     ) -> Result<Result<Step<Admitted>, JoinError>, MembershipError> {
         let mut state = self.state.lock().await;
-        let State { roster, office, fleet, unsaved, .. } = &mut *state;
+        let State { roster, office, fleet, words, unsaved, .. } = &mut *state;
         // Hosts without a token ask every member they see.
         let Some(office) = office else { return Ok(Err(JoinError::Refused(Reason::NotAuthority))) };
         if self.leaving.load(Ordering::Relaxed) {
             return Ok(Err(JoinError::Refused(Reason::Busy)));
+        }
+        if words.moving(roster).is_some() {
+            return Ok(Err(JoinError::Refused(Reason::Moves)));
         }
         let fleet = fleet.as_mut().map(|f| f.reception(roster, self.me()));
         let (roster_before, tokens_before) = (roster.digest(), office.tokens.to_bytes());
@@ -458,7 +487,7 @@ impl Membership {
         if state.unsaved.contains(ROSTER) {
             self.save_roster(&mut state).await?;
         }
-        if let Ok(Step::Finish(_, Admitted { by_fleet: false, .. })) = &step {
+        if matches!(&step, Ok(Step::Finish(_, admitted)) if admitted.by_hand()) {
             self.stay(&mut state).await?;
         }
         Ok(step)
@@ -749,8 +778,18 @@ impl Membership {
         Ok(())
     }
 
+    /// Nothing of this mesh is written any more, or again: what its tasks still hear must not take the place of what another one wrote.
+    pub(crate) async fn give_up(&self, over: bool) {
+        // What is being written is written to the end.
+        let _state = self.state.lock().await;
+        self.over.store(over, Ordering::Relaxed);
+    }
+
     /// Writes a state file on a thread that may block: an SD card can take half a second to sync.
     pub(crate) async fn save(&self, name: &'static str, bytes: Vec<u8>) -> Result<(), MembershipError> {
+        if self.over.load(Ordering::Relaxed) {
+            return Err(MembershipError::Over);
+        }
         let store = self.store.clone();
         let bytes = zeroize::Zeroizing::new(bytes);
         tokio::task::spawn_blocking(move || store.save(name, &bytes))

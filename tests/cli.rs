@@ -8,6 +8,12 @@ mod daemon;
 #[path = "cli/golden.rs"]
 mod golden;
 
+use meshd_ca::identity::{HostName, MeshId, TrustDomain};
+use meshd_ca::issue::Issuer;
+use meshd_ca::keys::PrivateKey;
+use meshd_ca::recovery::{Recovery, RecoveryKey};
+use meshd_ca::roster::Roster;
+use meshd_ca::time::UnixTime;
 use std::path::Path;
 
 use daemon::{Daemon, HOSTILE, Ran, command, run};
@@ -257,6 +263,44 @@ fn leave_wants_a_yes() {
     let ran = daemon.run(&["leave", "--yes"]);
     assert_eq!((ran.code, text(&ran)), (0, "this host is no longer a member\n"));
     assert_eq!(daemon.last().0, "POST");
+}
+
+/// Of a mesh of one.
+fn roster(recovery: Option<Recovery>) -> serde_json::Value {
+    let (mesh, key, now) = (MeshId::from_bytes([1; 10]), PrivateKey::generate().unwrap(), UnixTime(1_800_000_000));
+    let domain = TrustDomain::of(mesh);
+    let issuer = Issuer::create(&domain, key.public().node_id(), now, std::time::Duration::from_secs(86_400)).unwrap();
+    let root = issuer.root_der().to_vec();
+    let roster = Roster::found_with(recovery, (mesh, domain), &key, HostName::nearest("pi"), root, now).unwrap();
+    serde_json::from_slice(&roster.to_bytes()).unwrap()
+}
+
+#[test]
+fn a_mesh_moves_only_when_its_person_has_seen_what_that_means() {
+    let daemon = Daemon::start();
+    let asked = || serde_json::from_str::<serde_json::Value>(&daemon.last().2).unwrap();
+    let ran = daemon.run(&["token", "create", "--merge"]);
+    assert!(ran.code == 0 && ran.err.starts_with("Good for a mesh of at most 3 hosts"), "{ran:?}");
+    assert_eq!(asked(), serde_json::json!({"lifetime_seconds": 3600, "uses": 64, "hints": [], "merge": true}));
+
+    let ran = daemon.run(&["merge", TOKEN]);
+    assert_eq!(ran.code, 2);
+    assert!(ran.err.contains("add --yes"), "{ran:?}");
+    assert_eq!(asked(), serde_json::json!({"token": TOKEN, "step": "look"}));
+    // It takes the recovery key of a mesh that has one, and there is nobody to be asked for it.
+    let paper = RecoveryKey::generate().unwrap();
+    daemon.serve("/v1/roster", &roster(Some(Recovery::new(&paper).unwrap())));
+    let ran = daemon.run(&["merge", "--yes", TOKEN]);
+    assert!(ran.code == 2 && ran.err.contains("--recovery-key-file"), "{ran:?}");
+    assert!(daemon.asked().iter().all(|(_, path, body)| path != "/v1/merge" || body.contains("look")), "it moved");
+    daemon.serve("/v1/roster", &roster(None));
+    let ran = daemon.run(&["merge", "--yes", TOKEN]);
+    assert!(ran.code == 0 && text(&ran).contains("move into mesh bbbbbbbbbbbbbbbb"), "{ran:?}");
+    assert_eq!(asked()["step"], "move");
+    assert!(!format!("{ran:?}").contains(TOKEN));
+    assert_eq!(daemon.run(&["merge", "--yes", "--cancel"]).code, 0);
+    assert_eq!(asked(), serde_json::json!({"token": null, "step": "stay"}));
+    assert_eq!(daemon.run(&["merge", "--cancel", TOKEN]).code, 2);
 }
 
 #[test]

@@ -21,6 +21,8 @@
 //!
 //! The authority redeems a token or a code before it answers, and the same node gets the same answer again if that answer was lost.
 
+mod merging;
+
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use zeroize::Zeroizing;
@@ -29,9 +31,11 @@ use crate::approval::{ApprovalCode, Approvals};
 use crate::fleet::{Fleet, FleetKey, Side, Terms, gives_way};
 use crate::identity::{HostName, MeshId, NodeId};
 use crate::keys::{KeyError, PrivateKey, PublicKey, base64url, derive, mac, random, same, sha256};
+use crate::merge::MAX_OFFER;
 use crate::roster::{MAX_ROSTER, Roster, RosterError, Standing};
 use crate::time::UnixTime;
 use crate::token::{Closed, JoinToken, TokenId, TokenState, TokenTable};
+pub use merging::Suitor;
 
 /// The ALPN protocol name of a join connection.
 pub const ALPN: &[u8] = b"meshd-join/1";
@@ -91,6 +95,26 @@ pub enum Reason {
     /// Of two meshes of one fleet it is not the joiner's that gives way.
     #[error("of the two meshes of this fleet the other one gives way")]
     Stays,
+    /// The token is for a whole mesh.
+    #[error("the token is for a whole mesh: `meshd merge` takes it, on the host that founded the mesh that is to move")]
+    ForMesh,
+    /// The token is for a host.
+    #[error("the token lets one host in, not a mesh: make one with `meshd token create --merge`")]
+    ForHost,
+    /// A mesh was invited, and this host was none of its members then.
+    #[error(
+        "this host was not among those that were to come when its mesh was merged: `meshd leave` here, and `meshd join` with a token of that mesh"
+    )]
+    NotInvited,
+    /// A mesh cannot move into itself.
+    #[error("both are one mesh already")]
+    SameMesh,
+    /// More hosts than the token is for.
+    #[error("the token is for fewer hosts than that mesh has: make one with `meshd token create --merge --uses N`")]
+    TooMany,
+    /// The authority's mesh is about to be given up.
+    #[error("this mesh is moving into another one and takes nobody in: ask that one")]
+    Moves,
     /// The message was not understood; the versions may differ.
     #[error("the other side did not understand: are both of the same version of meshd?")]
     Protocol,
@@ -171,6 +195,7 @@ enum Method {
     Token,
     Approval,
     Fleet,
+    Merge,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -454,6 +479,15 @@ pub struct Admitted {
     pub name: HostName,
     /// Whether by the key of the fleet, and not because a person wanted it.
     pub by_fleet: bool,
+    /// Of one that speaks for a whole mesh: how many hosts that brings. It is not admitted itself.
+    pub brings: Option<u32>,
+}
+
+impl Admitted {
+    /// Whether a person has let somebody in by this.
+    pub fn by_hand(&self) -> bool {
+        !self.by_fleet && self.brings != Some(0)
+    }
 }
 
 /// What an admission needs of an authority. When a step is [`Step::Finish`], the caller saves the table of tokens and the roster
@@ -503,6 +537,7 @@ enum Claim {
     Token(TokenId),
     Code,
     Fleet(Option<Side>),
+    Merge(TokenId),
 }
 
 /// What it has proved to have.
@@ -549,6 +584,14 @@ impl Admission {
         self.asks.as_ref()
     }
 
+    /// Longest message that may come next, in bytes.
+    pub fn limit(&self) -> usize {
+        match self.state {
+            AdmissionState::Challenged { claim: Claim::Merge(_), .. } => MAX_OFFER,
+            _ => MAX_MESSAGE,
+        }
+    }
+
     /// Takes the joiner's next message, at the authority's mesh time.
     ///
     /// # Errors
@@ -572,6 +615,10 @@ impl Admission {
             (Method::Token, Some(token)) => {
                 self.secret(token, authority, now)?;
                 Claim::Token(token)
+            }
+            (Method::Merge, Some(token)) => {
+                self.merging(token, authority, now)?;
+                Claim::Merge(token)
             }
             (Method::Fleet, None) => {
                 // One that has a mesh waits for nobody.
@@ -605,14 +652,18 @@ impl Admission {
         authority: &mut dyn Authority,
         now: UnixTime,
     ) -> Result<Step<Admitted>, JoinError> {
-        let proof = body(message, PROOF, MAX_MESSAGE)?;
         self.not_banished(authority)?;
+        if let Claim::Merge(token) = claim {
+            return self.invite(message, token, wish, authority, now);
+        }
+        let proof = body(message, PROOF, MAX_MESSAGE)?;
         let Channel { exporter, mine, theirs } = &self.channel;
         let mesh = authority.roster().mesh();
         let proofs_with = |secret: &[u8]| Proofs::new(secret, mesh, exporter, theirs, mine);
         let proves = |proofs: &Proofs| same(proof, &proofs.of_joiner(&self.said));
         let node = theirs.node_id();
         let (proofs, used) = match claim {
+            Claim::Merge(_) => return Err(JoinError::Protocol),
             Claim::Token(token) => {
                 // Asked again: since the first message others may have used the token, and the operator may have taken it back.
                 let proofs = proofs_with(&self.secret(token, authority, now)?[..]);
@@ -665,7 +716,7 @@ impl Admission {
         let body = encode(WELCOME, &Welcome { name: name.clone(), time: now, roster: document, fleet });
         let proof = proofs.of_authority(&self.said, &body[1..]);
         let reply = [&[WELCOME][..], &proof, &body[1..]].concat();
-        Ok(Step::Finish(reply, Admitted { node, name, by_fleet: fleet.is_some() }))
+        Ok(Step::Finish(reply, Admitted { node, name, by_fleet: fleet.is_some(), brings: None }))
     }
 
     fn not_banished(&self, authority: &mut dyn Authority) -> Result<(), JoinError> {
@@ -675,21 +726,30 @@ impl Admission {
         }
     }
 
-    /// The token's secret, if this node may use the token now.
+    /// The secret with which this node may use the token now.
     fn secret(&self, token: TokenId, authority: &mut dyn Authority, now: UnixTime) -> Result<Zeroizing<[u8; 20]>, JoinError> {
         let node = self.channel.theirs.node_id();
         let again = may_repeat(authority.roster(), node).then_some(node);
-        let secret = authority.tokens().usable(token, again, now);
-        secret.cloned().map_err(|closed: Closed| {
-            JoinError::Refused(match closed {
-                None | Some(TokenState::Open) => Reason::UnknownToken,
-                Some(TokenState::Used) => Reason::Used,
-                Some(TokenState::Expired) => Reason::Expired,
-                Some(TokenState::Revoked) => Reason::Revoked,
-                Some(TokenState::Burned) => Reason::Burned,
-            })
-        })
+        let tokens = authority.tokens();
+        match tokens.merge(token).map(|m| m.from.is_some()) {
+            None => tokens.usable(token, again, now).cloned().map_err(refusal),
+            Some(true) => tokens.invited(token, node, now).map_err(|closed| match closed {
+                Some(TokenState::Open) => JoinError::Refused(Reason::NotInvited),
+                closed => refusal(closed),
+            }),
+            Some(false) => Err(JoinError::Refused(Reason::ForMesh)),
+        }
     }
+}
+
+fn refusal(closed: Closed) -> JoinError {
+    JoinError::Refused(match closed {
+        None | Some(TokenState::Open) => Reason::UnknownToken,
+        Some(TokenState::Used) => Reason::Used,
+        Some(TokenState::Expired) => Reason::Expired,
+        Some(TokenState::Revoked) => Reason::Revoked,
+        Some(TokenState::Burned) => Reason::Burned,
+    })
 }
 
 #[cfg(test)]

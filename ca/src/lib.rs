@@ -9,13 +9,14 @@
 //! | [`keys`], [`signed`] | who made these bytes? |
 //! | [`roster`] | who is a member, under which name, and who may admit others? |
 //! | [`token`], [`approval`], [`fleet`], [`join`] | how does a host become one, without either side trusting the network? |
+//! | [`merge`] | how does a whole mesh move into another one? |
 //! | [`bundle`], [`issue`], [`verify`] | which certificates are made, for whom, and which are believed? |
 //! | [`time`], [`clock`] | what time is it, and who says so? |
 //! | [`store`], [`backup`], [`recovery`] | how does all this outlive a power cut, the disk, and the theft of whom all trust? |
 //!
 //! Everything that comes from outside enters by a function that takes bytes or text, bounds them, and gives a value that cannot
 //! be invalid or an error: [`roster::Roster::from_bytes`], [`roster::Entry::from_bytes`], [`token::TokenTable::from_bytes`],
-//! [`fleet::FleetToken::from_file`], [`fleet::Fleet::from_bytes`], [`token::JoinToken`]'s and [`approval::ApprovalCode`]'s `FromStr`, [`join::Joiner::receive`], [`join::Admission::receive`], [`verify::verify_svid`],
+//! [`fleet::FleetToken::from_file`], [`fleet::Fleet::from_bytes`], [`token::JoinToken`]'s and [`approval::ApprovalCode`]'s `FromStr`, [`token::MergeToken`]'s, [`join::Joiner::receive`], [`join::Suitor::receive`], [`join::Admission::receive`], [`merge::Word::from_bytes`], [`merge::Words::from_bytes`], [`verify::verify_svid`],
 //! [`verify::node_key`], [`bundle::Root::parse`], [`store::decode`], [`backup::Backup::open`], [`recovery::RecoveryKey`]'s `FromStr` and the parsers of [`identity`]. None of them panics.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
@@ -29,6 +30,7 @@ pub mod identity;
 pub mod issue;
 pub mod join;
 pub mod keys;
+pub mod merge;
 pub mod recovery;
 pub mod roster;
 pub mod signed;

@@ -47,13 +47,15 @@ use thiserror::Error;
 use crate::bundle::Bundle;
 use crate::identity::{HostName, MeshId, NodeId, TrustDomain};
 use crate::keys::{KeyError, PrivateKey, PublicKey, sha256};
+use crate::merge::Host;
 use crate::recovery::Recovery;
 use crate::signed::Signed;
 use crate::time::UnixTime;
 
 pub use chain::{Chain, MAX_CHAIN};
 pub use entry::{Entry, MAX_ENTRY, MAX_ROOTS, Member, Standing};
-use entry::{Kind, Slot};
+use entry::{Kind, Place, Slot};
+use settle::free_name;
 
 /// Most members of a mesh, those who left and the banished included.
 pub const MAX_MEMBERS: usize = 4096;
@@ -241,7 +243,7 @@ impl Roster {
             version: 1,
             by: roster.founder,
         };
-        roster.insert(Entry::sign(key, mesh, founder)?);
+        roster.insert(Entry::sign(key, roster.place(), founder)?);
         roster.settle();
         Ok(roster)
     }
@@ -268,6 +270,16 @@ impl Roster {
         self.charter.1.mesh
     }
 
+    /// What is signed in this mesh says so.
+    fn place(&self) -> Place {
+        Place { mesh: self.mesh(), founder: Some(self.founder) }
+    }
+
+    /// Whether an entry was said in this mesh, as far as it says so: of a fleet there may be several of one id.
+    pub fn is_of(&self, entry: &Entry) -> bool {
+        entry.mesh() == self.mesh() && entry.founder().is_none_or(|f| f == self.founder)
+    }
+
     /// The trust domain of its identities.
     pub fn trust_domain(&self) -> &TrustDomain {
         &self.charter.1.trust_domain
@@ -288,7 +300,7 @@ impl Roster {
         self.recovery == Some(by)
     }
 
-    /// Whether the node founded the mesh, and holds its office by nobody's word but its own.
+    /// Whether the node founded the mesh, and holds its office by nobody's word but its own: the recovery key has never spoken about it.
     pub fn founded_by(&self, node: NodeId) -> bool {
         node == self.founder && self.is_active(node) && self.of(node).all(|e| e.member().by == node)
     }
@@ -338,6 +350,23 @@ impl Roster {
     pub fn named(&self, text: &str) -> Option<&Member> {
         let by_name = text.parse().ok().and_then(|name| self.by_name(&name));
         by_name.or_else(|| text.parse().ok().and_then(|id| self.member(self.current(id))))
+    }
+
+    /// What those of `hosts` will be called here that cannot keep their names.
+    pub fn renamed(&self, hosts: &[Host]) -> Vec<Host> {
+        let mut taken = self.names.clone();
+        let mut renamed = Vec::new();
+        for Host { node, name } in hosts {
+            let new = match self.member(*node) {
+                Some(known) => known.name.clone(),
+                None => free_name(&taken, name, *node),
+            };
+            taken.insert(new.clone(), *node);
+            if new != *name {
+                renamed.push(Host { node: *node, name: new });
+            }
+        }
+        renamed
     }
 
     /// Whether `node` is one that `by` cannot put out, authority or not: the founder or, unless `by` is the founder, one that the founder or the
@@ -414,7 +443,7 @@ impl Roster {
 
     fn belongs(&self, entry: &Entry) -> Result<(), RosterError> {
         let (node, by, _) = entry.slot();
-        if entry.mesh() != self.mesh() {
+        if !self.is_of(entry) {
             return Err(RosterError::ForeignMesh);
         }
         // The recovery key is nobody, and what it may say of anybody depends on nothing else.

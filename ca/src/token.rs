@@ -7,6 +7,8 @@
 //! The table decides whether a token may still be used. It is state of one authority, never gossiped, and saved before an answer
 //! that depends on it leaves the host.
 
+mod merging;
+
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
@@ -19,6 +21,7 @@ use zeroize::Zeroizing;
 use crate::identity::{MeshId, NodeId, base32};
 use crate::keys::{KeyError, PublicKey, base64url, random, sha256};
 use crate::time::UnixTime;
+pub use merging::{Invitation, MAX_MERGES, MergeToken};
 
 /// What the text of a token begins with; the number is the version of what follows.
 const PREFIX: &str = "mesh1-";
@@ -66,6 +69,20 @@ pub enum TokenError {
     /// A token cannot be for that many nodes.
     #[error("a token is for 1 to {MAX_USES} nodes")]
     Uses,
+    /// It is a token of the other kind.
+    #[error(
+        "this token is for a whole mesh and lets no host in by itself: `meshd merge` takes it, and `meshd token create` makes one for a host"
+    )]
+    ForMerge,
+    /// It is a token of the other kind.
+    #[error("this token lets one host in, not a mesh: make one with `meshd token create --merge`")]
+    ForHost,
+    /// Such a token cannot be for that many hosts.
+    #[error("a token for a mesh is for 1 to {} hosts", crate::merge::MAX_HOSTS)]
+    Hosts,
+    /// Too many of that kind are open, or still let hosts in.
+    #[error("there are {MAX_MERGES} tokens for meshes, open or still letting hosts in: revoke some (`meshd token list`)")]
+    Merges,
     /// Too many tokens are open.
     #[error("there are {MAX_TOKENS} open tokens: revoke some (`meshd token list`)")]
     Full,
@@ -144,6 +161,10 @@ impl fmt::Debug for JoinToken {
 impl JoinToken {
     /// The token as one word of `a-z`, `2-7` and one `-`, to be copied and pasted. A secret.
     pub fn to_text(&self) -> Zeroizing<String> {
+        self.text(PREFIX)
+    }
+
+    pub(crate) fn text(&self, prefix: &str) -> Zeroizing<String> {
         // Room for all of it from the start, so that no copy is left behind when it grows.
         let mut bytes = Zeroizing::new(Vec::with_capacity(160));
         bytes.extend_from_slice(self.mesh.as_bytes());
@@ -157,31 +178,34 @@ impl JoinToken {
             }
             bytes.extend(hint.port().to_be_bytes());
         }
-        let sum = checksum(&bytes);
+        let sum = checksum(prefix, &bytes);
         bytes.extend(sum);
         let mut text = Zeroizing::new(String::with_capacity(MAX_TEXT));
-        text.push_str(PREFIX);
+        text.push_str(prefix);
         base32().encode_append(&bytes, &mut text);
         text
     }
-}
 
-/// Takes the text as a person pastes it: white space around it and capital letters do not matter.
-impl FromStr for JoinToken {
-    type Err = TokenError;
-    fn from_str(s: &str) -> Result<Self, TokenError> {
+    /// The token in a text that begins with `prefix`.
+    fn read(prefix: &str, s: &str) -> Result<Self, TokenError> {
         let s = s.trim();
         if s.len() > MAX_TEXT {
             return Err(TokenError::Length);
         }
         let text = Zeroizing::new(s.to_ascii_lowercase());
-        let Some(body) = text.strip_prefix(PREFIX) else {
-            let version = text.strip_prefix("mesh").and_then(|t| t.split_once('-')).map(|(v, _)| v.parse::<u32>());
-            return Err(if let Some(Ok(_)) = version { TokenError::Version } else { TokenError::NotToken });
+        let Some(body) = text.strip_prefix(prefix) else {
+            let kind = prefix.trim_end_matches(|c: char| !c.is_ascii_alphabetic());
+            let version = text.strip_prefix(kind).and_then(|t| t.split_once('-')).map(|(v, _)| v.parse::<u32>());
+            return Err(match version {
+                Some(Ok(_)) => TokenError::Version,
+                _ if text.starts_with(merging::PREFIX) => TokenError::ForMerge,
+                _ if text.starts_with(PREFIX) => TokenError::ForHost,
+                _ => TokenError::NotToken,
+            });
         };
         let wrong = |c: &u8| !matches!(c, b'a'..=b'z' | b'2'..=b'7');
         if let Some(at) = body.as_bytes().iter().position(wrong) {
-            return Err(TokenError::Character(PREFIX.len() + at + 1));
+            return Err(TokenError::Character(prefix.len() + at + 1));
         }
         let bytes = Zeroizing::new(base32().decode(body.as_bytes()).map_err(|e| match e.kind {
             data_encoding::DecodeKind::Length => TokenError::Length,
@@ -191,15 +215,23 @@ impl FromStr for JoinToken {
         if bytes.len() < SHORTEST {
             return Err(TokenError::Length);
         }
-        if checksum(bytes) != *sum {
+        if checksum(prefix, bytes) != *sum {
             return Err(TokenError::Checksum);
         }
         parse(bytes).ok_or(TokenError::Version)
     }
 }
 
-fn checksum(bytes: &[u8]) -> [u8; 4] {
-    let hash = sha256(&[PREFIX.as_bytes(), bytes]);
+/// Takes the text as a person pastes it: white space around it and capital letters do not matter.
+impl FromStr for JoinToken {
+    type Err = TokenError;
+    fn from_str(s: &str) -> Result<Self, TokenError> {
+        Self::read(PREFIX, s)
+    }
+}
+
+fn checksum(prefix: &str, bytes: &[u8]) -> [u8; 4] {
+    let hash = sha256(&[prefix.as_bytes(), bytes]);
     [hash[0], hash[1], hash[2], hash[3]]
 }
 
@@ -266,6 +298,8 @@ pub struct TokenInfo {
     pub used_by: Vec<NodeId>,
     /// What can still be done with it.
     pub state: TokenState,
+    /// Whom it has invited, if it is for a mesh.
+    pub merge: Option<Invitation>,
 }
 
 /// What the table cannot find or refuses: a state other than open, or no such token.
@@ -282,15 +316,18 @@ struct Record {
     used_by: Vec<NodeId>,
     failures: u8,
     revoked: bool,
+    /// What it is, if it is for a whole mesh.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    merge: Option<Invitation>,
 }
 
-mod secret {
+pub(crate) mod secret {
     use super::*;
 
-    pub(super) fn serialize<S: Serializer>(secret: &Zeroizing<[u8; 20]>, s: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(secret: &Zeroizing<[u8; 20]>, s: S) -> Result<S::Ok, S::Error> {
         base64url::serialize(&secret[..], s)
     }
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Zeroizing<[u8; 20]>, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Zeroizing<[u8; 20]>, D::Error> {
         let bytes = Zeroizing::new(base64url::deserialize(d)?);
         let secret = bytes.as_slice().try_into().map_err(|_| serde::de::Error::custom("a secret has 20 bytes"))?;
         Ok(Zeroizing::new(secret))
@@ -363,15 +400,20 @@ impl TokenTable {
             used_by: Vec::new(),
             failures: 0,
             revoked: false,
+            merge: None,
         };
         self.records.push(record);
         Ok(JoinToken { mesh, pin: *authority.node_id().as_bytes(), id, secret, hints: kept })
     }
 
     fn make_room(&mut self, now: UnixTime) -> Result<(), TokenError> {
-        self.records.retain(|r| r.state(now) == TokenState::Open || now < r.expires + REMEMBERED);
+        self.records.retain(|r| r.state(now) == TokenState::Open || r.invites(now) || now < r.expires + REMEMBERED);
+        for r in self.records.iter_mut().filter(|r| !r.invites(now)) {
+            r.merge.iter_mut().for_each(|m| m.nodes.clear());
+        }
         while self.records.len() >= MAX_TOKENS {
-            let closed = self.records.iter().position(|r| r.state(now) != TokenState::Open).ok_or(TokenError::Full)?;
+            let useless = |r: &Record| r.state(now) != TokenState::Open && !r.invites(now);
+            let closed = self.records.iter().position(useless).ok_or(TokenError::Full)?;
             self.records.remove(closed);
         }
         Ok(())
@@ -386,13 +428,17 @@ impl TokenTable {
             uses: r.uses,
             used_by: r.used_by.clone(),
             state: r.state(now),
+            merge: r.merge.clone(),
         };
         self.records.iter().map(info).collect()
     }
 
     /// Makes a token useless from now on. Whom it admitted stays. `false` when there is no such token.
     pub fn revoke(&mut self, id: TokenId) -> bool {
-        self.record(id).map(|r| r.revoked = true).is_some()
+        let Some(r) = self.record(id) else { return false };
+        r.revoked = true;
+        r.merge.iter_mut().for_each(|m| m.nodes.clear());
+        true
     }
 
     fn record(&mut self, id: TokenId) -> Option<&mut Record> {
@@ -410,16 +456,16 @@ impl TokenTable {
         }
     }
 
-    /// Notes that a node was admitted, once per use.
+    /// Notes that a node was admitted, once per use. Of those who are invited the roster tells who has come.
     pub(crate) fn redeemed(&mut self, id: TokenId, node: NodeId, again: bool) {
-        if let Some(r) = self.record(id).filter(|r| !(again && r.used_by.contains(&node))) {
+        if let Some(r) = self.record(id).filter(|r| r.merge.is_none() && !(again && r.used_by.contains(&node))) {
             r.used_by.push(node);
         }
     }
 
-    /// Notes a wrong proof.
+    /// Notes a wrong proof. Hosts that are invited have proved their keys: what one of them says wrong is not the others' loss.
     pub(crate) fn failed(&mut self, id: TokenId) {
-        if let Some(r) = self.record(id) {
+        if let Some(r) = self.record(id).filter(|r| r.merge.as_ref().is_none_or(|m| m.from.is_none())) {
             r.failures = r.failures.saturating_add(1);
         }
     }
@@ -427,7 +473,9 @@ impl TokenTable {
     /// The table to be saved. It holds the secrets.
     pub fn to_bytes(&self) -> Zeroizing<Vec<u8>> {
         // Room for all of it, so that no copy is left behind when it grows. Writing to memory cannot fail.
-        let size = self.records.iter().map(|r| 256 + 32 * r.used_by.len()).sum::<usize>() + 2;
+        let size =
+            self.records.iter().map(|r| 256 + 32 * r.used_by.len() + r.merge.as_ref().map_or(0, |m| 256 + 32 * m.nodes.len()));
+        let size = size.sum::<usize>() + 2;
         let mut bytes = Zeroizing::new(Vec::with_capacity(size));
         let _ = serde_json::to_writer(&mut *bytes, &self.records);
         bytes
@@ -442,7 +490,9 @@ impl TokenTable {
             return Err(TokenError::Malformed);
         }
         let records: Vec<Record> = serde_json::from_slice(bytes).map_err(|_| TokenError::Malformed)?;
-        let fits = |r: &Record| r.uses <= MAX_USES && r.used_by.len() <= MAX_USES as usize;
+        let fits = |r: &Record| {
+            r.uses <= MAX_USES && r.used_by.len() <= MAX_USES as usize && r.merge.as_ref().is_none_or(Invitation::fits)
+        };
         if records.len() > MAX_TOKENS || !records.iter().all(fits) {
             return Err(TokenError::Malformed);
         }

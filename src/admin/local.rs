@@ -25,7 +25,7 @@ use super::{authorities, view};
 use crate::api::{self, ErrorBody, path};
 use crate::check;
 use crate::control::crowd::Crowd;
-use crate::daemon::{Daemon, approve, enrolment, rekey, set_back};
+use crate::daemon::{Daemon, approve, enrolment, merge, rekey, set_back};
 use crate::http1::{self, Text};
 use crate::intercept::process::effective_uid;
 use crate::task;
@@ -211,6 +211,8 @@ async fn route(daemon: &Arc<Daemon>, trusted: bool, request: Request<Incoming>) 
         (&Method::POST, path::ENROLL) => json(&enrolment::set(&*daemon.member()?, read(&body)?).await?),
         (&Method::POST, path::UPGRADE) => json(&daemon.upgrade().await?),
         (&Method::POST, path::KEY) => json(&rekey::rotate(daemon).await?),
+        (&Method::POST, path::MERGE) => json(&merge::merge(daemon, read(&body)?).await?),
+        (&Method::POST, path::MOVE) => json(&merge::declared(daemon, read(&body)?).await?),
         (&Method::POST, path::LEAVE) => json(&daemon.leave().await?),
         (&Method::GET, path::LOG_LEVEL) => json(&api::LogLevel { level: daemon.log().level() }),
         (&Method::PUT, path::LOG_LEVEL) => {

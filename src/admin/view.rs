@@ -10,11 +10,12 @@ use meshd_ca::bundle::RootId;
 use meshd_ca::identity::{HostName, NodeId, SpiffeId};
 use meshd_ca::roster::{self, Roster};
 use meshd_ca::time::UnixTime;
+use meshd_ca::token::{Invitation, TokenState};
 
 use super::local::No;
 use crate::api::{
-    Capture, Clock, CreatedToken, Direction, Done, Edge, Identity, Members, NewToken, Node, Resolve, Service, Standing, State,
-    Status, TokenInfo,
+    Capture, Clock, CreatedToken, Direction, Done, Edge, Identity, Invited, Members, NewToken, Node, Resolve, Service, Standing,
+    State, Status, TokenInfo,
 };
 use crate::config::Mode;
 use crate::daemon::{Daemon, Member, Phase};
@@ -33,6 +34,7 @@ pub(crate) async fn status(daemon: &Daemon) -> Status {
         code: None,
         fleet_token: fleet::find(&config).and_then(|card| card.trouble()),
         mesh: None,
+        moving: None,
         trust_domain: None,
         node: Some(daemon.node()),
         host_name: config.host_name.clone(),
@@ -64,6 +66,7 @@ pub(crate) async fn status(daemon: &Daemon) -> Status {
             status.state = State::Member;
             status.mesh = Some(roster.mesh());
             status.trust_domain = Some(roster.trust_domain().clone());
+            status.moving = moving(&member);
             status.host_name = member.membership.name();
             status.authority = member.membership.is_authority().await;
             let active = roster.active().count();
@@ -73,6 +76,13 @@ pub(crate) async fn status(daemon: &Daemon) -> Status {
         }
     }
     status
+}
+
+/// Where the mesh of a member moves, and why it has not followed yet.
+pub(crate) fn moving(member: &Member) -> Option<String> {
+    let word = member.membership.moves()?;
+    let why = member.moving.now().map_or_else(String::new, |(_, why)| format!(": {why}"));
+    Some(format!("into mesh {}, where this host is not let in yet{why}", word.to()?.mesh.id))
 }
 
 /// `GET /v1/nodes`.
@@ -239,13 +249,25 @@ pub(crate) fn resolve(member: &Member, address: SocketAddr) -> Resolve {
 pub(crate) async fn tokens(member: &Member) -> Result<Vec<TokenInfo>, No> {
     let now = member.now();
     let tokens = member.membership.tokens().await.map_err(|e| refused("cannot list the tokens", e))?;
+    let roster = member.membership.roster();
+    let invites = |t: &meshd_ca::token::TokenInfo| {
+        let running = |m: &Invitation| m.from.is_some() && now < m.until;
+        t.state != TokenState::Revoked && t.merge.as_ref().is_some_and(running)
+    };
+    let invited = |m: Invitation| Invited {
+        mesh: m.from.map(|from| from.id),
+        hosts: m.from.map_or(m.limit, |_| count(m.nodes.len())),
+        arrived: count(m.nodes.iter().filter(|n| roster.is_active(**n)).count()),
+    };
+    let ends = |t: &meshd_ca::token::TokenInfo| t.merge.as_ref().filter(|m| m.from.is_some()).map_or(t.expires, |m| m.until);
     Ok(tokens
         .into_iter()
-        .filter(|t| matches!(t.state, meshd_ca::token::TokenState::Open))
+        .filter(|t| t.state == TokenState::Open || invites(t))
         .map(|t| TokenInfo {
             id: t.id.to_string(),
             uses_left: t.uses.saturating_sub(count(t.used_by.len())),
-            expires_seconds: t.expires.since(now).as_secs(),
+            expires_seconds: ends(&t).since(now).as_secs(),
+            merge: t.merge.map(invited),
         })
         .collect())
 }
@@ -253,14 +275,18 @@ pub(crate) async fn tokens(member: &Member) -> Result<Vec<TokenInfo>, No> {
 /// `POST /v1/tokens`.
 pub(crate) async fn create_token(member: &Member, wish: NewToken) -> Result<CreatedToken, No> {
     let hints = if wish.hints.is_empty() { member.hints() } else { wish.hints };
-    let token = member
-        .membership
-        .create_token(Duration::from_secs(wish.lifetime_seconds), wish.uses, &hints)
-        .await
-        .map_err(|e| refused("cannot make a token", e))?;
+    let lifetime = Duration::from_secs(wish.lifetime_seconds);
+    let failed = |e| refused("cannot make a token", e);
+    let (id, text) = if wish.merge {
+        let token = member.membership.create_merge_token(lifetime, wish.uses, &hints).await.map_err(failed)?;
+        (token.token().id, token.to_text())
+    } else {
+        let token = member.membership.create_token(lifetime, wish.uses, &hints).await.map_err(failed)?;
+        (token.id, token.to_text())
+    };
     Ok(CreatedToken {
-        id: token.id.to_string(),
-        token: token.to_text().to_string().into(),
+        id: id.to_string(),
+        token: text.to_string().into(),
         uses: wish.uses,
         expires_seconds: wish.lifetime_seconds,
     })

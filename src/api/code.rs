@@ -128,6 +128,10 @@ codes! {
     AUTHORITIES = "check-authorities";
     /// Members are heard.
     GOSSIP = "check-gossip";
+    /// The hosts of one fleet are one mesh.
+    FLEET_SPLIT = "check-fleet-split";
+    /// The mesh does not move into another one, or this host could follow.
+    MOVING = "check-moving";
     /// No other mesh is on the LAN.
     OTHER_MESH = "check-other-mesh";
     /// A person has the recovery key of the mesh.

@@ -26,6 +26,10 @@ pub(super) struct Facts {
     pub(super) signing: Vec<String>,
     pub(super) wanted: usize,
     pub(super) coming: bool,
+    /// Hosts on the LAN that announce this mesh, answer, and are not of its roster: those of another founder with the same fleet token.
+    pub(super) rivals: Vec<SocketAddr>,
+    /// Where this mesh moves, if this host could not follow at once.
+    pub(super) moving: Option<String>,
     /// Hosts on the LAN that announce another mesh.
     pub(super) strangers: Vec<SocketAddr>,
 }
@@ -69,6 +73,28 @@ pub(super) fn findings(facts: &Facts, met: &[Met]) -> Vec<Finding> {
     );
     found.add(code::AUTHORITIES, "the mesh outlives the loss of an authority", authorities(facts));
     found.add(code::GOSSIP, "the members that answer are heard", gossip(met));
+    found.add(
+        code::FLEET_SPLIT,
+        "the hosts of one fleet are one mesh",
+        match some_of(&facts.rivals) {
+            none if none.is_empty() => Verdict::ok(""),
+            who => Verdict::warn(
+                format!("{who}: of another mesh with the same fleet token, with a founder of its own; neither gives way to the other"),
+                "`meshd token create --merge` on an authority of the one that is to stay, and `meshd merge` on a member of the other",
+            ),
+        },
+    );
+    found.add(
+        code::MOVING,
+        "this host is where its mesh is",
+        match &facts.moving {
+            None => Verdict::ok(""),
+            Some(why) => Verdict::warn(
+                format!("this mesh moves {why}"),
+                "start meshd on the authority that made the token, or look at the network between; where it is gone for good: `meshd leave` here, and `meshd join` with a new token of that mesh",
+            ),
+        },
+    );
     found.add(
         code::OTHER_MESH,
         "no other mesh is on the LAN",
@@ -127,6 +153,8 @@ mod tests {
             signing: vec!["a".into(), "b".into()],
             wanted: 3,
             coming: false,
+            rivals: vec![],
+            moving: None,
             strangers: vec![],
         }
     }
@@ -145,6 +173,9 @@ mod tests {
         assert!(ill(&findings(&Facts { wanted: 1, ..alone }, &[])).is_empty());
         let strangers = vec!["192.168.77.9:6374".parse().unwrap()];
         assert_eq!(ill(&findings(&Facts { strangers, ..well() }, &[])), [(code::OTHER_MESH, Warn)]);
+        let rivals = vec!["192.168.77.9:6374".parse().unwrap()];
+        assert_eq!(ill(&findings(&Facts { rivals, ..well() }, &[])), [(code::FLEET_SPLIT, Warn)]);
+        assert_eq!(ill(&findings(&Facts { moving: Some("away".into()), ..well() }, &[])), [(code::MOVING, Warn)]);
         let unheard = Met { heard: false, ..met("b") };
         assert_eq!(ill(&findings(&well(), &[unheard.clone(), met("c")])), [(code::GOSSIP, Warn)]);
         // Who does not answer at all is another finding.

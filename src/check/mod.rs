@@ -31,22 +31,25 @@ mod state;
 mod udp;
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use hyper::StatusCode;
 use meshd_agent::interfaces::{self, Interface};
 use meshd_agent::source::mdns::tag_matches;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use crate::admin::view;
 use crate::api::{Finding, code};
 use crate::config::Config;
-use crate::daemon::{Daemon, Member, Phase, lan};
+use crate::control::link::LinkError;
+use crate::daemon::{Daemon, Member, Phase, acquire, lan};
 use crate::intercept::nft::{self, Ruleset};
-use crate::task;
+use crate::task::{self, Tasks};
 use findings::Findings;
 
 /// Whatever is in use to this many per cent is nearly full.
@@ -55,6 +58,10 @@ const LIMIT_NEAR: u64 = 80;
 const PATIENCE: Duration = Duration::from_secs(15);
 /// So soon after the others were heard a mesh has made the authorities it makes by itself.
 const SOON: Duration = Duration::from_secs(600);
+/// A host that has heard where its mesh moves is there after so long.
+const FOLLOWING: Duration = Duration::from_secs(10);
+/// Hosts asked whether they are of this mesh.
+const MAX_RIVALS: usize = 8;
 /// Anybody on the host may ask for a check, and it is work for the other members too: so many at once, the others wait.
 static AT_ONCE: Semaphore = Semaphore::const_new(2);
 
@@ -75,6 +82,7 @@ pub(crate) async fn of_daemon(daemon: &Arc<Daemon>) -> Vec<Finding> {
     let config = Arc::new(daemon.config().clone());
     let some = member.as_ref().ok().cloned();
     let met = within_peers(some.clone());
+    let rivals = rivals(daemon, some.as_deref());
     let window = match &some {
         Some(member) if member.membership.is_authority().await => member.membership.window().await,
         _ => None,
@@ -92,6 +100,7 @@ pub(crate) async fn of_daemon(daemon: &Arc<Daemon>) -> Vec<Finding> {
         fleet,
         paper,
         met,
+        rivals,
         addresses,
         network,
         coverage,
@@ -143,6 +152,7 @@ pub(crate) async fn of_daemon(daemon: &Arc<Daemon>) -> Vec<Finding> {
             move || recovery::findings(member.and_then(|m| recovery::Facts::read(&path, &m)).as_ref())
         }),
         met,
+        rivals,
         reading("addresses", {
             let (member, port) = (some.clone(), config.port);
             let published: Vec<IpAddr> = daemon.lan().addresses().borrow().published.iter().copied().collect();
@@ -165,7 +175,7 @@ pub(crate) async fn of_daemon(daemon: &Arc<Daemon>) -> Vec<Finding> {
     let mut found = [process, permissions, kernel, ports, rules, firewall, clock, state, kept].concat();
     match (member, met) {
         (Ok(member), Ok(met)) => {
-            found.extend(mesh::findings(&in_mesh(daemon, &member, &met), &met));
+            found.extend(mesh::findings(&mesh::Facts { rivals, ..in_mesh(daemon, &member, &met) }, &met));
             found.extend(paper);
             found.extend(identity::findings(&identity::Facts::read(&member)));
             found.extend(peers::findings(&met, config.mode, config.port));
@@ -301,6 +311,29 @@ fn covered(member: &Member, config: &Config) -> coverage::Covered {
     }
 }
 
+/// Who on the LAN announces this mesh, answers, and is none of its members. Only who was given the id of a mesh can announce it so.
+async fn rivals(daemon: &Daemon, member: Option<&Member>) -> Vec<SocketAddr> {
+    let Some(member) = member else { return Vec::new() };
+    if member.membership.unsettled().await.is_some_and(|(_, side)| side.founder == member.me()) {
+        // One of the two gives way, by itself.
+        return Vec::new();
+    }
+    let seen = acquire::strangers(daemon.lan(), member, member.mesh());
+    let mut asked = Tasks::new();
+    for address in seen.into_iter().filter_map(|s| s.addresses.first().copied()).take(MAX_RIVALS) {
+        let links = member.links.clone();
+        asked.spawn(async move { (address, links.prove(address).await) });
+    }
+    let mut rivals = Vec::new();
+    while let Some(answer) = asked.join_next().await {
+        if let Ok((address, Err(LinkError::Refused(_, StatusCode::FORBIDDEN, _) | LinkError::Stranger(..)))) = answer {
+            rivals.push(address);
+        }
+    }
+    rivals.sort_unstable();
+    rivals
+}
+
 fn in_mesh(daemon: &Daemon, member: &Member, met: &[peers::Met]) -> mesh::Facts {
     let (roster, catalog) = (member.membership.roster(), member.catalog());
     let moment = member.authorities.moment();
@@ -319,6 +352,8 @@ fn in_mesh(daemon: &Daemon, member: &Member, met: &[peers::Met]) -> mesh::Facts 
         signing: moment.view().signing().into_iter().map(name).collect(),
         wanted: moment.view().wanted(),
         coming: moment.view().coming(SOON),
+        rivals: Vec::new(),
+        moving: view::moving(member).filter(|_| member.moving.now().is_some_and(|(since, _)| since >= FOLLOWING)),
         // What a member announced in an earlier life is remembered too.
         strangers: strangers
             .filter(|s| !s.addresses.iter().any(|a| known.contains(&a.ip()) || own.contains(&a.ip())))

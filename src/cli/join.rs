@@ -43,20 +43,7 @@ impl Join {
     pub(super) async fn run(self, around: &Around<'_>) -> Result<Exit, Failure> {
         let name = Key::named("host_name").zip(self.host_name);
         let config = around.config(name.into_iter().collect())?;
-        let token = match (self.token, self.token_file) {
-            (Some(token), _) if token.expose() == "-" => {
-                secret::read(&mut std::io::stdin().lock(), "the token from standard input")?
-            }
-            (Some(token), _) => Zeroizing::new(token.expose().to_owned()),
-            (None, Some(path)) => secret::in_file(&path, "the token")?,
-            (None, None) if terminal::somebody_is_there() => terminal::secret("Token: ")?,
-            (None, None) => {
-                return Err(Failure::new(Exit::Usage, "no token")
-                    .why("none was given, and there is no terminal to ask for it")
-                    .remedy("give it as an argument, in --token-file FILE, or as - on standard input"));
-            }
-        };
-        let token = word(&token)?;
+        let token = given(self.token, self.token_file)?;
         let request = JoinRequest { token: token.to_string().into() };
         let joined = match Local::new(config.socket()).join(&request).await {
             Err(LocalError::NotRunning { .. }) => crate::daemon::join_offline(&config, &token).await?,
@@ -68,6 +55,22 @@ impl Join {
         })?;
         Ok(Exit::Ok)
     }
+}
+
+/// The token that a person gave as an argument, on standard input, in a file, or gives when asked.
+pub(super) fn given(token: Option<Secret>, file: Option<PathBuf>) -> Result<Zeroizing<String>, Failure> {
+    let text = match (token, file) {
+        (Some(token), _) if token.expose() == "-" => secret::read(&mut std::io::stdin().lock(), "the token from standard input")?,
+        (Some(token), _) => Zeroizing::new(token.expose().to_owned()),
+        (None, Some(path)) => secret::in_file(&path, "the token")?,
+        (None, None) if terminal::somebody_is_there() => terminal::secret("Token: ")?,
+        (None, None) => {
+            return Err(Failure::new(Exit::Usage, "no token")
+                .why("none was given, and there is no terminal to ask for it")
+                .remedy("give it as an argument, in --token-file FILE, or as - on standard input"));
+        }
+    };
+    word(&text)
 }
 
 /// The one word in `text`. What it says is never repeated: it is a secret, or a mistake for one.

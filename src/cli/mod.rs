@@ -20,6 +20,7 @@ mod identity;
 mod join;
 mod leave;
 mod log_level;
+mod merge;
 mod nodes;
 mod recover;
 mod recovery;
@@ -118,6 +119,7 @@ enum Verb {
     Pending(approve::Pending),
     Approve(approve::Approve),
     Leave(leave::Leave),
+    Merge(merge::Merge),
     Fleet(fleet::Fleet),
     Enroll(enroll::Enroll),
     Nodes(nodes::Nodes),
@@ -221,6 +223,7 @@ impl Cli {
             Verb::Status(verb) => verb.run(&around).await,
             Verb::Token(verb) => verb.run(&around).await,
             Verb::Join(verb) => verb.run(&around).await,
+            Verb::Merge(verb) => verb.run(&around).await,
             Verb::Pending(verb) => verb.run(&around).await,
             Verb::Approve(verb) => verb.run(&around).await,
             Verb::Leave(verb) => verb.run(&around).await,

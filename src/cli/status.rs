@@ -50,6 +50,7 @@ fn text(status: &api::Status, screen: &Screen) -> String {
     }
     lines.extend(status.fleet_token.as_ref().map(|why| ("fleet token", screen.paint(Colour::Yellow, &plain(why)))));
     lines.extend(status.mesh.map(|mesh| ("mesh", mesh.to_string())));
+    lines.extend(status.moving.as_ref().map(|why| ("moving", screen.paint(Colour::Yellow, &plain(why)))));
     lines.extend(status.trust_domain.as_ref().map(|domain| ("trust domain", domain.to_string())));
     lines.push(("host", format!("{}{}", status.host_name, if status.authority { " (authority)" } else { "" })));
     lines.extend(status.node.map(|node| ("node", node.to_string())));

@@ -4,12 +4,13 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use meshd_ca::merge::HOSTS;
 use tokio::time::{Instant, sleep};
 
 use super::screen::{ago, remark};
 use super::table::Table;
 use super::{Around, Exit, Failure, Output};
-use crate::api::{self, NewToken, State, TokenInfo};
+use crate::api::{self, Invited, NewToken, State, TokenInfo};
 use crate::config::{DurationError, parse_duration};
 use crate::local::Local;
 
@@ -21,9 +22,11 @@ Examples:
   sudo meshd token create
   sudo meshd token create --lifetime 24h --uses 10
   sudo meshd token create | ssh pi-2 sudo meshd join -
-  sudo meshd token create --hint 203.0.113.7:6374    # behind a forwarded port";
+  sudo meshd token create --hint 203.0.113.7:6374    # behind a forwarded port
+  sudo meshd token create --merge                    # for a whole mesh, see `meshd merge`";
 const LIST: &str = "\
-Tokens that ended or are used up are not listed. The secret part of a token is never shown again.
+Tokens that ended or are used up are not listed; one with which a mesh was invited (`meshd merge`) is, until its hosts cannot come any more: \
+revoking it ends that. The secret part of a token is never shown again.
 
 Examples:
   sudo meshd token list
@@ -59,9 +62,12 @@ struct Create {
     /// How long it is good for
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = lifetime)]
     lifetime: Duration,
-    /// How many hosts may join with it
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
-    uses: u32,
+    /// How many hosts may join with it [default: 1; with --merge 64]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    uses: Option<u32>,
+    /// Let a whole mesh move into this one: `meshd merge` there takes the token
+    #[arg(long)]
+    merge: bool,
     /// Where the new host finds this one [default: this host's own addresses]
     #[arg(long = "hint", value_name = "ADDR:PORT")]
     hints: Vec<SocketAddr>,
@@ -111,17 +117,19 @@ impl Token {
     pub(super) async fn run(self, around: &Around<'_>) -> Result<Exit, Failure> {
         let local = around.local()?;
         match self.verb {
-            Verb::Create(Create { lifetime, uses, hints, output }) => {
+            Verb::Create(Create { lifetime, uses, merge, hints, output }) => {
                 until_decided(&local).await;
-                let token = local.create_token(&NewToken { lifetime_seconds: lifetime.as_secs(), uses, hints }).await?;
+                let uses = uses.unwrap_or(if merge { HOSTS } else { 1 });
+                let token = local.create_token(&NewToken { lifetime_seconds: lifetime.as_secs(), uses, hints, merge }).await?;
                 let screen = around.screen(output);
                 screen.show(&token, || format!("{}\n", super::screen::plain(token.token.expose())))?;
                 if !screen.json {
                     let uses = if token.uses == 1 { "one host".into() } else { format!("{} hosts", token.uses) };
-                    remark(&format!(
-                        "Good for {uses}, for {}. On the host that is to join: sudo meshd join",
-                        ago(token.expires_seconds)
-                    ));
+                    let time = ago(token.expires_seconds);
+                    remark(&match merge {
+                        false => format!("Good for {uses}, for {time}. On the host that is to join: sudo meshd join"),
+                        true => format!("Good for a mesh of at most {uses}, for {time}. On a host of it: sudo meshd merge"),
+                    });
                 }
             }
             Verb::List(List { output }) => {
@@ -148,9 +156,19 @@ async fn until_decided(local: &Local) {
 }
 
 fn list(tokens: &[api::TokenInfo]) -> Table {
-    let mut table = Table::new(&["ID", ">USES LEFT", ">ENDS IN"]);
-    for TokenInfo { id, uses_left, expires_seconds } in tokens {
-        table.row([id.into(), uses_left.into(), ago(*expires_seconds).into()]);
+    let merges = tokens.iter().any(|t| t.merge.is_some());
+    let mut table =
+        Table::new(if merges { &["ID", ">USES LEFT", ">ENDS IN", "MESH"] } else { &["ID", ">USES LEFT", ">ENDS IN"] });
+    for TokenInfo { id, uses_left, expires_seconds, merge } in tokens {
+        let what = merge.as_ref().map_or_else(String::new, |Invited { mesh, hosts, arrived }| match mesh {
+            Some(mesh) => format!("{mesh}: {arrived} of {hosts} have come"),
+            None => format!("for a mesh of at most {hosts}"),
+        });
+        let (id, left, ends) = (id.into(), uses_left.into(), ago(*expires_seconds).into());
+        match merges {
+            true => table.row([id, left, ends, what.into()]),
+            false => table.row([id, left, ends]),
+        }
     }
     table
 }

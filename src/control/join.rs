@@ -8,12 +8,14 @@ use std::time::Duration;
 
 use meshd_ca::approval::ApprovalCode;
 use meshd_ca::fleet::{FleetKey, Side};
-use meshd_ca::identity::{MeshId, NodeId};
-use meshd_ca::join::{Admission, Channel, EXPORTER_LABEL, JoinError, Joined, Joiner, MAX_MESSAGE, Reason, Step, Wish};
+use meshd_ca::identity::{HostName, MeshId, NodeId};
+use meshd_ca::join::{Admission, Channel, EXPORTER_LABEL, JoinError, Joined, Joiner, Reason, Step, Suitor, Wish};
 use meshd_ca::keys::PrivateKey;
-use meshd_ca::token::JoinToken;
+use meshd_ca::merge::{Answer, Offer};
+use meshd_ca::token::{JoinToken, MergeToken};
 use rustls::{ClientConfig, ConnectionCommon};
 use thiserror::Error;
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::server::TlsStream;
@@ -111,12 +113,8 @@ async fn join_at(
     tls: Arc<ClientConfig>,
     dial: &dyn Dial,
 ) -> Result<Joined, JoinFailure> {
-    let unreachable = |e| JoinFailure::Connect(address, e);
     let broken = |e| JoinFailure::Broken(address, e);
-    let tcp = timeout(DIAL_TIMEOUT, dial.dial(address)).await.map_err(|_| JoinFailure::Timeout(address))?.map_err(unreachable)?;
-    let name = NodeTls::server_name();
-    let mut stream = TlsConnector::from(tls).connect(name, tcp).await.map_err(broken)?;
-    let channel = channel(stream.get_ref().1, key).map_err(broken)?;
+    let (mut stream, channel) = connect(address, key, tls, dial).await?;
     let refused = |e| JoinFailure::Refused(address, e);
     let begun = match ticket {
         Ticket::Token(token) => Joiner::start(token.clone(), channel, wish.clone()),
@@ -148,6 +146,50 @@ async fn join_at(
             }
         }
     }
+}
+
+/// A connection for a join, and what ties the conversation to it.
+async fn connect(
+    address: SocketAddr,
+    key: &PrivateKey,
+    tls: Arc<ClientConfig>,
+    dial: &dyn Dial,
+) -> Result<(tokio_rustls::client::TlsStream<TcpStream>, Channel), JoinFailure> {
+    let unreachable = |e| JoinFailure::Connect(address, e);
+    let broken = |e| JoinFailure::Broken(address, e);
+    let tcp = timeout(DIAL_TIMEOUT, dial.dial(address)).await.map_err(|_| JoinFailure::Timeout(address))?.map_err(unreachable)?;
+    let stream = TlsConnector::from(tls).connect(NodeTls::server_name(), tcp).await.map_err(broken)?;
+    let channel = channel(stream.get_ref().1, key).map_err(broken)?;
+    Ok((stream, channel))
+}
+
+/// Hands in at `address` which hosts are to be invited by a token for a mesh; `name` is the own one.
+///
+/// # Errors
+/// When nobody answers there, or one of the two refuses the other.
+pub(crate) async fn offer(
+    token: &MergeToken,
+    address: SocketAddr,
+    key: &PrivateKey,
+    name: HostName,
+    offer: &Offer,
+    tls: Arc<ClientConfig>,
+    dial: &dyn Dial,
+) -> Result<Answer, JoinFailure> {
+    let (broken, refused) = (|e| JoinFailure::Broken(address, e), |e| JoinFailure::Refused(address, e));
+    let conversation = async {
+        let (mut stream, channel) = connect(address, key, tls, dial).await?;
+        let (mut suitor, first) = Suitor::start(token.clone(), channel, name, offer).map_err(refused)?;
+        frames::send(&mut stream, &first).await.map_err(broken)?;
+        loop {
+            let message = frames::receive(&mut stream, suitor.limit()).await.map_err(broken)?;
+            match suitor.receive(&message).map_err(refused)? {
+                Step::Send(reply) => frames::send(&mut stream, &reply).await.map_err(broken)?,
+                Step::Finish(_, answer) | Step::Done(answer) => return Ok(answer),
+            }
+        }
+    };
+    timeout(TIMEOUT, conversation).await.map_err(|_| JoinFailure::Timeout(address))?
 }
 
 /// Room for those who are about to join.
@@ -190,7 +232,7 @@ async fn converse(
     let node = channel.theirs.node_id();
     let mut admission = Admission::start(channel);
     loop {
-        let message = frames::receive(stream, MAX_MESSAGE).await?;
+        let message = frames::receive(stream, admission.limit()).await?;
         let step = match membership.admit(&mut admission, &message).await? {
             Ok(step) => step,
             Err(refused) => {
@@ -222,7 +264,11 @@ async fn converse(
             }
             Step::Done(admitted) => admitted,
         };
-        tracing::info!(%from, node = %admitted.node, name = %admitted.name, "admitted a member");
+        match admitted.brings {
+            Some(0) => tracing::info!(%from, node = %admitted.node, "a mesh asked what it would be to move here"),
+            Some(hosts) => tracing::warn!(%from, node = %admitted.node, hosts, "the hosts of another mesh are invited"),
+            None => tracing::info!(%from, node = %admitted.node, name = %admitted.name, "admitted a member"),
+        }
         waiting.admitted(admitted.node);
         return Ok(Some(admitted.node));
     }

@@ -15,6 +15,7 @@ use hyper::client::conn::http2::SendRequest;
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use meshd_ca::identity::NodeId;
+use meshd_ca::merge::Word;
 use meshd_ca::roster::{Chain, Entry, Roster};
 use rustls::ClientConfig;
 use serde::{Deserialize, Serialize};
@@ -43,6 +44,9 @@ pub(crate) const MAX_HELLO: usize = 32 << 10;
 /// The longest answer read.
 pub(crate) const MAX_ANSWER: usize = 4 << 20;
 
+/// Where a word that a mesh moves is handed in.
+pub(crate) const MOVED: &str = "/v1/moved";
+
 /// Why a member could not be asked.
 #[derive(Debug, Error)]
 pub(crate) enum LinkError {
@@ -67,6 +71,9 @@ pub(crate) enum LinkError {
     /// The member shows the entry by which this node was put out, or left.
     #[error("{0} says that this host is no member any more")]
     Out(NodeId, Box<Verdict>),
+    /// The node shows the word by which this mesh moves.
+    #[error("{0} says that this mesh has moved into another one")]
+    Moved(NodeId, Box<Word>),
     /// The member answered, and said no.
     #[error("{0} refused: {1} {2}")]
     Refused(NodeId, StatusCode, String),
@@ -180,22 +187,38 @@ impl Links {
         }
     }
 
-    /// Believes that this node is out, if somebody has signed it who may: nobody else tells it.
+    /// Hands somebody at `address` the word that its mesh has moved, whoever it is: it judges that word itself.
+    pub(crate) async fn tell(&self, address: SocketAddr, word: &Word) -> Result<(), LinkError> {
+        let told = async {
+            let (owner, send) = self.connect(address, None).await?;
+            exchange(send, owner, Method::POST, MOVED, word.to_bytes().into(), MAX_HELLO).await
+        };
+        timeout(DIAL_TIMEOUT, told).await.map_err(|_| LinkError::Timeout(address))?.map(drop)
+    }
+
+    /// Believes that this node is out, or that its mesh has moved, if somebody has signed it who may: nobody else tells it.
     async fn heed(&self, error: &LinkError) {
-        let LinkError::Out(_, verdict) = error else { return };
         let (me, roster) = (self.membership.me(), self.membership.roster());
-        let by = roster.introduction(me).map(|e| e.member().by);
-        let about = verdict.entry.member().node();
-        let replaces = verdict.entry.member().replaces;
-        let earlier = roster.introduction(me).and_then(|e| e.member().replaces);
-        if replaces != Some(me)
-            && earlier != Some(about)
-            && ![me].into_iter().chain(by).chain(roster.chain(me).through()).any(|n| n == about)
-        {
-            return;
-        }
-        if let Err(error) = self.membership.introduced(verdict.chain.clone(), verdict.entry.clone()).await {
-            tracing::debug!(%error, "that this host is out was not believed");
+        match error {
+            LinkError::Moved(_, word) => {
+                if let Err(error) = self.membership.hear_move(Word::clone(word)).await {
+                    tracing::debug!(%error, "a word that this mesh moves was not believed");
+                }
+            }
+            LinkError::Out(_, verdict) => {
+                let mine = roster.introduction(me).map(Entry::member);
+                let (by, earlier) = (mine.map(|m| m.by), mine.and_then(|m| m.replaces));
+                let through = roster.chain(me);
+                let about = verdict.entry.member().node();
+                let mut whom = [me].into_iter().chain(by).chain(earlier).chain(through.through());
+                if verdict.entry.member().replaces != Some(me) && !whom.any(|n| n == about) {
+                    return;
+                }
+                if let Err(error) = self.membership.introduced(verdict.chain.clone(), verdict.entry.clone()).await {
+                    tracing::debug!(%error, "that this host is out was not believed");
+                }
+            }
+            _ => {}
         }
     }
 
@@ -307,20 +330,33 @@ impl Links {
     }
 
     async fn handshake(&self, address: SocketAddr, expect: Option<NodeId>) -> Result<(NodeId, Link), LinkError> {
+        let (owner, mut send) = self.connect(address, expect).await?;
+        self.hello(&mut send, owner).await?;
+        if !self.membership.roster().is_active(owner) {
+            return Err(LinkError::Stranger(address, owner, "an active member of this mesh".into()));
+        }
+        Ok((owner, Link { send, address, used: Instant::now() }))
+    }
+
+    /// A connection to whoever answers at `address`, by the key that it proves.
+    async fn connect(
+        &self,
+        address: SocketAddr,
+        expect: Option<NodeId>,
+    ) -> Result<(NodeId, SendRequest<Full<Bytes>>), LinkError> {
         let failed = |e: std::io::Error| LinkError::Connect(address, e);
         let tcp = self.dial.dial(address).await.map_err(failed)?;
         let name = NodeTls::server_name();
         let tls = TlsConnector::from(self.tls.clone()).connect(name, tcp).await.map_err(failed)?;
         let key = peer_key(tls.get_ref().1).map_err(|e| failed(std::io::Error::other(e)))?;
         let owner = key.node_id();
-        let stranger = |why: String| LinkError::Stranger(address, owner, why);
         if owner == self.membership.me() {
             return Err(LinkError::Itself(address, owner));
         }
         if let Some(expected) = expect.filter(|n| *n != owner) {
-            return Err(stranger(format!("the {expected} expected there")));
+            return Err(LinkError::Stranger(address, owner, format!("the {expected} expected there")));
         }
-        let (mut send, connection) = hyper::client::conn::http2::Builder::new(task::Executor)
+        let (send, connection) = hyper::client::conn::http2::Builder::new(task::Executor)
             .timer(TokioTimer::new())
             .keep_alive_interval(Duration::from_secs(20))
             .keep_alive_timeout(Duration::from_secs(10))
@@ -332,11 +368,7 @@ impl Links {
                 tracing::debug!(node = %owner, %error, "link ended");
             }
         });
-        self.hello(&mut send, owner).await?;
-        if !self.membership.roster().is_active(owner) {
-            return Err(stranger("an active member of this mesh".into()));
-        }
-        Ok((owner, Link { send, address, used: Instant::now() }))
+        Ok((owner, send))
     }
 
     async fn hello(&self, send: &mut SendRequest<Full<Bytes>>, owner: NodeId) -> Result<(), LinkError> {
@@ -391,6 +423,10 @@ async fn exchange(
         && let Ok(verdict) = serde_json::from_slice(&body)
     {
         Err(LinkError::Out(to, Box::new(verdict)))
+    } else if status == StatusCode::PERMANENT_REDIRECT
+        && let Ok(word) = Word::from_bytes(&body)
+    {
+        Err(LinkError::Moved(to, Box::new(word)))
     } else {
         let what: String = String::from_utf8_lossy(&body).chars().take(200).filter(|c| !c.is_control()).collect();
         Err(LinkError::Refused(to, status, what))

@@ -17,7 +17,8 @@ use meshd_agent::gossip::MAX_PACKET;
 use meshd_ca::clock::statement::Question;
 use meshd_ca::identity::{NodeId, Workload};
 use meshd_ca::keys::{PublicKey, Signature, base64url};
-use meshd_ca::roster::{MAX_MEMBERS, Member};
+use meshd_ca::merge::{MAX_WORD, Word};
+use meshd_ca::roster::{Entry, MAX_MEMBERS, Member};
 use meshd_ca::signed::Signed;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep, timeout};
@@ -27,7 +28,7 @@ use super::budget::Budget;
 use super::crowd::Crowd;
 use super::gossip::Mailbox;
 use super::key::{self, KeyRequest, Ration};
-use super::link::{Hello, Links, MAX_HELLO, Verdict};
+use super::link::{Hello, Links, MAX_HELLO, MOVED, Verdict};
 use super::rewound::Rewound;
 use super::waiting::Waiting;
 use crate::clock::Clock;
@@ -53,6 +54,8 @@ const MAX_PER_MEMBER: usize = 48;
 const MAX_STRANGERS: usize = 64;
 const MAX_STRANGERS_PER_SOURCE: usize = 8;
 const INTRODUCTION: Duration = Duration::from_secs(10);
+/// What somebody hears of whom nothing is known.
+const NO_MEMBER: &str = "not an active member of this mesh";
 /// SVIDs in one request.
 pub(crate) const MAX_SVIDS: usize = 64;
 
@@ -255,13 +258,13 @@ impl Api {
         if parts.method != Method::POST {
             return Err(No(StatusCode::METHOD_NOT_ALLOWED, "every call is a POST".into()));
         }
-        let hello = parts.uri.path() == "/v1/hello";
-        // Strangers may only introduce themselves, and that is short.
-        if !hello && !self.membership.roster().is_active(node) {
-            return Err(self.no_member(node, &[]));
+        // Strangers may only introduce themselves, and say that this mesh has moved; both is short.
+        if !["/v1/hello", MOVED].contains(&parts.uri.path()) && !self.membership.roster().is_active(node) {
+            return Err(self.no_member(node));
         }
         let limit = match parts.uri.path() {
             "/v1/hello" => MAX_HELLO,
+            MOVED => MAX_WORD,
             // Hundreds may wait for the engine.
             "/v1/gossip" => MAX_PACKET,
             _ => MAX_BODY,
@@ -271,6 +274,7 @@ impl Api {
         let body = body.map_err(|e| No(StatusCode::BAD_REQUEST, e.to_string()))?.to_bytes();
         match parts.uri.path() {
             "/v1/hello" => self.hello(node, from, &body).await,
+            MOVED => self.moved(node, &body).await,
             "/v1/gossip" => {
                 self.gossip.packet(node, body);
                 Ok(Bytes::new())
@@ -288,14 +292,19 @@ impl Api {
         }
     }
 
-    /// What a node hears that is no member any more, because gossip does not speak to it: the entry that says so, or that puts out somebody `through` whom
-    /// it has its place. It may not know; not even of having left, when its card holds what was on it before.
-    fn no_member(&self, node: NodeId, through: &[NodeId]) -> No {
-        let verdict = self.membership.roster().verdict(node, through).map(|(entry, chain)| Verdict { entry, chain });
-        match verdict.and_then(|v| serde_json::to_string(&v).ok()) {
-            Some(verdict) => No(StatusCode::GONE, verdict),
-            None => No(StatusCode::FORBIDDEN, "not an active member of this mesh".into()),
+    /// What a node hears that is no member any more, and has nothing to show.
+    fn no_member(&self, node: NodeId) -> No {
+        verdict(&self.membership, node, &[]).unwrap_or_else(|| No(StatusCode::FORBIDDEN, NO_MEMBER.into()))
+    }
+
+    /// Somebody says that this mesh moves. Who that is does not matter: the word is signed.
+    async fn moved(&self, node: NodeId, body: &[u8]) -> Result<Bytes, No> {
+        let bad = |e: &dyn std::fmt::Display| No(StatusCode::FORBIDDEN, e.to_string());
+        let word = Word::from_bytes(body).map_err(|e| bad(&e))?;
+        if self.membership.hear_move(word).await.map_err(|e| bad(&e))? {
+            tracing::info!(from = %node, "heard where this mesh moves");
         }
+        Ok(Bytes::new())
     }
 
     async fn hello(&self, node: NodeId, mut from: SocketAddr, body: &[u8]) -> Result<Bytes, No> {
@@ -318,14 +327,16 @@ impl Api {
             roster.is_active(node) || signer || roster.follows(&hello.chain, &hello.entry)
         };
         if !known {
-            return Err(self.no_member(node, &through));
+            return Err(stranger(&self.membership, &hello.entry, &through, NO_MEMBER));
         }
-        let new = self.membership.introduced(hello.chain, hello.entry).await;
-        new.map_err(|e| No(StatusCode::FORBIDDEN, e.to_string()))?.into_iter().for_each(|entry| self.gossip.entry(entry));
+        let new = self.membership.introduced(hello.chain, hello.entry.clone()).await;
+        new.map_err(|e| stranger(&self.membership, &hello.entry, &through, &e.to_string()))?
+            .into_iter()
+            .for_each(|entry| self.gossip.entry(entry));
         // A hello may also be a farewell: the entry by which the caller leaves.
         let roster = self.membership.roster();
         if !roster.is_active(node) {
-            return Err(self.no_member(node, &through));
+            return Err(stranger(&self.membership, &hello.entry, &through, NO_MEMBER));
         }
         from.set_port(hello.port);
         self.links.called(node, from);
@@ -437,9 +448,80 @@ fn to_json(value: &impl Serialize) -> Result<Bytes, No> {
     serde_json::to_vec(value).map(Into::into).map_err(|e| No(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))
 }
 
+/// What a node hears that is no member any more, because gossip does not speak to it: the entry that says so, or that puts out somebody `through` whom
+/// it has its place. It may not know; not even of having left, when its card holds what was on it before.
+fn verdict(membership: &Membership, node: NodeId, through: &[NodeId]) -> Option<No> {
+    let (entry, chain) = membership.roster().verdict(node, through)?;
+    Some(No(StatusCode::GONE, serde_json::to_string(&Verdict { entry, chain }).ok()?))
+}
+
+/// What a node hears that shows this entry of itself and is no member: the same, if that is of this mesh. What is said here means nothing in another one,
+/// and whoever is of another one hears where that has moved instead, if it came here.
+fn stranger(membership: &Membership, shown: &Entry, through: &[NodeId], why: &str) -> No {
+    let here = membership.roster().is_of(shown);
+    let verdict = here.then(|| verdict(membership, shown.member().node(), through)).flatten();
+    let moved = || {
+        let word = membership.last_word(shown)?;
+        Some(No(StatusCode::PERMANENT_REDIRECT, String::from_utf8_lossy(&word.to_bytes()).into_owned()))
+    };
+    verdict.or_else(moved).unwrap_or_else(|| No(StatusCode::FORBIDDEN, why.to_owned()))
+}
+
 #[cfg(test)]
 mod tests {
+    use meshd_ca::identity::HostName;
+    use meshd_ca::keys::PrivateKey;
+    use meshd_ca::merge::Destination;
+    use meshd_ca::roster::Roster;
+    use meshd_ca::store::Store;
+    use meshd_ca::time::UnixTime;
+
     use super::*;
+
+    /// A host of a mesh that moved here may have been a member here before. What is said of it here does not keep from it where its mesh is.
+    #[tokio::test]
+    async fn who_comes_late_hears_where_its_mesh_has_moved_and_who_is_out_here_that_it_is() {
+        let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let [(one, store), (two, elsewhere)] = [&dirs[0], &dirs[1]].map(|dir| {
+            let store = Arc::new(Store::open(dir.path()).unwrap());
+            (Arc::new(crate::membership::node_key(&store).unwrap()), store)
+        });
+        let (clock, name, late) = (Clock::new(UnixTime(0)), HostName::nearest("a"), PrivateKey::generate().unwrap());
+        let found = |key: &Arc<PrivateKey>, store: &Arc<Store>| {
+            Membership::found(key.clone(), store.clone(), clock.clone(), name.clone(), None, None).unwrap()
+        };
+        let (from, to) = (found(&one, &store), found(&two, &elsewhere));
+        let mut ours = Roster::clone(&from.roster());
+        ours.admit(&one, late.public(), &name, clock.now()).unwrap();
+        let token = to.create_merge_token(Duration::from_secs(60), 8, &[]).await.unwrap();
+        let destination = Destination {
+            mesh: to.mesh(),
+            authority: to.me(),
+            token: token.token().id,
+            secret: token.invitation(),
+            hints: Vec::new(),
+            until: clock.now(),
+        };
+        let word = from.declare_move(Some(destination)).await.unwrap();
+        let mut theirs = Roster::clone(&to.roster());
+        for key in [one.public(), late.public()] {
+            theirs.admit(&two, key, &name, clock.now()).unwrap();
+        }
+        theirs.leave(&late).unwrap();
+        let moved = Membership::adopt(one, store, clock.clone(), theirs.clone(), None).unwrap();
+
+        let node = late.public().node_id();
+        let No(status, body) = stranger(&moved, ours.entry(node).unwrap(), &[], "why");
+        assert_eq!((status, Word::from_bytes(body.as_bytes())), (StatusCode::PERMANENT_REDIRECT, Ok(word)));
+        let No(status, body) = stranger(&moved, theirs.entry(node).unwrap(), &[], "why");
+        assert_eq!(status, StatusCode::GONE);
+        assert_eq!(serde_json::from_str::<Verdict>(&body).unwrap().entry, *theirs.entry(node).unwrap());
+        // Nobody came to that one, and nothing is known there of a third.
+        for (membership, shown) in [(&to, &ours), (&moved, &*found(&two, &elsewhere).roster())] {
+            let No(status, body) = stranger(membership, shown.active().find_map(|m| shown.entry(m.node())).unwrap(), &[], "why");
+            assert_eq!((status, &*body), (StatusCode::FORBIDDEN, "why"));
+        }
+    }
 
     #[test]
     fn a_member_that_asks_for_too_many_svids_is_told_so_and_the_others_are_served() {

@@ -13,6 +13,7 @@ use std::time::Duration;
 use hyper::StatusCode;
 use meshd_agent::source::mdns::{Sighting, tag_matches};
 use meshd_ca::fleet::{FleetKey, FleetToken, Side};
+use meshd_ca::identity::MeshId;
 use meshd_ca::join::{JoinError, Joined, Wish};
 use meshd_ca::keys::PrivateKey;
 use meshd_ca::token::JoinToken;
@@ -225,16 +226,20 @@ async fn look(daemon: &Daemon, patience: &mut Patience, fleet: Option<&FleetToke
 
 /// Who is on the LAN and not known as a member of the mesh of `own`: it may be one of another founder of its fleet.
 pub(super) fn others(lan: &Lan, own: &Member) -> Vec<Sighting> {
+    let (mesh, alone) = (own.mesh(), own.is_alone());
+    let mut others = strangers(lan, own, mesh);
+    let of_another = |s: &Sighting| s.tag.is_some_and(|tag| !tag_matches(mesh, &tag));
+    others.extend(lan.seen().into_iter().filter(|s| alone && of_another(s)));
+    others
+}
+
+/// Who is on the LAN, announces the mesh `id`, and is not known as a member of the own one.
+pub(crate) fn strangers(lan: &Lan, own: &Member, id: MeshId) -> Vec<Sighting> {
     let catalog = own.catalog();
     let known =
         |ip| own.own_addresses().contains(&ip) || catalog.records().any(|r| r.record().addresses.iter().any(|a| a.ip == ip));
-    let (mesh, alone) = (own.mesh(), own.is_alone());
-    let may_be = |s: &Sighting| match s.tag {
-        Some(tag) if tag_matches(mesh, &tag) => !s.addresses.iter().any(|a| known(a.ip())),
-        Some(_) => alone,
-        None => false,
-    };
-    lan.seen().into_iter().filter(may_be).collect()
+    let of_it = |s: &Sighting| s.tag.is_some_and(|tag| tag_matches(id, &tag));
+    lan.seen().into_iter().filter(|s| of_it(s) && !s.addresses.iter().any(|a| known(a.ip()))).collect()
 }
 
 /// Which mesh of its fleet `own` may still leave for another one: if it founded that mesh, or the founder is not there any more.
@@ -347,7 +352,7 @@ pub(super) fn already(current: Option<&Membership>, token: &JoinToken) -> anyhow
     Ok(None)
 }
 
-/// Carries out a join: first the addresses in the token, then configured peers, then whoever on the LAN shows the tag of that mesh.
+/// Carries out a join.
 pub(super) async fn redeem(
     config: &Config,
     lan: &Lan,
@@ -355,9 +360,31 @@ pub(super) async fn redeem(
     wish: &Wish,
     token: &JoinToken,
 ) -> Result<(Joined, SocketAddr), JoinFailure> {
-    let tls =
-        NodeTls::new(&provider::provider(provider::has_aes()), key).map_err(|e| JoinFailure::Local(e.to_string()))?.join_client;
-    let dial = Marked;
+    let tls = join_tls(key)?;
+    seek(config, lan, token, |address| {
+        let tls = tls.clone();
+        Box::pin(async move { join::join(Ticket::Token(token), &[address], key, wish, tls, &Marked).await })
+    })
+    .await
+}
+
+/// How a connection for a join is made.
+pub(super) fn join_tls(key: &PrivateKey) -> Result<Arc<rustls::ClientConfig>, JoinFailure> {
+    let tls = NodeTls::new(&provider::provider(provider::has_aes()), key).map_err(|e| JoinFailure::Local(e.to_string()))?;
+    Ok(tls.join_client)
+}
+
+/// What is tried at an address.
+type Attempt<'a, T> = std::pin::Pin<Box<dyn Future<Output = Result<T, JoinFailure>> + Send + 'a>>;
+
+/// Looks for the authority that a token leads to: first at the addresses in the token, then at configured peers, then at whoever on the LAN shows the
+/// tag of that mesh.
+pub(super) async fn seek<'a, T>(
+    config: &Config,
+    lan: &Lan,
+    token: &JoinToken,
+    attempt: impl Fn(SocketAddr) -> Attempt<'a, T>,
+) -> Result<(T, SocketAddr), JoinFailure> {
     let peers = peer_addresses(config).await;
     let mut tried: Vec<SocketAddr> = Vec::new();
     let mut failure = JoinFailure::NoAddress;
@@ -372,8 +399,8 @@ pub(super) async fn redeem(
                 continue;
             }
             tried.push(address);
-            match join::join(Ticket::Token(token), &[address], key, wish, tls.clone(), &dial).await {
-                Ok(joined) => return Ok((joined, address)),
+            match attempt(address).await {
+                Ok(done) => return Ok((done, address)),
                 // Another member, or somebody who copies the announcement of one: the authority may still answer elsewhere.
                 Err(other @ JoinFailure::Refused(_, JoinError::WrongAuthority(_))) => {
                     failure = join::more_telling(failure, other);

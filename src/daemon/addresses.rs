@@ -12,7 +12,7 @@ use meshd_agent::catalog::Catalog;
 use meshd_agent::record;
 use meshd_ca::identity::NodeId;
 use meshd_ca::roster::Roster;
-use meshd_ca::store::Store;
+use meshd_ca::store::{Store, StoreError};
 use tokio::sync::{mpsc, watch};
 
 use super::lan::Addresses;
@@ -212,6 +212,11 @@ pub(crate) fn remembered(store: &Store) -> Vec<(IpAddr, NodeId)> {
             Vec::new()
         }
     }
+}
+
+/// Forgets it.
+pub(crate) fn forget(store: &Store) -> Result<(), StoreError> {
+    store.remove(FILE)
 }
 
 fn take(bindings: &mut Bindings, news: News) {

@@ -30,7 +30,7 @@ use super::listeners::skip_ports;
 use super::rules::{self, Rules};
 use super::successor::{Handover, Successor};
 use super::timekeeper::Timekeeper;
-use super::{Daemon, End, Halt, Phase, Request, Stop, acquire, before, enrolment, knock, memory, successor};
+use super::{Daemon, End, Halt, Phase, Request, Stop, acquire, before, enrolment, knock, memory, merge, successor};
 use crate::admin::local::No;
 use crate::admin::view;
 use crate::api::Done;
@@ -61,6 +61,8 @@ const TAKES_OVER: Duration = Duration::from_secs(30);
 const TICK: Duration = Duration::from_secs(2);
 /// How long the news of this node's stop may take to leave.
 const FAREWELL: Duration = Duration::from_secs(1);
+/// How long a host that moves into another mesh still answers in the one before, for those who were on the way when they heard of it.
+const LINGER: Duration = Duration::from_millis(300);
 /// How long an edge without connections is remembered.
 const EDGE_AGE: Duration = Duration::from_secs(3600);
 /// How long a change of SVIDs settles before it is saved.
@@ -86,6 +88,8 @@ pub(crate) struct Member {
     catalog: watch::Receiver<Arc<Catalog>>,
     addresses: watch::Receiver<super::lan::Addresses>,
     heard: Arc<Heard>,
+    /// Why this host has not followed its mesh into another one yet.
+    pub(crate) moving: merge::Trouble,
     /// Who asks to be let in without a token.
     pub(crate) waiting: Arc<Waiting>,
 }
@@ -295,6 +299,7 @@ pub(super) async fn run(
         catalog: catalog.clone(),
         addresses: daemon.lan.addresses(),
         heard: heard.clone(),
+        moving: merge::Trouble::default(),
         waiting: waiting.clone(),
     });
 
@@ -399,6 +404,7 @@ pub(super) async fn run(
     tasks.spawn(keeper.run());
     tasks.spawn(authorities.run());
     tasks.spawn(enrolment::tend(member.clone()));
+    tasks.spawn(merge::tell_late(daemon.clone(), member.clone()));
     tasks.spawn(Timekeeper { membership: membership.clone(), links: links.clone(), clock: clock.clone() }.run());
 
     let (close, closing) = watch::channel(false);
@@ -419,6 +425,7 @@ pub(super) async fn run(
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut asking = std::pin::pin!(acquire::ask(daemon, Some(&member), None));
+    let mut following = std::pin::pin!(merge::follow(daemon, &member));
     let mut upgrading: Option<successor::Upgrading> = None;
     daemon.before.cut(&membership.roster());
     // Also after a start in the middle of that.
@@ -493,6 +500,21 @@ pub(super) async fn run(
                 let (place, _) = acquire::adopt(daemon, joined)?;
                 break End::Joined(Box::new(place));
             }
+            joined = &mut following => {
+                membership.give_up(true).await;
+                match acquire::adopt(daemon, joined) {
+                    Ok((place, answer)) => {
+                        tracing::info!(mesh = %answer.mesh, name = %answer.name, "let in where this mesh moves: this one is given up");
+                        break End::Moved(Box::new(place));
+                    }
+                    // Still a member here, and still invited there.
+                    Err(error) => {
+                        tracing::error!(error = format!("{error:#}"), "the place in the mesh where this one moves could not be saved; trying again");
+                        membership.give_up(false).await;
+                        following.set(merge::follow(daemon, &member));
+                    }
+                }
+            }
             _ = tick.tick() => {
                 if succession.is_some_and(|at| at <= Instant::now()) && upgrading.is_none() && !daemon.before.is_full() {
                     succession = Some(Instant::now() + TAKES_OVER);
@@ -537,6 +559,50 @@ pub(super) async fn run(
         }
         let arriving = Arc::downgrade(&arrivals);
         handover.kept = Some(before::Kept { proxy: proxy.clone(), quiet: Box::new(move || arriving.strong_count() == 0) });
+        return Ok(end);
+    }
+
+    if let End::Moved(_) = &end {
+        let strict = daemon.config().mode == Mode::Strict;
+        let moving = async {
+            daemon.lan.announce(None);
+            presence.send_replace(Presence::Stopped);
+            let farewell = async {
+                let _ = told_watch.wait_for(|t| *t == Some(Presence::Stopped)).await;
+                mailbox.leave().await;
+            };
+            let _ = tokio::time::timeout(FAREWELL, farewell).await;
+            // Those who have not moved yet are ordinary hosts for a moment; strict ones stay strict.
+            if !strict {
+                rules.release();
+            }
+            close.send_replace(true);
+            if tokio::time::timeout(FAREWELL, memory).await.is_err() {
+                tracing::warn!("what is known of the others was not written in time");
+            }
+            tokio::time::sleep(LINGER).await;
+        };
+        daemon.pulse.during(moving).await;
+        proxy.retire();
+        // Whoever knocks meanwhile is answered in the next life.
+        match daemon.doors.duplicate() {
+            Ok(doors) => daemon.doors.inherit(doors),
+            Err(error) => tracing::warn!(%error, "the mesh port is closed for a moment"),
+        }
+        tasks.shutdown().await;
+        links.linked().into_iter().for_each(|node| links.close(node));
+        // Nothing is captured in the next life without a proof: neither what was proven in the last moment, nor one that has moved before this host and
+        // is a member there already.
+        if !strict {
+            rules.release();
+            if let Err(error) = addresses::forget(&daemon.store) {
+                tracing::warn!(%error, "the proven addresses of the mesh before could not be removed");
+            }
+        }
+        let rules = rules.surrender().map(|(name, socket)| (name.to_owned(), socket));
+        daemon.doors.inherit(daemon.before.take(rules.into_iter().collect(), &daemon.manager));
+        let arriving = Arc::downgrade(&arrivals);
+        daemon.before.keep(before::Kept { proxy: proxy.clone(), quiet: Box::new(move || arriving.strong_count() == 0) });
         return Ok(end);
     }
 

@@ -3,7 +3,7 @@
 //! Owns the process from the first look at the state directory to the last byte of the last connection. A node is in one `Phase` at a
 //! time; what changes the phase goes through one loop in [`run`], so no two changes ever race. Everything a phase started ends with it.
 
-mod acquire;
+pub(crate) mod acquire;
 mod addresses;
 pub(crate) mod approve;
 pub(crate) mod authorities;
@@ -18,6 +18,7 @@ pub(crate) mod lan;
 mod listeners;
 mod member;
 pub(crate) mod memory;
+pub(crate) mod merge;
 #[cfg(test)]
 mod power;
 pub(crate) mod rekey;
@@ -249,6 +250,8 @@ enum End {
     Stop(Halt),
     /// It joined another mesh.
     Joined(Box<Place>),
+    /// Its mesh moved into another one: that goes on, beside the connections that are open.
+    Moved(Box<Place>),
     /// It left, and has answered whoever asked.
     Left,
     /// Others put it out.
@@ -372,7 +375,7 @@ pub async fn run(config: Config, log: Log, read: Reader, predecessor: Option<&Pr
         };
         match member::run(&daemon, Arc::new(membership), first, &mut inbox, &mut stop).await? {
             End::Stop(_) => break,
-            End::Joined(place) => next = Some(*place),
+            End::Joined(place) | End::Moved(place) => next = Some(*place),
             End::Left => gone(&daemon.store, daemon.node(), LEFT)?,
             End::Banished => gone(&daemon.store, daemon.node(), BANISHED)?,
             End::Replaced => {

@@ -11,11 +11,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meshd_ca::identity::{HostName, NodeId};
-use meshd_ca::join::{Admission, Channel, JoinError, Joined, Joiner, Reason, Step};
+use meshd_ca::join::{Admission, Channel, JoinError, Joined, Joiner, Reason, Step, Suitor};
 use meshd_ca::keys::PrivateKey;
-use meshd_ca::store::{Disk, Store};
+use meshd_ca::merge::{Answer, Destination, Offer};
+use meshd_ca::roster::Roster;
+use meshd_ca::store::{Disk, Store, StoreError};
 use meshd_ca::time::UnixTime;
-use meshd_ca::token::{JoinToken, TokenState};
+use meshd_ca::token::{JoinToken, MergeToken, TokenState};
 
 use super::keeper::Sequence;
 use super::{gone, past, resume, settle};
@@ -45,7 +47,7 @@ impl Host {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let disk = Recorder::new(dir.path(), &[]);
-        let store = Arc::new(Store::open_on(&dir.path().join("state"), Box::new(disk.clone())).unwrap());
+        let store = Arc::new(disk.open(&dir.path().join("state")));
         let key = Arc::new(take_node_key(&store).unwrap());
         let host = Self { _dir: dir, disk, store, clock: Clock::new(START), key, membership: None };
         host.told("key", host.node());
@@ -132,7 +134,7 @@ type Facts = BTreeMap<String, String>;
 fn start(root: &Path) -> Host {
     // Its own flushes cost nothing.
     let disk = Recorder::new(root, &[]);
-    let store = Arc::new(Store::open_on(&root.join("state"), Box::new(disk.clone())).unwrap());
+    let store = Arc::new(disk.open(&root.join("state")));
     let key = Arc::new(take_node_key(&store).unwrap());
     let clock = Clock::load(&store).unwrap();
     let membership = resume(&key, &store, &clock).unwrap().map(Arc::new);
@@ -144,11 +146,14 @@ async fn facts(host: &Host, asked: &BTreeSet<String>) -> Facts {
     let membership = host.membership.as_ref();
     let mut office = (None, None);
     let mut good = BTreeSet::new();
+    let mut invited = BTreeSet::new();
     if let Some(membership) = membership {
         // What it would do in its first second: take or give up its office.
         let _ = membership.assume().await.unwrap();
         office = (membership.prepared().await, *membership.signs().borrow());
         good = open_tokens(membership).await;
+        let tokens = membership.tokens().await.unwrap_or_default();
+        invited = tokens.into_iter().filter_map(|t| t.merge).flat_map(|m| m.nodes).map(|n| n.to_string()).collect();
     }
     let fact = |what: &str| {
         let (kind, id) = what.split_once(' ').unwrap_or((what, ""));
@@ -161,6 +166,21 @@ async fn facts(host: &Host, asked: &BTreeSet<String>) -> Facts {
             ("signs", _) => office.1.map_or_else(none, |root| root.to_string()),
             ("token", _) => (if good.contains(id) { "good" } else { "used" }).to_owned(),
             (_, None) => none(),
+            ("invited", _) => {
+                if invited.contains(id) {
+                    "yes".into()
+                } else {
+                    none()
+                }
+            }
+            ("moves", Some(membership)) if membership.moves().is_some() => "yes".into(),
+            ("moves", Some(membership)) => {
+                if membership.former().is_empty() {
+                    none()
+                } else {
+                    "no".into()
+                }
+            }
             (_, Some(membership)) => {
                 let roster = membership.roster();
                 let of = |m: &meshd_ca::roster::Member| match kind {
@@ -431,6 +451,89 @@ async fn a_join_that_was_cut_short_leaves_no_token_of_the_mesh_before() {
         }
     }
     assert!(promoted > 10, "{promoted}");
+}
+
+/// Has the hosts of a mesh invited.
+async fn invite(authority: &Host, key: &PrivateKey, token: &MergeToken, roster: &Roster) -> Answer {
+    let exporter = meshd_ca::keys::random().unwrap();
+    let (mine, theirs) = (*key.public(), *authority.key.public());
+    let channel = Channel { exporter, mine, theirs };
+    let offer = Offer::of(roster, false);
+    let (mut suitor, mut message) = Suitor::start(token.clone(), channel, HostName::nearest("one"), &offer).unwrap();
+    let mut admission = Admission::start(Channel { exporter, mine: theirs, theirs: mine });
+    loop {
+        let (Step::Send(answer) | Step::Finish(answer, _)) =
+            authority.member().admit(&mut admission, &message).await.unwrap().unwrap()
+        else {
+            unreachable!("an authority has the last word")
+        };
+        match suitor.receive(&answer).unwrap() {
+            Step::Send(next) => message = next,
+            Step::Finish(_, answer) | Step::Done(answer) => return answer,
+        }
+    }
+}
+
+/// Every host of a mesh that moves is in that mesh or in the other, whenever the plug is pulled, and can still follow; those who were invited stay so.
+#[tokio::test]
+async fn a_plug_that_is_pulled_while_a_mesh_moves_leaves_each_host_in_one_of_the_two() {
+    let (mut founder, mut member, mut stays) = (Host::new(), Host::new(), Host::new());
+    founder.found();
+    stays.found();
+    let token = founder.token().await;
+    member.join(&founder, &token).await;
+    let token = stays.member().create_merge_token(HOUR, 8, &[]).await.unwrap();
+    let id = token.token().id;
+    stays.told(&format!("token {id}"), "good");
+    let answer = invite(&stays, &founder.key, &token, &founder.member().roster()).await;
+    stays.told(&format!("token {id}"), "used");
+    for node in [founder.node(), member.node()] {
+        stays.told(&format!("invited {node}"), "yes");
+    }
+    let to = Destination {
+        mesh: answer.mesh,
+        authority: stays.node(),
+        token: id,
+        secret: token.invitation(),
+        hints: Vec::new(),
+        until: answer.until,
+    };
+    let shown = founder.member().roster().entry(founder.node()).unwrap().clone();
+    let word = founder.member().declare_move(Some(to.clone())).await.unwrap();
+    founder.told("moves", "yes");
+    assert!(member.member().hear_move(word.clone()).await.unwrap() && !member.member().hear_move(word).await.unwrap());
+    member.told("moves", "yes");
+    for host in [&mut member, &mut founder] {
+        let joined = handshake(&stays, &host.key, &to.token()).await.unwrap().unwrap();
+        stays.told(&format!("member {}", host.node()), "active");
+        assert!(to.is(&joined.roster));
+        let (membership, _) = settle(&host.key, &host.store, &host.clock, joined).unwrap();
+        host.told("is", format!("member {}", membership.roster().mesh()));
+        for (what, is) in [("root", "none"), ("signs", "none"), ("moves", "no")] {
+            host.told(what, is);
+        }
+        host.membership = Some(Arc::new(membership));
+    }
+    survives(&stays, async |started, facts| {
+        // What is started from a disk reads the clock of this machine.
+        if facts[&format!("invited {}", member.node())] == "yes" && started.clock.now() < answer.until {
+            handshake(started, &member.key, &to.token()).await.unwrap().unwrap();
+        }
+    })
+    .await;
+    for host in [&member, &founder] {
+        survives(host, async |started, facts| {
+            if facts["moves"] == "yes" {
+                handshake(&stays, &started.key, &to.token()).await.unwrap().unwrap();
+            }
+            // Whoever has moved tells others where to.
+            if facts["moves"] == "no" {
+                let moved = started.member().mesh() == to.mesh;
+                assert!(!moved || started.member().last_word(&shown).is_some(), "the word is lost");
+            }
+        })
+        .await;
+    }
 }
 
 /// Numbers of records never repeat, whenever the plug is pulled.

@@ -21,6 +21,10 @@ pub(crate) async fn rotate(daemon: &Daemon) -> Result<KeyRotated, No> {
         let why = format!("{} older processes still have connections, and one more would be left", before::MAX_OLDER);
         return Err(no(why, "`meshd status` shows them; try again when one of them has ended"));
     }
+    if member.membership.moves().is_some() {
+        let why = "this mesh moves into another one, which was told of this host by the key that it has";
+        return Err(no(why.into(), "`meshd status` says when it is there; then run the command again"));
+    }
     let (membership, old) = (&member.membership, member.me());
     let next = membership.next_key().await.map_err(|e| no(e.to_string(), ""))?;
     let asked = key::ask(membership, &member.links, &next, |node| member.hears(node)).await;

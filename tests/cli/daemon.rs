@@ -123,6 +123,10 @@ impl Daemon {
     pub(crate) fn edit(&self, path: &str, change: impl FnOnce(&mut Value)) {
         change(&mut self.script.lock().unwrap().answers.get_mut(path).unwrap().1);
     }
+    /// Answers with this from now on.
+    pub(crate) fn serve(&self, path: &str, answer: &Value) {
+        self.script.lock().unwrap().answers.insert(path.into(), (200, answer.clone()));
+    }
     /// Answers with a refusal from now on.
     pub(crate) fn refuse(&self, path: &str, status: u16, what: &str, why: &str) {
         let body = json!({"what": what, "why": why, "remedy": "make another"});
@@ -273,6 +277,14 @@ fn answers() -> Answers {
         ),
         ("/v1/join", ok(json!({"mesh": "aaaaaaaaaaaaaaaa", "name": "pi-1", "already": false}))),
         ("/v1/leave", ok(json!({}))),
+        (
+            "/v1/merge",
+            ok(json!({
+                "from": {"mesh": "aaaaaaaaaaaaaaaa", "founder": ids[0], "trust_domain": "maaaaaaaaaaaaaaaa", "members": 3},
+                "to": {"mesh": "bbbbbbbbbbbbbbbb", "founder": ids[1], "trust_domain": "mbbbbbbbbbbbbbbbb", "members": 2},
+                "invited": 2, "banished": ["attic"], "renamed": [{"name": "pi-1", "becomes": "pi-1-aaaa"}], "ends_seconds": 2_592_000
+            })),
+        ),
         ("/v1/log-level", ok(json!({"level": "info"}))),
     ];
     list.into_iter().map(|(path, answer)| (path.to_owned(), answer)).collect()

@@ -1,7 +1,7 @@
 //! What `meshd check` names, continued: things that take more than a switch to break. A kernel whose table is full, clocks, versions,
 //! addresses that two hosts have, rosters, certificates.
 //!
-//! [`UNBROKEN`] are the findings that no scenario can bring about, with the reason; every other code is seen in `checks` or here, and
+//! [`UNBROKEN`] are the findings that no scenario can bring about, with the reason; every other code is seen in `checks`, here, or in `merging`, and
 //! [`whole`] says so at the end of a run.
 
 use std::collections::BTreeSet;
@@ -98,7 +98,7 @@ pub(crate) fn ran(scenario: &'static str) {
 /// Whether every scenario that breaks something for `check` has passed: none was filtered out, skipped, or failed.
 pub(crate) fn all_ran() -> bool {
     let ran = RAN.lock().unwrap();
-    crate::checks::SCENARIOS.iter().chain(SCENARIOS).all(|s| ran.contains(s.name))
+    crate::checks::SCENARIOS.iter().chain(SCENARIOS).chain(crate::merging::CHECKS).all(|s| ran.contains(s.name))
 }
 
 /// After every scenario of the checks has passed: whether each code was named, or has a reason why not.

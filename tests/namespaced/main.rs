@@ -20,6 +20,7 @@ mod identities;
 mod joining;
 mod keys;
 mod load;
+mod merging;
 mod modes;
 mod moves;
 mod recovery;
@@ -51,6 +52,8 @@ fn main() -> ExitCode {
         admin::SCENARIOS,
         hosts::SCENARIOS,
         joining::SCENARIOS,
+        merging::SCENARIOS,
+        merging::CHECKS,
         fleet::SCENARIOS,
         applications::SCENARIOS,
         tcp::SCENARIOS,

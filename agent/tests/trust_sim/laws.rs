@@ -253,6 +253,10 @@ impl World {
                 if by_thief && t.granted.contains(&m.by) && low && !t.put_out.contains_key(&node) {
                     self.put_out_by_a_thief(i, node, m.by);
                 }
+                // That somebody stands behind it is on its way; in the end all rosters are one.
+                if by_thief && self.above(node) && !roster.is_protected(node) {
+                    continue;
+                }
                 let lifted = self.truth.lifted.contains(&node);
                 if !lifted && !self.truth.put_out.contains_key(&node) {
                     return broken(format!("host {i}: {} is banished by somebody who may not", self.name(node)));

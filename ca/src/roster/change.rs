@@ -70,7 +70,7 @@ impl Roster {
                 by: node,
             },
         };
-        self.put(Entry::sign(authority, self.mesh(), member)?)?;
+        self.put(Entry::sign(authority, self.place(), member)?)?;
         Ok(self.seats.get(&node).ok_or(RosterError::NotMember)?.member.name.clone())
     }
 
@@ -84,7 +84,7 @@ impl Roster {
         if seat.member.standing != Standing::Active {
             return Err(RosterError::NotActive);
         }
-        let entry = Entry::sign(me, self.mesh(), self.next(me.public().node_id(), me.public().node_id(), Standing::Left)?)?;
+        let entry = Entry::sign(me, self.place(), self.next(me.public().node_id(), me.public().node_id(), Standing::Left)?)?;
         self.put(entry.clone())?;
         Ok(entry)
     }
@@ -116,7 +116,7 @@ impl Roster {
             return Ok(vec![seat.other.as_deref().unwrap_or(&seat.entry).clone()]);
         }
         let mut after = self.clone();
-        let ban = Entry::sign(authority, self.mesh(), self.next(by, node, Standing::Banished)?)?;
+        let ban = Entry::sign(authority, self.place(), self.next(by, node, Standing::Banished)?)?;
         after.put(ban.clone())?;
         let mut words = Vec::new();
         let passes = if self.heard.contains(&node) { PASSES } else { 0 };
@@ -132,7 +132,7 @@ impl Roster {
                     // It was out with another key, by words that are void now: on its own account, then.
                     let Member { standing, version, replaces, .. } = after.next(by, *subject, Standing::Banished)?;
                     let said = Member { standing, version, replaces, ..seat.entry.member().clone() };
-                    let entry = Entry::sign(authority, self.mesh(), said)?;
+                    let entry = Entry::sign(authority, self.place(), said)?;
                     after.insert(entry.clone());
                     words.push(entry);
                     continue;
@@ -148,7 +148,7 @@ impl Roster {
                     let sign = if banned { Entry::pardon } else { Entry::sign };
                     // A word that had no effect has none from somebody stronger.
                     let replaces = said.replaces.filter(|old| !banned && self.replaced.contains_key(old));
-                    let entry = sign(authority, self.mesh(), Member { replaces, ..said })?;
+                    let entry = sign(authority, self.place(), Member { replaces, ..said })?;
                     after.insert(entry.clone());
                     words.push(entry);
                 }
@@ -182,7 +182,7 @@ impl Roster {
         let retired = self.heard.contains(&node);
         loop {
             let member = Member { retired, roots: Vec::new(), ..self.next(by, node, Standing::Active)? };
-            let entry = Entry::pardon(recovery, self.mesh(), member)?;
+            let entry = Entry::pardon(recovery, self.place(), member)?;
             self.put(entry.clone())?;
             // It was out with an earlier key as well, by a later word: a pardon of a version above that is all there is to say.
             if !self.is_banished(node) {
@@ -282,7 +282,7 @@ impl Roster {
     }
 
     pub(super) fn say(&mut self, key: &PrivateKey, member: Member) -> Result<Entry, RosterError> {
-        let entry = Entry::sign(key, self.mesh(), member)?;
+        let entry = Entry::sign(key, self.place(), member)?;
         self.put(entry.clone())?;
         Ok(entry)
     }

@@ -95,10 +95,27 @@ pub(super) enum Kind {
     Farewell,
 }
 
+/// In which mesh something is said. The id alone is not enough: all meshes of one fleet have the same, and who is a member of several of them in turn
+/// must not find that what was signed in one counts in another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) mesh: MeshId,
+    /// None in what was signed before this was part of it.
+    pub(super) founder: Option<NodeId>,
+}
+
+impl From<MeshId> for Place {
+    fn from(mesh: MeshId) -> Self {
+        Self { mesh, founder: None }
+    }
+}
+
 /// The JSON that is signed.
 #[derive(Serialize, Deserialize)]
 struct Payload {
     mesh: MeshId,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    founder: Option<NodeId>,
     key: PublicKey,
     name: HostName,
     standing: Standing,
@@ -125,7 +142,7 @@ pub struct Entry {
     roots: Vec<Root>,
     pardon: bool,
     node: NodeId,
-    mesh: MeshId,
+    place: Place,
     hash: [u8; 32],
 }
 
@@ -174,22 +191,24 @@ impl Entry {
         let (name, standing, replaces) = (p.name, p.standing, p.replaces);
         let member = Member { key: p.key, name, standing, roots: ders, retired, replaces, since, version: p.version, by };
         let hash = sha256(&[&signed.payload, signed.signature.as_bytes()]);
-        Ok(Self { signed, member, roots, pardon, node, mesh: p.mesh, hash })
+        let place = Place { mesh: p.mesh, founder: p.founder };
+        Ok(Self { signed, member, roots, pardon, node, place, hash })
     }
 
     /// Signs a statement; `member.by` is ignored, the signer is who signs.
-    pub(super) fn sign(signer: &PrivateKey, mesh: MeshId, member: Member) -> Result<Self, RosterError> {
-        Self::sign_as(signer, mesh, member, false)
+    pub(super) fn sign(signer: &PrivateKey, place: impl Into<Place>, member: Member) -> Result<Self, RosterError> {
+        Self::sign_as(signer, place.into(), member, false)
     }
 
     /// Signs that whatever put this node out is void, and what it is from now on.
-    pub(super) fn pardon(signer: &PrivateKey, mesh: MeshId, member: Member) -> Result<Self, RosterError> {
-        Self::sign_as(signer, mesh, member, true)
+    pub(super) fn pardon(signer: &PrivateKey, place: impl Into<Place>, member: Member) -> Result<Self, RosterError> {
+        Self::sign_as(signer, place.into(), member, true)
     }
 
-    fn sign_as(signer: &PrivateKey, mesh: MeshId, member: Member, pardon: bool) -> Result<Self, RosterError> {
+    fn sign_as(signer: &PrivateKey, Place { mesh, founder }: Place, member: Member, pardon: bool) -> Result<Self, RosterError> {
         let payload = Payload {
             mesh,
+            founder,
             key: member.key,
             name: member.name,
             standing: member.standing,
@@ -218,8 +237,14 @@ impl Entry {
         &self.roots
     }
 
-    pub(super) fn mesh(&self) -> MeshId {
-        self.mesh
+    /// The mesh in which it was said.
+    pub fn mesh(&self) -> MeshId {
+        self.place.mesh
+    }
+
+    /// Whose mesh of that id it was, as far as it says so.
+    pub fn founder(&self) -> Option<NodeId> {
+        self.place.founder
     }
 
     pub(super) fn hash(&self) -> &[u8; 32] {

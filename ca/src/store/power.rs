@@ -14,7 +14,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::Disk;
+use super::{Disk, Store, StoreError};
 
 /// What was asked of the disk, or said to somebody. Paths are below the root of the recorder.
 #[derive(Clone, PartialEq, Eq)]
@@ -61,6 +61,16 @@ struct Log {
 }
 
 impl Recorder {
+    /// Opens a store here. The fork of another test may hold the lock of the one before for a moment longer, until it is another program.
+    pub(super) fn open(&self, state: &Path) -> Store {
+        loop {
+            match Store::open_on(state, Box::new(self.clone())) {
+                Err(StoreError::Busy(_)) => std::thread::sleep(std::time::Duration::from_millis(5)),
+                opened => return opened.unwrap(),
+            }
+        }
+    }
+
     /// For what happens below `root`, which is on the disk already and stays there. `acts` were before.
     pub(super) fn new(root: &Path, acts: &[Act]) -> Self {
         Self { root: root.into(), log: Arc::new(Mutex::new(Log { acts: acts.to_vec(), failing: None })) }

@@ -56,7 +56,7 @@ fn what_is_wrong_with_a_text_is_named() {
         assert_eq!(parse(&format!("{}{b}{a}{}", &text[..30], &text[32..])), TokenError::Checksum, "two letters swapped");
     }
     // A good checksum over too little, or over what this version cannot read.
-    let made = |bytes: &[u8]| format!("{PREFIX}{}", base32().encode(&[bytes, &checksum(bytes)].concat()));
+    let made = |bytes: &[u8]| format!("{PREFIX}{}", base32().encode(&[bytes, &checksum(PREFIX, bytes)].concat()));
     assert_eq!(parse(&made(&[7; 50])), TokenError::Length);
     let body = [[7; 51].as_slice(), &[9]].concat();
     assert_eq!(parse(&made(&body)), TokenError::Version);
@@ -182,7 +182,7 @@ proptest! {
         let _ = s.parse::<JoinToken>();
         let _ = format!("{PREFIX}{s}").parse::<JoinToken>();
         let _ = format!("{PREFIX}{body}").parse::<JoinToken>();
-        let sum = checksum(&bytes);
+        let sum = checksum(PREFIX, &bytes);
         // One that parses leads back to the same text: one token, one text.
         let text = format!("{PREFIX}{}", base32().encode(&[&bytes[..], &sum].concat()));
         if let Ok(token) = text.parse::<JoinToken>() {
