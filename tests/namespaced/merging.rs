@@ -234,7 +234,7 @@ fn nobody_is_moved_who_was_not_meant() -> Result<()> {
     ensure!(mesh.at("c").status()?.moving.is_some(), "status does not say so");
     ensure!(mesh.at("d").nodes()?.iter().all(|n| n.id != id || n.standing == meshd::api::Standing::Banished), "it came in");
     // The token was used by that mesh, and is of no use to another.
-    no("a", &["merge", "--yes", &token], "made on this host")
+    no("a", &["merge", "--yes", &token], "one mesh already")
 }
 
 /// Kills the daemons in the middle of it, again and again, and starts them: each is in one mesh or the other, and in the end all are in one.

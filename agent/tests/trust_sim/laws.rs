@@ -478,7 +478,9 @@ impl World {
         if !self.members().into_iter().any(|i| self.signs(i)) {
             self.say(|_| "no authority is left".into());
             self.truth.seen.hopeless += 1;
-            let Some(a) = self.members().first().copied() else { return Ok(()) };
+            // A person takes a host that is not behind the others: what one signs that is, is of the past for them (docs/operating.md).
+            let floor = |i: &usize| self.hosts[*i].life.as_ref().map(|life| life.clock.floor());
+            let Some(a) = self.members().into_iter().rev().max_by_key(floor) else { return Ok(()) };
             self.recover(a)?;
             rounds(self)?;
             self.agree()?;

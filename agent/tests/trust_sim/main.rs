@@ -85,7 +85,7 @@ fn sum(what: &str, all: &[Seen]) -> Seen {
 
 #[test]
 fn small_fleets() {
-    let all = seeds::run("small_fleets", Keys::Toys, 500, |seed, log| live(seed, Keys::Toys, 4..12, 30, log));
+    let all = seeds::run("small_fleets", Keys::Toys, 2000, |seed, log| live(seed, Keys::Toys, 4..12, 30, log));
     let sum = sum("small_fleets", &all);
     if all.len() >= 100 {
         let worlds = all.len() as u64;
