@@ -200,6 +200,14 @@ impl World {
         self.truth.lifted.contains(&node) || (self.above(node) && self.truth.put_out.get(&node).is_some_and(low))
     }
 
+    /// The recovery key put out whoever had put it out, and keeps it out: a word that is on its way, as long as rosters are not one.
+    fn is_kept_out(&self, node: NodeId) -> bool {
+        let t = &self.truth;
+        let kept = |r: &Roster| r.member(node).is_some_and(|m| m.standing == Standing::Banished && m.by == t.recovery);
+        let void = t.put_out.get(&node).is_some_and(|by| t.void_words.contains(by));
+        void && self.hosts.iter().any(|h| h.disk.roster.as_deref().is_some_and(kept))
+    }
+
     /// The founder or the recovery key, `by`, ended the office of somebody: that protects as if it had made it one.
     pub(crate) fn note_ended(&mut self, node: NodeId, by: NodeId) {
         self.truth.ended.insert(node);
@@ -262,7 +270,7 @@ impl World {
                     return broken(format!("host {i}: {} is banished by somebody who may not", self.name(node)));
                 }
                 self.hosts[i].seen_banished.insert(node);
-            } else if self.hosts[i].seen_banished.remove(&node) && !self.crossed(node) {
+            } else if !self.is_kept_out(node) && self.hosts[i].seen_banished.remove(&node) && !self.crossed(node) {
                 return broken(format!("host {i}: {} was banished and is back as {:?}", self.name(node), m.standing));
             }
             if m.is_authority() && m.by == node {
