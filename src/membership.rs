@@ -690,7 +690,7 @@ impl Membership {
 
     /// Gives a member another node key, which is known to be its own; returns the entry to be passed on.
     pub(crate) async fn replace(&self, node: NodeId, new: &PublicKey) -> Result<Entry, MembershipError> {
-        self.change(|roster, key| roster.replace(key, node, new)).await
+        self.change(|roster, key| roster.replace(key, node, new, self.clock.now())).await
     }
 
     /// Makes a member with this root an authority; returns the entry to be passed on.

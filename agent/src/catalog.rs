@@ -80,6 +80,7 @@ impl Catalog {
 #[cfg(test)]
 mod tests {
     use meshd_ca::keys::PrivateKey;
+    use meshd_ca::time::UnixTime;
     use proptest::prelude::*;
 
     use super::*;
@@ -120,7 +121,7 @@ mod tests {
         let before = signed(&old, record(&old, 2, 9));
         let of = |from: &PrivateKey, roster: &mut Roster| {
             let new = PrivateKey::generate().unwrap();
-            roster.replace(&keys[0], from.public().node_id(), new.public()).unwrap();
+            roster.replace(&keys[0], from.public().node_id(), new.public(), UnixTime(1_800_000_000)).unwrap();
             new
         };
         let middle = of(&old, &mut roster);

@@ -130,7 +130,7 @@ pub enum RosterError {
     Office,
     /// Everything hangs from that key.
     #[error(
-        "the key of the founder cannot be replaced: the mesh hangs from it. If somebody else has it, make other hosts authorities and put it out with the          recovery key: `meshd banish`"
+        "the key of the founder cannot be replaced: the mesh hangs from it. If somebody else has it, make other hosts authorities and put it out with the recovery key: `meshd banish`"
     )]
     FoundersKey,
     /// A new key that somebody has, or had.

@@ -10,16 +10,17 @@ use super::entry::{Entry, Member, Standing};
 use super::{Roster, RosterError};
 use crate::identity::NodeId;
 use crate::keys::{PrivateKey, PublicKey};
+use crate::time::UnixTime;
 
 impl Roster {
-    /// Gives the host whose key is `old` the key `new`. That the host has `new` is for the caller to know.
+    /// Gives the host whose key is `old` the key `new`, at the time `now`. That the host has `new` is for the caller to know.
     ///
     /// # Errors
     /// [`RosterError::NotAuthority`], [`RosterError::NotMember`], [`RosterError::NotActive`], [`RosterError::Banished`], [`RosterError::Replaced`];
     /// [`RosterError::FoundersKey`], and [`RosterError::Office`] for another authority, or one whose roots are still believed;
     /// [`RosterError::NeedsFounder`] where only the founder and the recovery key put the host out; [`RosterError::UsedKey`]; [`RosterError::Full`],
     /// [`RosterError::Key`].
-    pub fn replace(&mut self, authority: &PrivateKey, old: NodeId, new: &PublicKey) -> Result<Entry, RosterError> {
+    pub fn replace(&mut self, authority: &PrivateKey, old: NodeId, new: &PublicKey, now: UnixTime) -> Result<Entry, RosterError> {
         let by = self.authority(authority)?;
         let member = self.member(old).ok_or(RosterError::NotMember)?;
         match member.standing {
@@ -42,7 +43,8 @@ impl Roster {
             return Err(RosterError::UsedKey);
         }
         let version = self.above_pardons(old).max(1);
-        let member = Member { key: *new, retired: false, replaces: Some(old), version, ..member.clone() };
+        // Nobody has heard this key yet, nor does it have any merits: it is as new as one that was let in.
+        let member = Member { key: *new, retired: false, replaces: Some(old), since: now, version, ..member.clone() };
         self.say(authority, member)
     }
 
@@ -115,9 +117,9 @@ mod tests {
     use crate::identity::{HostName, MeshId, TrustDomain};
     use crate::issue::Issuer;
     use crate::recovery::{Recovery, RecoveryKey};
-    use crate::time::UnixTime;
 
     const NOW: UnixTime = UnixTime(1_800_000_000);
+    const LATER: UnixTime = UnixTime(1_800_009_000);
 
     fn root(key: &PrivateKey) -> Vec<u8> {
         let domain = TrustDomain::of(MeshId::from_bytes([1; 10]));
@@ -171,10 +173,9 @@ mod tests {
     fn a_host_gets_another_key_and_stays_the_host_that_it_is() {
         let (mut r, [_, second, _, old], _) = mesh();
         let (new, newer) = (key(), key());
-        let since = r.member(id(&old)).unwrap().since;
-        let word = r.replace(&second, id(&old), new.public()).unwrap();
+        let word = r.replace(&second, id(&old), new.public(), LATER).unwrap();
         let now = r.member(id(&new)).unwrap().clone();
-        assert_eq!((now.name.clone(), now.standing, now.since, now.replaces), (pi(), Standing::Active, since, Some(id(&old))));
+        assert_eq!((now.name.clone(), now.standing, now.since, now.replaces), (pi(), Standing::Active, LATER, Some(id(&old))));
         assert_eq!(r.member(id(&old)).unwrap().standing, Standing::Replaced);
         assert!(!r.is_active(id(&old)) && r.is_host_active(id(&old)) && r.is_same_host(id(&old), id(&new)));
         assert_eq!(r.by_name(&pi()).map(Member::node), Some(id(&new)));
@@ -185,7 +186,7 @@ mod tests {
         assert_eq!(r.leave(&old), Err(RosterError::NotActive));
         assert_eq!(r.verdict(id(&old), &[]).unwrap().0, word);
         // And once more.
-        r.replace(&second, id(&new), newer.public()).unwrap();
+        r.replace(&second, id(&new), newer.public(), LATER).unwrap();
         assert_eq!((r.current(id(&old)), r.current(id(&new))), (id(&newer), id(&newer)));
         assert_eq!(Roster::from_bytes(&r.to_bytes()).unwrap().digest(), r.digest());
         // It leaves and comes back as the host with that key.
@@ -198,7 +199,8 @@ mod tests {
     #[test]
     fn who_may_not_have_another_key_is_told_why() {
         let (mut r, [founder, second, third, plain], _) = mesh();
-        let mut no = |by: &PrivateKey, old: &PrivateKey, new: &PrivateKey| r.replace(by, id(old), new.public()).unwrap_err();
+        let mut no =
+            |by: &PrivateKey, old: &PrivateKey, new: &PrivateKey| r.replace(by, id(old), new.public(), LATER).unwrap_err();
         assert_eq!(no(&plain, &plain, &key()), RosterError::NotAuthority);
         assert_eq!(no(&second, &founder, &key()), RosterError::FoundersKey);
         assert_eq!(no(&founder, &founder, &key()), RosterError::FoundersKey);
@@ -208,15 +210,15 @@ mod tests {
         assert_eq!(no(&second, &key(), &key()), RosterError::NotMember);
         // One that only the founder puts out is given a key by the founder only, when its office is over and its roots are gone.
         r.retire(&founder, id(&second), true).unwrap();
-        assert_eq!(r.replace(&founder, id(&second), key().public()), Err(RosterError::Office));
+        assert_eq!(r.replace(&founder, id(&second), key().public(), LATER), Err(RosterError::Office));
         r.retire(&founder, id(&second), false).unwrap();
         r.grant(&founder, id(&third), vec![root(&third)]).unwrap();
-        assert!(matches!(r.replace(&third, id(&second), key().public()), Err(RosterError::NeedsFounder(_))));
+        assert!(matches!(r.replace(&third, id(&second), key().public(), LATER), Err(RosterError::NeedsFounder(_))));
         let new = key();
-        r.replace(&founder, id(&second), new.public()).unwrap();
+        r.replace(&founder, id(&second), new.public(), LATER).unwrap();
         assert!(!r.member(id(&new)).unwrap().retired && r.grant(&founder, id(&new), vec![root(&new)]).is_ok());
         r.banish(&founder, id(&plain)).unwrap();
-        assert_eq!(r.replace(&founder, id(&plain), key().public()), Err(RosterError::Banished));
+        assert_eq!(r.replace(&founder, id(&plain), key().public(), LATER), Err(RosterError::Banished));
     }
 
     #[test]
@@ -225,7 +227,7 @@ mod tests {
         for by in [&founder, &second, &third] {
             let thief = key();
             let (mut here, mut there) = (r.clone(), r.clone());
-            here.replace(&second, id(&stolen), thief.public()).unwrap();
+            here.replace(&second, id(&stolen), thief.public(), LATER).unwrap();
             there.banish(by, id(&stolen)).unwrap();
             let mut both = together(&here, &there);
             for node in [id(&stolen), id(&thief)] {
@@ -250,7 +252,7 @@ mod tests {
     fn whoever_is_put_out_is_so_under_every_key_and_what_its_authority_did_stays() {
         let (mut r, [founder, second, _, old], _) = mesh();
         let new = key();
-        r.replace(&second, id(&old), new.public()).unwrap();
+        r.replace(&second, id(&old), new.public(), LATER).unwrap();
         // The authority is put out: others vouch for what it did, for the new key and against the old one.
         let mut elsewhere = r.clone();
         for word in r.banish(&founder, id(&second)).unwrap() {
@@ -304,7 +306,7 @@ mod tests {
     fn those_who_replace_each_other_are_nobody() {
         let (mut r, [_, second, _, old], _) = mesh();
         let new = key();
-        r.replace(&second, id(&old), new.public()).unwrap();
+        r.replace(&second, id(&old), new.public(), LATER).unwrap();
         let said = r.member(id(&old)).unwrap().clone();
         let back = Member { replaces: Some(id(&new)), standing: Standing::Active, version: 7, ..said };
         r.merge(Entry::sign(&second, MeshId::from_bytes([1; 10]), back).unwrap()).unwrap();
