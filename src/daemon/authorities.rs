@@ -291,8 +291,10 @@ impl Authorities {
     /// Tells the others, the last word some time after the rest: it may put somebody out, and those who are vouched for instead stay without a break.
     async fn tell(&self, mut words: Vec<Entry>) {
         let last = words.pop();
-        if !words.is_empty() {
-            words.into_iter().for_each(|entry| self.mailbox.entry(entry));
+        let whom = |entry: &Entry| entry.member().node();
+        let others = words.iter().any(|entry| Some(whom(entry)) != last.as_ref().map(whom));
+        words.into_iter().for_each(|entry| self.mailbox.entry(entry));
+        if others {
             sleep(AHEAD).await;
         }
         last.into_iter().for_each(|entry| self.mailbox.entry(entry));

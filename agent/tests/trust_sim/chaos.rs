@@ -15,7 +15,7 @@ use super::world::World;
 type Thing = (u32, fn(&mut World) -> Res);
 
 /// What may happen.
-const THINGS: [Thing; 18] = [
+const THINGS: [Thing; 19] = [
     (10, World::somebody_joins),
     (10, World::power_off),
     (6, World::pull_plug_in_a_write),
@@ -34,6 +34,7 @@ const THINGS: [Thing; 18] = [
     (3, World::a_long_time),
     (4, World::strangers),
     (3, World::paper_is_used),
+    (4, World::key_is_replaced),
 ];
 
 /// Which of them happen in a world: half of them in most.
@@ -329,6 +330,52 @@ impl World {
         self.survive(a, done)
     }
 
+    /// `meshd rotate-key`; the answer may be lost.
+    fn key_is_replaced(&mut self) -> Res {
+        let plain = |w: &Self, i: usize| {
+            w.roster(i).member(w.hosts[i].id).is_some_and(|m| m.roots.is_empty() && m.standing == Standing::Active)
+        };
+        let all: Vec<usize> = self.alive().into_iter().filter(|i| plain(self, *i)).collect();
+        let Some(i) = self.pick(&all) else { return Ok(()) };
+        let officials: Vec<usize> = self.officials().into_iter().filter(|a| self.path(i, *a)).collect();
+        let Some(a) = self.pick(&officials) else { return Ok(()) };
+        let old = self.hosts[i].id;
+        if !self.roster(a).is_active(old) {
+            return Ok(());
+        }
+        let new = match self.hosts[i].next_key {
+            Some(key) => key,
+            None => self.new_key(),
+        };
+        let (id, now) = (new.public().node_id(), self.mesh_time(a));
+        if self.hosts[i].next_key.is_none() && (self.index.contains_key(&id) || self.truth.invited.contains(&id)) {
+            return Ok(());
+        }
+        self.hosts[i].next_key = Some(new);
+        let word = match self.change(a, |roster, key| roster.replace(key, old, new.public(), now)) {
+            Err(Halt::Cut) => return self.crash(a),
+            done => done?,
+        };
+        let Ok(word) = word else { return Ok(()) };
+        let by = self.hosts[a].id;
+        self.say(|w| format!("host {i}: {} gives it another key, {id} for {old}", w.name(by)));
+        self.truth.seen.replaced += 1;
+        self.truth.heirs.push((old, id));
+        self.truth.invited.insert(id);
+        self.truth.admitted_by.insert(id, by);
+        if self.truth.fallen.contains(&by) {
+            self.truth.void.insert(id);
+        }
+        self.note_heirs();
+        self.disturb();
+        if self.rng.random_ratio(1, 4) {
+            self.say(|_| format!("host {i}: has not heard that it has another key"));
+            return Ok(());
+        }
+        let done = self.merge(i, word).map(drop);
+        self.survive(i, done)
+    }
+
     /// The card is dead, and the host gets another one: it is nobody's host from now on.
     fn disk_is_lost(&mut self) -> Res {
         let i = self.rng.random_range(0..self.hosts.len());
@@ -347,13 +394,14 @@ impl World {
         }
         self.say(|_| format!("host {i}: its disk is lost"));
         let host = &mut self.hosts[i];
-        let old = std::mem::replace(&mut host.id, id);
+        host.id = id;
         (host.key, host.disk, host.life, host.on, host.wake) = (key, Disk::default(), None, true, None);
+        host.next_key = None;
         (host.thief, host.lie) = (false, None);
         host.seen_banished.clear();
         host.seen_standing.clear();
         (host.seen_floor, host.seen_roster) = (Default::default(), None);
-        self.index.remove(&old);
+        self.index.retain(|_, host| *host != i);
         self.index.insert(id, i);
     }
 

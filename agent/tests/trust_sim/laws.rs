@@ -40,6 +40,8 @@ pub(crate) struct Truth {
     pub(crate) smuggled: BTreeMap<NodeId, NodeId>,
     /// Smuggled, but known to the founder when it put the thief out, or taken back by the recovery key: these stay.
     pub(crate) endorsed: BTreeSet<NodeId>,
+    /// Keys of one host, the one before and the one after.
+    pub(crate) heirs: Vec<(NodeId, NodeId)>,
     /// Who ever was made an authority, and by whom.
     pub(crate) granted: BTreeSet<NodeId>,
     pub(crate) granted_by: BTreeMap<NodeId, BTreeSet<NodeId>>,
@@ -97,6 +99,8 @@ pub(crate) struct Seen {
     pub(crate) recovered: u64,
     /// Times that a lone authority with a forged clock had led a floor ahead, and all was well when that time had come.
     pub(crate) caught_up: u64,
+    /// Times that a host got another key.
+    pub(crate) replaced: u64,
 }
 
 impl Truth {
@@ -110,6 +114,7 @@ impl Truth {
             admitted_by: BTreeMap::new(),
             smuggled: BTreeMap::new(),
             endorsed: BTreeSet::new(),
+            heirs: Vec::new(),
             granted: BTreeSet::new(),
             granted_by: BTreeMap::new(),
             ended: BTreeSet::new(),
@@ -214,6 +219,24 @@ impl World {
         self.truth.granted_by.entry(node).or_default().insert(by);
     }
 
+    /// Whoever is put out under one key is so under those that took its place; and taken back.
+    pub(crate) fn note_heirs(&mut self) {
+        let t = &mut self.truth;
+        for (old, new) in &t.heirs {
+            if let Some(by) = t.put_out.get(old).copied() {
+                t.put_out.entry(*new).or_insert(by);
+                // Its office, too, and those that it made.
+                if t.granted.contains(new) {
+                    t.ended.insert(*new);
+                    t.fallen.insert(*new);
+                }
+            }
+            if t.lifted.contains(old) {
+                t.lifted.insert(*new);
+            }
+        }
+    }
+
     /// Whom only somebody puts out whose every word is void comes back wherever that is heard.
     pub(crate) fn note_void_ban(&mut self, node: NodeId, by: NodeId) {
         let t = &mut self.truth;
@@ -243,6 +266,16 @@ impl World {
         if self.hosts[i].seen_roster.as_ref().is_some_and(|seen| std::sync::Arc::ptr_eq(seen, &roster)) {
             return Ok(());
         }
+        for m in roster.members().filter(|m| m.standing == Standing::Banished) {
+            let (node, t) = (m.node(), &self.truth);
+            let by_thief = t.tainted.contains(&m.by) || self.index.get(&m.by).is_some_and(|b| self.hosts[*b].thief);
+            // Who protects it may have been the recovery key, which put the thief out, too, and was not heard here.
+            let low = !self.above(node) || t.void_words.contains(&m.by);
+            if by_thief && t.granted.contains(&m.by) && low && !t.put_out.contains_key(&node) {
+                self.put_out_by_a_thief(i, node, m.by);
+            }
+        }
+        self.note_heirs();
         for m in roster.members() {
             let (node, t) = (m.node(), &self.truth);
             if m.standing == Standing::Active {
@@ -256,11 +289,6 @@ impl World {
             }
             if m.standing == Standing::Banished {
                 let by_thief = t.tainted.contains(&m.by) || self.index.get(&m.by).is_some_and(|b| self.hosts[*b].thief);
-                // Who protects it may have been the recovery key, which put the thief out, too, and was not heard here.
-                let low = !self.above(node) || t.void_words.contains(&m.by);
-                if by_thief && t.granted.contains(&m.by) && low && !t.put_out.contains_key(&node) {
-                    self.put_out_by_a_thief(i, node, m.by);
-                }
                 // That somebody stands behind it is on its way; in the end all rosters are one.
                 if by_thief && self.above(node) && !roster.is_protected(node) {
                     continue;
@@ -400,13 +428,21 @@ impl World {
             let Some(i) = self.pick(&honest) else { break };
             let at = self.rng.random_range(0..self.truth.bad_leaves.len());
             let (of, leaf) = self.truth.bad_leaves[at].clone();
-            let known = |n: NodeId| self.roster(i).member(n).is_none_or(|m| m.standing != Standing::Active);
+            // Where it is not heard that it got another key either, it is a member under the one before.
+            let keys = |n: NodeId| {
+                std::iter::successors(Some(n), |n| self.truth.heirs.iter().find(|(_, new)| new == n).map(|(old, _)| *old))
+            };
+            let known = |n: NodeId| keys(n).all(|n| !self.roster(i).is_host_active(n));
             if of.is_some_and(|n| !known(n)) {
                 continue;
             }
             self.truth.seen.refusals += 1;
             if let Ok(peer) = self.identify(i, &leaf) {
-                return broken(format!("host {i} believes a certificate of {}", self.name(peer.holder)));
+                let held = roster_says(self.roster(i), peer.holder);
+                return broken(format!(
+                    "host {i} believes a certificate of {}, {held}; it is one of {of:?}",
+                    self.name(peer.holder)
+                ));
             }
         }
         Ok(())
@@ -487,8 +523,7 @@ impl World {
             self.say(|_| "no authority is left".into());
             self.truth.seen.hopeless += 1;
             // A person takes a host that is not behind the others: what one signs that is, is of the past for them (docs/operating.md).
-            let floor = |i: &usize| self.hosts[*i].life.as_ref().map(|life| life.clock.floor());
-            let Some(a) = self.members().into_iter().rev().max_by_key(floor) else { return Ok(()) };
+            let Some(a) = self.members().into_iter().rev().max_by_key(|i| self.mesh_time(*i)) else { return Ok(()) };
             self.recover(a)?;
             rounds(self)?;
             self.agree()?;
@@ -514,6 +549,11 @@ impl World {
         // So long what others read off their clocks outweighs the own one.
         self.now += STALE;
         rounds(self)?;
+        // No clock is believed that is beyond all roots: those may have been made by one that was years behind, and have ended by the right one.
+        let ended = |i: &usize| self.roster(*i).bundle().roots.iter().all(|r| r.not_after <= self.true_time());
+        if self.members().iter().any(ended) {
+            return Ok(());
+        }
         let limit = self.true_time() + AGREEMENT;
         if self.members().into_iter().any(|i| self.mesh_time(i) > limit) {
             self.truth.seen.future += 1;
@@ -610,4 +650,10 @@ impl World {
 
 fn holds(roster: &Roster, node: &NodeId) -> bool {
     roster.member(*node).is_some_and(Member::is_authority)
+}
+
+/// What a roster says of a key, for whoever reads about a failure.
+fn roster_says(roster: &Roster, node: NodeId) -> String {
+    let earlier: Vec<NodeId> = roster.replaced().filter(|(_, new)| *new == node).map(|(old, _)| old).collect();
+    format!("{node}: {:?}, in the place of {earlier:?}", roster.member(node).map(|m| m.standing))
 }

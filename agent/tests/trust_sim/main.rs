@@ -78,6 +78,7 @@ fn sum(what: &str, all: &[Seen]) -> Seen {
         sum.unbanished += s.unbanished;
         sum.recovered += s.recovered;
         sum.caught_up += s.caught_up;
+        sum.replaced += s.replaced;
     }
     eprintln!("{what}: {} worlds: {sum:?}", all.len());
     sum
@@ -92,7 +93,7 @@ fn small_fleets() {
         assert!(sum.hopeless * 4 < sum.healed, "too many meshes end without an authority");
         assert!(sum.connections > 20 * worlds && sum.refusals > worlds && sum.joins > 4 * worlds, "{sum:?}");
         assert!(sum.rotations > worlds && sum.banished > worlds / 4 && sum.attacks > worlds, "{sum:?}");
-        assert!(sum.brought_back > worlds / 20, "{sum:?}");
+        assert!(sum.brought_back > worlds / 20 && sum.replaced > worlds, "{sum:?}");
         let paper = [sum.founders_stolen, sum.by_paper, sum.unbanished, sum.recovered];
         assert!(paper.iter().all(|n| *n > worlds / 20), "{sum:?}");
     }

@@ -43,6 +43,8 @@ impl World {
         let done = match self.rng.random_range(0..4) {
             0 | 1 => self.banish_by_paper(a),
             2 => self.unbanish(a),
+            // On one that is not behind the others (docs/operating.md).
+            _ if self.alive().into_iter().any(|i| self.mesh_time(i) > self.mesh_time(a) + self.ways.svid_lifetime / 2) => Ok(()),
             _ => self.recover(a),
         };
         self.survive(a, done)
@@ -127,6 +129,9 @@ impl World {
             };
             let lifted: BTreeSet<NodeId> = self.truth.put_out.iter().filter_map(lifted).collect();
             self.truth.lifted.extend(lifted);
+            // Whom the others had put out it puts out itself, and with that all is void that they say where that was not heard.
+            let out = after.members().filter(|m| m.standing == Standing::Banished && m.by == paper).map(Member::node);
+            self.truth.void_words.extend(out);
             let kept: Vec<NodeId> =
                 after.members().filter(|m| m.by == paper && m.standing == Standing::Active).map(Member::node).collect();
             for n in kept.into_iter().filter(|n| after.member(*n).is_some_and(|m| m.is_authority() || m.retired)) {

@@ -231,6 +231,9 @@ impl World {
                     self.truth.ended.insert(id);
                     self.truth.fallen.insert(id);
                 }
+                if void && self.truth.void_words.contains(&self.hosts[i].id) {
+                    self.truth.void_words.insert(id);
+                }
                 self.say(|_| format!("host {i}: makes host {j} an authority"));
             }
             Err(_) => self.refuse(i, id)?,

@@ -137,7 +137,9 @@ impl World {
             return Ok(());
         }
         let victim = all[self.rng.random_range(0..all.len())];
-        let m = Member { version: victim.version + self.rng.random_range(0..1000), ..victim.clone() };
+        // That a key was replaced nobody says of it.
+        let standing = if victim.standing == Standing::Replaced { Standing::Active } else { victim.standing };
+        let m = Member { standing, version: victim.version + self.rng.random_range(0..1000), ..victim.clone() };
         let mine = me.roots.clone();
         let forged = match self.rng.random_range(0..7) {
             0 => Member { roots: Vec::new(), retired: false, ..m },

@@ -35,6 +35,8 @@ const STORM: usize = 200_000;
 /// A host: what is on its disk, and the daemon if it runs.
 pub(crate) struct Host {
     pub(crate) key: &'static PrivateKey,
+    /// The key that it is to have next, on its disk.
+    pub(crate) next_key: Option<&'static PrivateKey>,
     pub(crate) id: NodeId,
     pub(crate) disk: Disk,
     pub(crate) life: Option<Life>,
@@ -119,6 +121,7 @@ impl World {
             world.index.insert(key.public().node_id(), i);
             world.hosts.push(Host {
                 key,
+                next_key: None,
                 id: key.public().node_id(),
                 disk: Disk::default(),
                 life: None,
@@ -340,6 +343,15 @@ impl World {
         life.clock.within(&roster.bundle());
         (life.roster, life.stale) = (roster.clone(), true);
         // Whom nobody vouches for at the moment waits for somebody who does; the ten minutes after which it gives up are not told.
+        // It has another key, and another process that goes on with it (`src/daemon/rekey.rs`).
+        let current = roster.current(host.id);
+        if let Some(next) = host.next_key.filter(|key| key.public().node_id() == current && current != host.id) {
+            self.index.insert(current, i);
+            (host.key, host.id, host.next_key, host.life) = (next, current, None, None);
+            host.wake = Some(self.now + Duration::from_secs(self.rng.random_range(0..60)));
+            self.say(|_| format!("host {i}: goes on with another key"));
+            return Ok(());
+        }
         if let Some(standing) = roster.member(host.id).map(|m| m.standing).filter(|s| *s != Standing::Active) {
             host.life = None;
             host.disk.forget(host.id)?;

@@ -159,6 +159,8 @@ impl Roster {
         if !recovery && !after.member(by).is_some_and(Member::is_authority) {
             return Err(self.needs_superior());
         }
+        // Where it is not known yet that it has another key, it would be a member under the one before.
+        words.extend(self.of(node).filter(|e| e.member().replaces.is_some() && self.counts(e)).map(|e| Entry::clone(e)));
         *self = after;
         words.push(ban);
         Ok(words)
