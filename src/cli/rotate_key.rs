@@ -9,7 +9,7 @@ use crate::api;
 const EXAMPLES: &str = "\
 The node key is who this host is to the others. An authority puts a new one in its place: the name, what the host serves and who may talk to it stay, the old \
 key is nobody's from then on, and the daemon hands over to a process that has the new one, as `meshd upgrade` does. Connections that are open stay; what was \
-certified before is good to its end (72 h at most).
+certified before is good to its end (`svid_lifetime`, 72 h).
 
 It is for keys that grow old or were copied into a backup. Where a card was stolen, `meshd banish` the host: this leaves a thief its certificates.
 
