@@ -59,7 +59,7 @@ impl Ration {
     }
 }
 
-/// Asks the authorities, one after the other, those that are `heard` first, until one gives this host the key; what it signed is kept and on disk.
+/// Asks the authorities, one after the other, those that are `heard` first and of them the founder, until one gives this host the key; what it signed is kept and on disk.
 ///
 /// # Errors
 /// What the last one said; none where there is no authority.
@@ -72,7 +72,8 @@ pub(crate) async fn ask(
     let (roster, me) = (membership.roster(), membership.me());
     let broken = |to, why: String| LinkError::Broken(to, why);
     let mut authorities: Vec<NodeId> = roster.authorities().map(Member::node).filter(|node| *node != me).collect();
-    authorities.sort_by_key(|node| !heard(*node));
+    // The founder's word stands whatever becomes of other authorities, and with it the place of this host.
+    authorities.sort_by_key(|node| (!heard(*node), *node != roster.founder()));
     let mut last = None;
     for to in authorities {
         let asked = async {
