@@ -136,6 +136,9 @@ pub enum RosterError {
     /// A new key that somebody has, or had.
     #[error("the new key is not new")]
     UsedKey,
+    /// Each key stays in the roster for ever.
+    #[error("this host got several new keys within a day: ask again tomorrow")]
+    Often,
     /// There is no room for another member or entry.
     #[error("the roster is full ({MAX_MEMBERS} members)")]
     Full,

@@ -3,24 +3,16 @@
 //! The request comes over a connection that the old key has proven, and carries a signature of the new one over both, the mesh and the old key's id: nobody
 //! gives a host a key that is not there, nor a key of its own to another host.
 
-use std::time::Duration;
-
-use meshd_ca::identity::{HostName, MeshId, NodeId};
-use meshd_ca::keys::{KeyError, PrivateKey, PublicKey, Signature, sha256};
-use meshd_ca::roster::{Entry, MAX_MEMBERS, Member};
+use meshd_ca::identity::{MeshId, NodeId};
+use meshd_ca::keys::{KeyError, PrivateKey, PublicKey, Signature};
+use meshd_ca::roster::{Entry, Member};
 use serde::{Deserialize, Serialize};
-use tokio::time::Instant;
 
-use super::budget::Budget;
 use super::link::{LinkError, Links};
 use crate::membership::Membership;
 
 /// The call.
 pub(crate) const PATH: &str = "/v1/key";
-/// New keys that a host may have at once, and how long it takes until it may have one more: each is a member in the roster for ever.
-const AT_ONCE: u32 = 3;
-const EVERY: Duration = Duration::from_secs(86_400);
-
 /// The key that a host is to have, and the proof that it has it.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct KeyRequest {
@@ -43,23 +35,8 @@ fn proof(mesh: MeshId, old: NodeId, new: &PublicKey) -> Vec<u8> {
     format!("meshd node key\0{mesh}\0{old}\0{}", new.node_id()).into_bytes()
 }
 
-/// How often hosts may have new keys, by their names: those last.
-pub(crate) struct Ration(Budget<[u8; 32]>);
-
-impl Default for Ration {
-    fn default() -> Self {
-        Self(Budget::new(AT_ONCE, EVERY, MAX_MEMBERS))
-    }
-}
-
-impl Ration {
-    /// Takes one. An error says how long it takes until there is one.
-    pub(crate) fn take(&self, host: &HostName, now: Instant) -> Result<(), Duration> {
-        self.0.take(sha256(&[host.as_str().as_bytes()]), 1, now)
-    }
-}
-
-/// Asks the authorities, one after the other, those that are `heard` first and of them the founder, until one gives this host the key; what it signed is kept and on disk.
+/// Asks the authorities, one after the other, those that are `heard` first and of them the founder, until one gives this host the key; what it signed is
+/// kept and on disk.
 ///
 /// # Errors
 /// What the last one said; none where there is no authority.
@@ -107,15 +84,5 @@ mod tests {
         assert!(!request.is_proven(mesh, key.public().node_id()), "another host");
         assert!(!request.is_proven(MeshId::from_bytes([2; 10]), host), "another mesh");
         assert!(!KeyRequest { key: *other.public(), ..wire }.is_proven(mesh, host), "another key");
-    }
-
-    #[test]
-    fn nobody_fills_the_roster_with_keys() {
-        let (ration, now, pi) = (Ration::default(), Instant::now(), HostName::nearest("pi"));
-        (0..AT_ONCE).for_each(|_| ration.take(&pi, now).unwrap());
-        let wait = ration.take(&pi, now).unwrap_err();
-        assert!(wait <= EVERY);
-        ration.take(&HostName::nearest("other"), now).unwrap();
-        ration.take(&pi, now + wait).unwrap();
     }
 }

@@ -27,7 +27,7 @@ use tokio_rustls::server::TlsStream;
 use super::budget::Budget;
 use super::crowd::Crowd;
 use super::gossip::Mailbox;
-use super::key::{self, KeyRequest, Ration};
+use super::key::{self, KeyRequest};
 use super::link::{Hello, Links, MAX_HELLO, MOVED, Verdict};
 use super::rewound::Rewound;
 use super::waiting::Waiting;
@@ -133,7 +133,6 @@ pub(crate) struct Callers {
     members: Crowd<NodeId>,
     strangers: Crowd<IpAddr>,
     svids: Budget<NodeId>,
-    keys: Ration,
 }
 
 impl Default for Callers {
@@ -142,7 +141,6 @@ impl Default for Callers {
             members: Crowd::new(MAX_PER_MEMBER * MAX_MEMBERS, MAX_PER_MEMBER),
             strangers: Crowd::new(MAX_STRANGERS, MAX_STRANGERS_PER_SOURCE),
             svids: Budget::new(SVIDS_AT_ONCE, SVID_EVERY, MAX_MEMBERS),
-            keys: Ration::default(),
         }
     }
 }
@@ -391,13 +389,8 @@ impl Api {
         if !roster.member(self.membership.me()).is_some_and(Member::is_authority) {
             return Err(forbidden("this host is not an authority".into()));
         }
-        let member = roster.member(node).ok_or_else(busy)?;
-        self.callers.keys.take(&member.name, Instant::now()).map_err(|wait| {
-            let hours = wait.as_secs() / 3600 + 1;
-            No(StatusCode::TOO_MANY_REQUESTS, format!("this host got several new keys lately: ask again in {hours} h"))
-        })?;
         let word = self.membership.replace(node, &request.key).await.map_err(|e| forbidden(e.to_string()))?;
-        tracing::warn!(host = %member.name, old = %node, new = %request.key.node_id(), "a host has another node key, by its own wish");
+        tracing::warn!(host = %word.member().name, old = %node, new = %request.key.node_id(), "a host has another node key, by its own wish");
         self.gossip.entry(word.clone());
         to_json(&word)
     }

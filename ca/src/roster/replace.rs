@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::entry::{Entry, Member, Standing};
 use super::{Roster, RosterError};
@@ -12,14 +13,18 @@ use crate::identity::NodeId;
 use crate::keys::{PrivateKey, PublicKey};
 use crate::time::UnixTime;
 
+/// New keys that a host may have within [`WHILE`]: each is a member in the roster for ever.
+const MAX_KEYS: usize = 3;
+const WHILE: Duration = Duration::from_secs(86_400);
+
 impl Roster {
     /// Gives the host whose key is `old` the key `new`, at the time `now`. That the host has `new` is for the caller to know.
     ///
     /// # Errors
     /// [`RosterError::NotAuthority`], [`RosterError::NotMember`], [`RosterError::NotActive`], [`RosterError::Banished`], [`RosterError::Replaced`];
     /// [`RosterError::FoundersKey`], and [`RosterError::Office`] for another authority, or one whose roots are still believed;
-    /// [`RosterError::NeedsFounder`] where only the founder and the recovery key put the host out; [`RosterError::UsedKey`]; [`RosterError::Full`],
-    /// [`RosterError::Key`].
+    /// [`RosterError::NeedsFounder`] where only the founder and the recovery key put the host out; [`RosterError::UsedKey`];
+    /// [`RosterError::Often`]; [`RosterError::Full`], [`RosterError::Key`].
     pub fn replace(&mut self, authority: &PrivateKey, old: NodeId, new: &PublicKey, now: UnixTime) -> Result<Entry, RosterError> {
         let by = self.authority(authority)?;
         let member = self.member(old).ok_or(RosterError::NotMember)?;
@@ -41,6 +46,10 @@ impl Roster {
         let node = new.node_id();
         if self.is_recovery(node) || self.replaced.contains_key(&node) || self.of(node).next().is_some() {
             return Err(RosterError::UsedKey);
+        }
+        let lately = |e: &Arc<Entry>| e.member().since + WHILE > now && self.current(e.slot().0) == old;
+        if self.replaced.values().filter(|e| lately(e)).count() >= MAX_KEYS {
+            return Err(RosterError::Often);
         }
         let version = self.above_pardons(old).max(1);
         // Nobody has heard this key yet, nor does it have any merits: it is as new as one that was let in.
@@ -111,8 +120,6 @@ impl Roster {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::identity::{HostName, MeshId, TrustDomain};
     use crate::issue::Issuer;
@@ -194,6 +201,22 @@ mod tests {
         assert!(!r.is_host_active(id(&old)));
         assert_eq!(r.admit(&second, newer.public(), &pi(), NOW), Ok(pi()));
         assert!(r.is_host_active(id(&old)));
+    }
+
+    #[test]
+    fn nobody_fills_the_roster_with_keys() {
+        let (mut r, [founder, second, _, host], _) = mesh();
+        let mut keys = vec![host];
+        for _ in 0..MAX_KEYS {
+            let new = key();
+            r.replace(&second, id(&keys[keys.len() - 1]), new.public(), LATER).unwrap();
+            keys.push(new);
+        }
+        let last = id(&keys[MAX_KEYS]);
+        // Whoever is asked, and whatever was refused meanwhile.
+        assert_eq!(r.replace(&founder, last, key().public(), LATER), Err(RosterError::Often));
+        assert_eq!(r.replace(&founder, last, key().public(), LATER + WHILE / 2), Err(RosterError::Often));
+        r.replace(&founder, last, key().public(), LATER + WHILE).unwrap();
     }
 
     #[test]
