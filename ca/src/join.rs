@@ -96,7 +96,7 @@ pub enum Reason {
     #[error("of the two meshes of this fleet the other one gives way")]
     Stays,
     /// The token is for a whole mesh.
-    #[error("the token is for a whole mesh: `meshd merge` takes it, on the host that founded the mesh that is to move")]
+    #[error("the token is for a whole mesh: `meshd merge` takes it, on a host of the mesh that is to move")]
     ForMesh,
     /// The token is for a host.
     #[error("the token lets one host in, not a mesh: make one with `meshd token create --merge`")]
