@@ -32,6 +32,7 @@
 //! | `GET /v1/enroll` | [`Enrolment`] |
 //! | `POST /v1/enroll` [`EnrolmentWish`] | [`Enrolment`] |
 //! | `POST /v1/upgrade` | [`Upgraded`] |
+//! | `POST /v1/key` | [`KeyRotated`] |
 //! | `GET /v1/log-level` | [`LogLevel`] |
 //! | `PUT /v1/log-level` [`LogLevel`] | [`LogLevel`] |
 //!

@@ -3,7 +3,7 @@
 //! Owns the merge rule and nothing else: the highest version wins, and who is not an active member is not in it. A [`Catalog`]
 //! never changes; a newer one replaces it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -31,8 +31,10 @@ impl Catalog {
                 catalog.records.insert(node, r);
             }
         }
-        let said: BTreeSet<NodeId> = catalog.records.keys().copied().collect();
-        catalog.records.retain(|node, _| roster.is_active(*node) || !said.contains(&roster.current(*node)));
+        let told_anew = |node: &&NodeId| !roster.is_active(**node) && catalog.records.contains_key(&roster.current(**node));
+        for old in catalog.records.keys().filter(told_anew).copied().collect::<Vec<_>>() {
+            catalog.records.remove(&old);
+        }
         for (node, r) in &catalog.records {
             for a in &r.record().addresses {
                 let owners = catalog.owners.entry(a.ip).or_default();

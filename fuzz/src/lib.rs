@@ -5,12 +5,15 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use meshd_agent::record::{Address, Listener, Mode, NodeRecord, Presence, Roots, SignedRecord};
+use meshd_ca::approval::Approvals;
 use meshd_ca::bundle::RootId;
 use meshd_ca::identity::{HostName, MeshId, NodeId, TrustDomain, Workload};
 use meshd_ca::issue::Issuer;
+use meshd_ca::join::Authority;
 use meshd_ca::keys::PrivateKey;
 use meshd_ca::roster::Roster;
 use meshd_ca::time::UnixTime;
+use meshd_ca::token::TokenTable;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
 #[global_allocator]
@@ -143,5 +146,30 @@ impl<'a> Input<'a> {
             }
         }
         bytes
+    }
+}
+
+/// The authority of the world, as a join sees it.
+pub struct Desk {
+    /// Its roster.
+    pub roster: Roster,
+    /// Its tokens.
+    pub tokens: TokenTable,
+    /// The codes that were typed.
+    pub approvals: Approvals,
+}
+
+impl Authority for Desk {
+    fn key(&self) -> &PrivateKey {
+        &WORLD.keys[0]
+    }
+    fn approvals(&mut self) -> &mut Approvals {
+        &mut self.approvals
+    }
+    fn tokens(&mut self) -> &mut TokenTable {
+        &mut self.tokens
+    }
+    fn roster(&mut self) -> &mut Roster {
+        &mut self.roster
     }
 }

@@ -6,32 +6,10 @@ use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
 use meshd_ca::approval::{ApprovalCode, Approvals};
-use meshd_ca::join::{Admission, Authority, Channel, Joiner, MAX_MESSAGE, Step};
+use meshd_ca::join::{Admission, Channel, Joiner, MAX_MESSAGE, Step};
 use meshd_ca::keys::PrivateKey;
-use meshd_ca::roster::Roster;
 use meshd_ca::token::{JoinToken, TokenTable};
-use meshd_fuzz::{Input, NOW, WORLD, host, within};
-
-struct Desk {
-    roster: Roster,
-    tokens: TokenTable,
-    approvals: Approvals,
-}
-
-impl Authority for Desk {
-    fn key(&self) -> &PrivateKey {
-        &WORLD.keys[0]
-    }
-    fn approvals(&mut self) -> &mut Approvals {
-        &mut self.approvals
-    }
-    fn tokens(&mut self) -> &mut TokenTable {
-        &mut self.tokens
-    }
-    fn roster(&mut self) -> &mut Roster {
-        &mut self.roster
-    }
-}
+use meshd_fuzz::{Desk, Input, NOW, WORLD, host, within};
 
 static TABLE: LazyLock<(JoinToken, Vec<u8>)> = LazyLock::new(|| {
     let mut table = TokenTable::default();

@@ -7,33 +7,11 @@ use std::time::Duration;
 use libfuzzer_sys::fuzz_target;
 use meshd_ca::approval::Approvals;
 use meshd_ca::identity::{MeshId, NodeId};
-use meshd_ca::join::{Admission, Authority, Channel, MAX_MESSAGE, Step, Suitor};
+use meshd_ca::join::{Admission, Channel, MAX_MESSAGE, Step, Suitor};
 use meshd_ca::keys::PrivateKey;
 use meshd_ca::merge::{Mesh, Offer, Word, Words};
-use meshd_ca::roster::Roster;
 use meshd_ca::token::{MergeToken, TokenTable};
-use meshd_fuzz::{Input, NOW, WORLD, host, within};
-
-struct Desk {
-    roster: Roster,
-    tokens: TokenTable,
-    approvals: Approvals,
-}
-
-impl Authority for Desk {
-    fn key(&self) -> &PrivateKey {
-        &WORLD.keys[0]
-    }
-    fn approvals(&mut self) -> &mut Approvals {
-        &mut self.approvals
-    }
-    fn tokens(&mut self) -> &mut TokenTable {
-        &mut self.tokens
-    }
-    fn roster(&mut self) -> &mut Roster {
-        &mut self.roster
-    }
-}
+use meshd_fuzz::{Desk, Input, NOW, WORLD, host, within};
 
 static TABLE: LazyLock<(MergeToken, Vec<u8>)> = LazyLock::new(|| {
     let (mut table, hour) = (TokenTable::default(), Duration::from_secs(3600));

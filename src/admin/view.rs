@@ -90,21 +90,23 @@ pub(crate) fn nodes(member: &Member) -> Vec<Node> {
     let roster = member.membership.roster();
     let catalog = member.catalog();
     let book = member.book.latest();
-    // Earlier keys of a host are no hosts.
-    let members = roster.members().filter(|m| m.standing != roster::Standing::Replaced);
-    let mut nodes: Vec<Node> = members
-        .map(|m| {
+    let mut nodes: Vec<Node> = roster
+        .members()
+        .filter_map(|m| {
             let id = m.node();
             let record = catalog.record(id);
-            Node {
+            let standing = match m.standing {
+                roster::Standing::Active => Standing::Active,
+                roster::Standing::Left => Standing::Left,
+                roster::Standing::Banished => Standing::Banished,
+                // Earlier keys of a host are no hosts.
+                roster::Standing::Replaced => return None,
+            };
+            Some(Node {
                 id,
                 name: m.name.clone(),
                 own: id == member.me(),
-                standing: match m.standing {
-                    roster::Standing::Active => Standing::Active,
-                    roster::Standing::Left => Standing::Left,
-                    roster::Standing::Banished | roster::Standing::Replaced => Standing::Banished,
-                },
+                standing,
                 authority: m.is_authority(),
                 reachable: id == member.me() || member.hears(id),
                 addresses: record.map(|r| r.addresses.iter().map(|a| a.ip).collect()).unwrap_or_default(),
@@ -119,7 +121,7 @@ pub(crate) fn nodes(member: &Member) -> Vec<Node> {
                 version: record.map(|r| r.version.clone()),
                 listeners: count(record.map_or(0, |r| r.listeners.len())),
                 last_seen_seconds: if id == member.me() { Some(0) } else { member.last_heard(id).map(|d| d.as_secs()) },
-            }
+            })
         })
         .collect();
     nodes.sort_by(|a, b| (!a.own, &a.name).cmp(&(!b.own, &b.name)));
@@ -250,10 +252,8 @@ pub(crate) async fn tokens(member: &Member) -> Result<Vec<TokenInfo>, No> {
     let now = member.now();
     let tokens = member.membership.tokens().await.map_err(|e| refused("cannot list the tokens", e))?;
     let roster = member.membership.roster();
-    let invites = |t: &meshd_ca::token::TokenInfo| {
-        let running = |m: &Invitation| m.from.is_some() && now < m.until;
-        t.state != TokenState::Revoked && t.merge.as_ref().is_some_and(running)
-    };
+    let invites =
+        |t: &meshd_ca::token::TokenInfo| t.state != TokenState::Revoked && t.merge.as_ref().is_some_and(|m| m.runs(now));
     let invited = |m: Invitation| Invited {
         mesh: m.from.map(|from| from.id),
         hosts: m.from.map_or(m.limit, |_| count(m.nodes.len())),

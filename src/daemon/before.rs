@@ -319,8 +319,8 @@ impl Before {
 pub(super) fn inactive(roster: &Roster) -> impl Iterator<Item = (NodeId, Cut)> {
     // A host that got another key has done nothing wrong.
     let gone = roster.members().map(Member::node).filter(|node| !roster.is_host_active(*node));
-    let banished = |node| roster.member(node).is_some_and(|m| m.standing == Standing::Banished);
-    gone.map(move |node| (node, if banished(node) || banished(roster.current(node)) { Cut::Banished } else { Cut::Left }))
+    let banished = |node| roster.member(roster.current(node)).is_some_and(|m| m.standing == Standing::Banished);
+    gone.map(move |node| (node, if banished(node) { Cut::Banished } else { Cut::Left }))
 }
 
 /// Ends the connections with `nodes`.

@@ -428,8 +428,8 @@ pub(super) async fn run(
     let mut following = std::pin::pin!(merge::follow(daemon, &member));
     let mut upgrading: Option<successor::Upgrading> = None;
     daemon.before.cut(&membership.roster());
-    // Also after a start in the middle of that.
     let mut succession: Option<Instant> = None;
+    // Also after a start in the middle of that.
     let mut orphaned = (!membership.roster().is_active(membership.me())).then(Instant::now);
     let mut end = loop {
         tokio::select! {

@@ -3,14 +3,14 @@
 //! Owns the file `moves`. A word is on disk before anybody is told that it was heard. While the own mesh moves, this node lets nobody in. Words about
 //! meshes of before stay, for hosts that were off meanwhile and ask here.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use meshd_ca::merge::{Destination, Mesh, Word, WordError, Words};
 use meshd_ca::roster::Entry;
 use meshd_ca::store::Store;
 use meshd_ca::token::MergeToken;
-use std::net::SocketAddr;
-use std::time::Duration;
 use tokio::sync::watch;
 
 use super::{Membership, MembershipError, State};

@@ -1,8 +1,6 @@
 //! More than one authority: they come about by themselves, and the mesh outlives the loss of any of them, the founder included.
 
 use std::collections::BTreeMap;
-use std::path::Path;
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -15,7 +13,7 @@ use crate::edge::admit;
 use crate::support::mesh::{Mesh, SETTLED, Setup};
 use crate::support::scenario::{Scenario, scenario};
 use crate::support::traffic::{Server, connect, echo, sockets};
-use crate::support::{equal, eventually};
+use crate::support::{copy, equal, eventually};
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario!("authorities", the_founder_is_gone_for_good_under_load),
@@ -438,11 +436,6 @@ fn who_is_out_and_cannot_know_hears_it_from_whom_it_asks() -> Result<()> {
     let plain = "authority = false";
     let mut mesh = Setup::of(&["a", "b", "c", "d"]).configured_on("c", plain).configured_on("d", plain).start()?;
     mesh.at_mut("c").kill();
-    let copy = |from: &Path, to: &Path| -> Result<()> {
-        let copied = Command::new("cp").arg("-aT").args([from, to]).status()?;
-        ensure!(copied.success(), "cp ended with {copied}");
-        Ok(())
-    };
     let state = mesh.at("d").dir().join("state");
     let kept = state.with_extension("kept");
     mesh.at_mut("d").stop()?;

@@ -1,8 +1,7 @@
 //! Another node key for a host: under traffic, with answers that are lost, and for those who may not have one.
 
 use std::io::{ErrorKind, Read};
-use std::path::Path;
-use std::process::Command;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -13,7 +12,7 @@ use crate::authorities::{Load, PORT, nothing_failed};
 use crate::support::mesh::{Mesh, SETTLED, Setup};
 use crate::support::scenario::{Scenario, scenario};
 use crate::support::traffic::{Server, addresses, connect, echo, sockets};
-use crate::support::{equal, eventually};
+use crate::support::{copy, equal, eventually};
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario!("keys", a_host_gets_other_keys_under_load),
@@ -44,10 +43,16 @@ fn until_known(mesh: &Mesh, name: &'static str, node: NodeId, by: &[&str]) -> Re
     Ok(())
 }
 
-fn copy(from: &Path, to: &Path) -> Result<()> {
-    let copied = Command::new("cp").arg("-aT").args([from, to]).status()?;
-    ensure!(copied.success(), "cp ended with {copied}");
-    Ok(())
+/// Starts a host again, with a copy kept of what is on its disk at this moment. Returns where its state is, and the copy.
+fn kept(mesh: &mut Mesh, name: &str) -> Result<(PathBuf, PathBuf)> {
+    let state = mesh.at(name).dir().join("state");
+    let kept = state.with_extension("kept");
+    mesh.at_mut(name).stop()?;
+    copy(&state, &kept)?;
+    mesh.at_mut(name).start()?;
+    mesh.at(name).until(State::Member)?;
+    mesh.settled()?;
+    Ok((state, kept))
 }
 
 /// The key of a host is replaced twice while connections are made in all directions and others stay open; then the host is banished.
@@ -113,13 +118,7 @@ fn a_host_gets_other_keys_under_load() -> Result<()> {
 /// The plug was pulled when the authority had signed and the host had not heard it: it has the new key, and believes that it has the old one.
 fn an_answer_that_was_lost_is_made_up_for() -> Result<()> {
     let mut mesh = Setup::of(&["a", "b"]).start()?;
-    let state = mesh.at("b").dir().join("state");
-    let kept = state.with_extension("kept");
-    mesh.at_mut("b").stop()?;
-    copy(&state, &kept)?;
-    mesh.at_mut("b").start()?;
-    mesh.at("b").until(State::Member)?;
-    mesh.settled()?;
+    let (state, kept) = kept(&mut mesh, "b")?;
     let done = rotate(&mesh, "b")?;
     mesh.at_mut("b").begot(done.upgraded.pid)?;
     until_known(&mesh, "b", done.node, &["a"])?;
@@ -160,13 +159,7 @@ fn who_may_not_and_who_has_an_old_one_are_told() -> Result<()> {
     refused("b", "end its office first")?;
 
     // A backup, or a copy of the card, of before.
-    let state = mesh.at("c").dir().join("state");
-    let kept = state.with_extension("kept");
-    mesh.at_mut("c").stop()?;
-    copy(&state, &kept)?;
-    mesh.at_mut("c").start()?;
-    mesh.at("c").until(State::Member)?;
-    mesh.settled()?;
+    let (state, kept) = kept(&mut mesh, "c")?;
     let done = rotate(&mesh, "c")?;
     mesh.at_mut("c").begot(done.upgraded.pid)?;
     until_known(&mesh, "c", done.node, &["a", "b"])?;

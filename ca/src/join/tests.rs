@@ -11,11 +11,11 @@ const NOW: UnixTime = UnixTime(1_800_000_000);
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// An authority with a mesh of its own.
-struct Desk {
-    key: PrivateKey,
-    tokens: TokenTable,
+pub(super) struct Desk {
+    pub(super) key: PrivateKey,
+    pub(super) tokens: TokenTable,
     approvals: Approvals,
-    roster: Roster,
+    pub(super) roster: Roster,
     fleet: Option<Reception>,
 }
 
@@ -38,7 +38,10 @@ impl Authority for Desk {
 }
 
 fn desk() -> Desk {
-    let (key, mesh) = (PrivateKey::generate().unwrap(), MeshId::from_bytes(random().unwrap()));
+    desk_of(PrivateKey::generate().unwrap(), MeshId::from_bytes(random().unwrap()))
+}
+
+pub(super) fn desk_of(key: PrivateKey, mesh: MeshId) -> Desk {
     let domain = TrustDomain::of(mesh);
     let root = Issuer::create(&domain, key.public().node_id(), NOW, 24 * HOUR).unwrap().root_der().to_vec();
     let roster = Roster::found(mesh, domain, &key, name("one"), root, NOW).unwrap();

@@ -104,6 +104,8 @@ pub(super) struct Place {
     pub(super) founder: Option<NodeId>,
 }
 
+/// As before the founder was part of it.
+#[cfg(test)]
 impl From<MeshId> for Place {
     fn from(mesh: MeshId) -> Self {
         Self { mesh, founder: None }

@@ -81,6 +81,11 @@ pub struct Invitation {
 }
 
 impl Invitation {
+    /// Whether its hosts may come now, as long as nobody revokes it.
+    pub fn runs(&self, now: UnixTime) -> bool {
+        self.from.is_some() && now < self.until
+    }
+
     pub(super) fn fits(&self) -> bool {
         self.limit <= MAX_HOSTS && self.nodes.len() <= self.limit as usize
     }
@@ -90,7 +95,7 @@ impl Record {
     /// Whether hosts may still come by it.
     pub(super) fn invites(&self, now: UnixTime) -> bool {
         let open = self.state(now) != TokenState::Revoked;
-        open && self.merge.as_ref().is_some_and(|m| m.from.is_some() && now < m.until)
+        open && self.merge.as_ref().is_some_and(|m| m.runs(now))
     }
 }
 

@@ -9,9 +9,11 @@ pub(crate) mod ssh;
 pub(crate) mod traffic;
 pub(crate) mod units;
 
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use tokio::time::Instant;
 
 /// How many times slower than others this machine is (`MESHD_TEST_SLOWER`): a processor that is emulated.
@@ -50,3 +52,10 @@ macro_rules! equal {
     };
 }
 pub(crate) use equal;
+
+/// Copies a directory, with everything about its files.
+pub(crate) fn copy(from: &Path, to: &Path) -> Result<()> {
+    let copied = Command::new("cp").arg("-aT").args([from, to]).status()?;
+    ensure!(copied.success(), "cp ended with {copied}");
+    Ok(())
+}

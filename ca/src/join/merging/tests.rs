@@ -2,37 +2,13 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
+use super::super::tests::{Desk, desk_of};
 use super::*;
-use crate::approval::Approvals;
-use crate::identity::TrustDomain;
-use crate::issue::Issuer;
 use crate::merge::Host;
 use crate::token::TokenError;
 
 const NOW: UnixTime = UnixTime(1_800_000_000);
 const HOUR: Duration = Duration::from_secs(3600);
-
-struct Desk {
-    key: PrivateKey,
-    tokens: TokenTable,
-    approvals: Approvals,
-    roster: Roster,
-}
-
-impl Authority for Desk {
-    fn key(&self) -> &PrivateKey {
-        &self.key
-    }
-    fn approvals(&mut self) -> &mut Approvals {
-        &mut self.approvals
-    }
-    fn tokens(&mut self) -> &mut TokenTable {
-        &mut self.tokens
-    }
-    fn roster(&mut self) -> &mut Roster {
-        &mut self.roster
-    }
-}
 
 fn key() -> PrivateKey {
     PrivateKey::generate().unwrap()
@@ -46,18 +22,11 @@ fn name(s: &str) -> HostName {
     s.parse().unwrap()
 }
 
-fn mesh_of(key: PrivateKey, mesh: MeshId) -> Desk {
-    let domain = TrustDomain::of(mesh);
-    let root = Issuer::create(&domain, key.public().node_id(), NOW, 24 * HOUR).unwrap().root_der().to_vec();
-    let roster = Roster::found(mesh, domain, &key, name("one"), root, NOW).unwrap();
-    Desk { key, tokens: TokenTable::default(), approvals: Approvals::default(), roster }
-}
-
 /// The mesh that stays; the roster of the one that moves, with its hosts' keys, the founder's first.
 fn two() -> (Desk, Roster, Vec<PrivateKey>) {
-    let desk = mesh_of(key(), MeshId::from_bytes(random().unwrap()));
+    let desk = desk_of(key(), MeshId::from_bytes(random().unwrap()));
     let keys: Vec<PrivateKey> = (0..3).map(|_| key()).collect();
-    let mut roster = mesh_of(PrivateKey::from_pkcs8(keys[0].pkcs8()).unwrap(), MeshId::from_bytes(random().unwrap())).roster;
+    let mut roster = desk_of(PrivateKey::from_pkcs8(keys[0].pkcs8()).unwrap(), MeshId::from_bytes(random().unwrap())).roster;
     roster.admit(&keys[0], keys[1].public(), &name("two"), NOW).unwrap();
     roster.admit(&keys[0], keys[2].public(), &name("three"), NOW).unwrap();
     (desk, roster, keys)
@@ -200,7 +169,7 @@ fn nothing_else_than_what_two_people_meant() {
     }
     refused(present(&mut desk, &wrong, &keys[0], &offer, NOW, |_, _| {}), Reason::Burned);
     // Another authority than the token says, this very one, and its own mesh.
-    let rogue = mesh_of(key(), desk.roster.mesh());
+    let rogue = desk_of(key(), desk.roster.mesh());
     let (mine, _) = wire(&keys[0], &rogue.key);
     assert!(
         matches!(Suitor::start(for_mesh.clone(), mine, name("x"), &offer), Err(JoinError::WrongAuthority(n)) if n == id(&rogue.key))
@@ -208,7 +177,7 @@ fn nothing_else_than_what_two_people_meant() {
     let own = Offer::of(&desk.roster, false);
     refused(present(&mut desk, &for_mesh, &keys[0], &own, NOW, |_, _| {}), Reason::SameMesh);
     // Another mesh of the same fleet has the same id, and is another mesh.
-    let sibling = mesh_of(PrivateKey::from_pkcs8(keys[0].pkcs8()).unwrap(), desk.roster.mesh());
+    let sibling = desk_of(PrivateKey::from_pkcs8(keys[0].pkcs8()).unwrap(), desk.roster.mesh());
     assert!(present(&mut desk, &for_mesh, &keys[0], &Offer::of(&sibling.roster, true), NOW, |_, _| {}).is_ok());
     // What was taken back lets nobody in any more.
     present(&mut desk, &for_mesh, &keys[0], &offer, NOW, |_, _| {}).unwrap();
@@ -297,7 +266,7 @@ proptest! {
     /// Only those join that were listed, and only those were listed that are not banished.
     #[test]
     fn exactly_those_who_were_listed_come_in(listed in prop::collection::vec(any::<bool>(), 6), out in prop::collection::vec(any::<bool>(), 6)) {
-        let mut desk = mesh_of(key(), MeshId::from_bytes([7; 10]));
+        let mut desk = desk_of(key(), MeshId::from_bytes([7; 10]));
         let by = PrivateKey::from_pkcs8(desk.key.pkcs8()).unwrap();
         let (presenter, keys): (PrivateKey, Vec<PrivateKey>) = (key(), (0..6).map(|_| key()).collect());
         for k in keys.iter().zip(&out).filter(|(_, out)| **out).map(|(k, _)| k) {
