@@ -49,7 +49,10 @@ const MAX_TABLE: usize = 4 << 20;
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum TokenError {
     /// The text does not begin as a token does.
-    #[error("not a join token: it begins with `{PREFIX}`; copy the whole word that `meshd token create` printed")]
+    #[error(
+        "not a token: one begins with `{PREFIX}`, or with `{}` for a whole mesh; copy the whole word that `meshd token create` printed",
+        merging::PREFIX
+    )]
     NotToken,
     /// The text is a token of another version.
     #[error("the token was made by another version of meshd: update meshd on this host")]
