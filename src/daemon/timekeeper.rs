@@ -25,7 +25,7 @@ use crate::task::Tasks;
 const LOOK: Duration = Duration::from_secs(1);
 /// How often authorities are asked.
 const EVERY: Duration = Duration::from_secs(600);
-/// How soon again, when none answered, at first; then later and later.
+/// How soon again, when one did not answer, at first; then later and later, but no later than that when none did.
 const AGAIN: Duration = Duration::from_secs(1);
 const LATER: Duration = Duration::from_secs(60);
 /// No sooner than that, whatever happens.
@@ -85,9 +85,11 @@ impl Timekeeper {
                 tracing::info!(source = after.why.as_str(), time = %after.time, why, "mesh time");
             }
             last = Some(since_boot());
-            let silent = said.is_empty() && all.len() > usize::from(own);
-            next = since_boot() + if silent { again } else { EVERY };
-            again = if silent { (2 * again).min(LATER) } else { AGAIN };
+            let complete = said.len() + usize::from(own) == all.len();
+            // What one says alone is followed, but only two together say when there is no way back: the other one may just be starting.
+            let latest = if said.is_empty() { LATER } else { EVERY };
+            let (pause, more) = if complete { (EVERY, AGAIN) } else { (again.min(latest), 2 * again) };
+            (next, again) = (since_boot() + pause, more.min(latest));
             self.save(&mut saved).await;
         }
     }

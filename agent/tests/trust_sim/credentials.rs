@@ -57,9 +57,10 @@ impl World {
         let host = &mut self.hosts[i];
         let Some(life) = host.life.as_mut() else { return Ok(()) };
         life.clock.agree(&said, own, boot);
-        let silent = said.is_empty() && !all.is_empty();
-        life.asking.next = boot + if silent { life.asking.again } else { EVERY };
-        life.asking.again = if silent { (2 * life.asking.again).min(LATER) } else { Duration::from_secs(1) };
+        let latest = if said.is_empty() { LATER } else { EVERY };
+        let (again, complete) = (life.asking.again, said.len() == all.len());
+        let (pause, more) = if complete { (EVERY, Duration::from_secs(1)) } else { (again.min(latest), 2 * again) };
+        (life.asking.next, life.asking.again) = (boot + pause, more.min(latest));
         let floor = life.clock.floor();
         if floor.since(life.asking.saved) >= WRITE {
             host.disk.write(|d| d.floor = floor)?;
