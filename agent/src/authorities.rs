@@ -32,7 +32,7 @@ pub const PROVEN: Duration = Duration::from_secs(24 * 3600);
 /// An authority that was not heard for so long is gone for good, and a member that was not heard for so long is not waited for: it
 /// learns of new roots when it is back, before it can talk to anybody.
 pub const ABSENT: Duration = Duration::from_secs(7 * 24 * 3600);
-/// How long a host must have been heard without a break before it is made an authority.
+/// How long a host must have been heard without a break before it is made an authority, or its record is what it says by now.
 pub const STEADY: Duration = Duration::from_secs(30);
 /// For so long the founder has known of an authority that others made before it protects it from them: a ban that is on its way comes first.
 pub const CONTESTED: Duration = Duration::from_secs(600);
@@ -181,5 +181,13 @@ impl View<'_> {
     pub fn showing(&self, roots: &[RootId], lifetime: Duration) -> Vec<NodeId> {
         let shows = |n: NodeId| self.catalog.record(n).is_none_or(|r| r.roots.shown.iter().any(|s| roots.contains(s)));
         self.roster.active().map(Member::node).filter(|n| self.silence(*n) < lifetime && shows(*n)).collect()
+    }
+    /// Who shows a certificate under one of these roots of an authority that retired, or may: who is not heard, or was not a moment ago, may have got one
+    /// meanwhile, from an authority that had not heard either that it is none any more.
+    pub fn may_show(&self, roots: &[RootId], lifetime: Duration) -> Vec<NodeId> {
+        let showing = self.showing(roots, lifetime);
+        let steady = |n: NodeId| n == self.me || matches!(self.heard.get(&n), Some(Hearing::Up(time)) if *time >= STEADY);
+        let may = |n: &NodeId| showing.contains(n) || self.silence(*n) < lifetime && !steady(*n);
+        self.roster.active().map(Member::node).filter(may).collect()
     }
 }

@@ -309,7 +309,7 @@ impl Authorities {
         for member in now {
             let since = *retiring.entry(member.node()).or_insert_with(Instant::now);
             let roots: Vec<RootId> = member.roots.iter().map(|der| RootId::of(der)).collect();
-            let unused = moment.view().showing(&roots, self.lifetime).is_empty();
+            let unused = moment.view().may_show(&roots, self.lifetime).is_empty();
             // The news has to reach everybody first, and the authority itself, which may be signing something.
             if since.elapsed() < NEWS || !unused {
                 continue;

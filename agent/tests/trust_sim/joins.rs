@@ -173,7 +173,7 @@ impl World {
             Ok(done) => done,
         };
         let (id, by) = (self.hosts[j].id, self.hosts[a].id);
-        if self.truth.put_out.contains_key(&id) && !self.crossed(id) && self.knows_ban(a, j) {
+        if self.truth.put_out.contains_key(&id) && !self.crossed(id, self.roster(a)) && self.knows_ban(a, j) {
             return Err(Halt::Broken(format!("host {a} let host {j} in, which it knows to be banished")));
         }
         self.truth.invited.insert(id);

@@ -193,16 +193,22 @@ impl World {
 
     /// Whether only the founder puts a node out: itself, and those whom it made an authority or let in again as one that was.
     pub(crate) fn above(&self, node: NodeId) -> bool {
+        self.is_above(node, self.founder_is_out())
+    }
+
+    /// The same, as somebody has it who knows, or not, that the founder is out.
+    fn is_above(&self, node: NodeId, founder_is_out: bool) -> bool {
         let t = &self.truth;
         let by = |who| t.granted_by.get(&node).is_some_and(|by| by.contains(&who));
-        node == t.founder || by(t.recovery) || (by(t.founder) && !self.founder_is_out())
+        node == t.founder || by(t.recovery) || (by(t.founder) && !founder_is_out)
     }
 
     /// The founder made somebody an authority and somebody else banished it before they heard of each other. Then it is one, and whoever heard of
     /// the ban first sees it come back. No other authority can bring anybody back.
-    pub(crate) fn crossed(&self, node: NodeId) -> bool {
+    pub(crate) fn crossed(&self, node: NodeId, roster: &Roster) -> bool {
         let low = |by: &NodeId| *by != self.truth.founder && *by != self.truth.recovery;
-        self.truth.lifted.contains(&node) || (self.above(node) && self.truth.put_out.get(&node).is_some_and(low))
+        let above = self.is_above(node, !roster.is_active(self.truth.founder));
+        self.truth.lifted.contains(&node) || (above && self.truth.put_out.get(&node).is_some_and(low))
     }
 
     /// The recovery key put out whoever had put it out, and keeps it out: a word that is on its way, as long as rosters are not one.
@@ -298,7 +304,7 @@ impl World {
                     return broken(format!("host {i}: {} is banished by somebody who may not", self.name(node)));
                 }
                 self.hosts[i].seen_banished.insert(node);
-            } else if !self.is_kept_out(node) && self.hosts[i].seen_banished.remove(&node) && !self.crossed(node) {
+            } else if !self.is_kept_out(node) && self.hosts[i].seen_banished.remove(&node) && !self.crossed(node, &roster) {
                 return broken(format!("host {i}: {} was banished and is back as {:?}", self.name(node), m.standing));
             }
             if m.is_authority() && m.by == node {
@@ -317,7 +323,10 @@ impl World {
                 }
             };
             let out = |m: &Member| m.standing == Standing::Banished && vouched(m);
-            if !thief && !holds(&roster, a) && !roster.members().any(out) {
+            // It asked for another key of somebody who was put out by then, was made an authority under the one that it had, and that one was taken back.
+            let replaced = roster.member(*a).is_some_and(|m| m.standing == Standing::Replaced)
+                && self.truth.heirs.iter().any(|(old, new)| old == a && self.hosts.iter().any(|h| h.id == *new));
+            if !thief && !replaced && !holds(&roster, a) && !roster.members().any(out) {
                 let now =
                     roster.member(*a).map(|m| (m.standing, m.version, self.name(m.by), published(&roster, *a).len(), m.retired));
                 return broken(format!(
@@ -469,8 +478,10 @@ impl World {
         if self.hosts[by].thief {
             return Ok(());
         }
+        let Some(life) = &self.hosts[by].life else { return Ok(()) };
+        let heard = |j: &usize| life.heard.get(&self.hosts[*j].id).is_some_and(|(up, _)| *up) && self.hears(by, *j);
         let member = |j: &usize| self.roster(by).is_active(self.hosts[*j].id);
-        for j in self.honest().into_iter().filter(|j| self.hears(by, *j) && member(j)) {
+        for j in self.honest().into_iter().filter(|j| heard(j) && member(j)) {
             let shown = self.hosts[j].life.as_ref().and_then(|l| l.svid.as_ref()?.root);
             if self.shown(j).is_some() && shown.is_some_and(|root| roots.contains(&root)) {
                 return broken(format!("host {by} drops a root under which host {j} shows its certificate"));
@@ -605,7 +616,7 @@ impl World {
                 // Who is no member, because a thief let it in who was put out, reaches none of them.
                 let kept = self.runs(*at) && self.hosts[*at].id == *key && !self.truth.void.contains(key);
                 let out = self.roster(*i).member(*node).is_some_and(|m| m.standing == Standing::Banished);
-                if kept && !out && !self.crossed(*node) {
+                if kept && !out && !self.crossed(*node, self.roster(*i)) {
                     return broken(format!("host {i} does not know that {} was banished on host {at}", self.name(*node)));
                 }
             }
@@ -633,7 +644,12 @@ impl World {
             let told = life.clock.tell(self.system(i), self.boot(i));
             let roots: Vec<String> =
                 life.roster.bundle().roots.iter().map(|r| format!("{} to {}", r.id(), r.not_after)).collect();
-            let office = life.office.as_ref().map(|o| format!("{} signs {} next {:?}", o.root(), o.signs, o.next.is_some()));
+            let office = life.office.as_ref().map(|o| {
+                let moment = self.moment(i).expect("it runs");
+                let waiting = moment.view().waiting_for(o.root()).into_iter().filter(|_| !o.signs);
+                let waiting: Vec<String> = waiting.map(|n| format!("{}, {:?}", self.name(n), life.heard.get(&n))).collect();
+                format!("{} signs {} next {:?} waits for {waiting:?}", o.root(), o.signs, o.next.is_some())
+            });
             let svid = life.svid.as_ref().map(|s| format!("{} to {} under {:?}", s.leaf.not_before, s.leaf.not_after, s.root));
             let thief = if host.thief { "a thief; " } else { "" };
             let source = told.why.as_str();

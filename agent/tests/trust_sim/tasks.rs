@@ -95,7 +95,8 @@ impl World {
         }
         let roster = self.roster(i).clone();
         let others = roster.active().map(Member::node).filter(|n| *n != self.hosts[i].id);
-        let hears = |n: &NodeId| self.index.get(n).is_some_and(|j| self.hears(i, *j));
+        // With a key that took the place of this one a host is heard under that.
+        let hears = |n: &NodeId| self.index.get(n).is_some_and(|j| self.hosts[*j].id == *n && self.hears(i, *j));
         let hearing: Vec<_> = others.map(|n| (n, hears(&n))).collect();
         let (now, Some(life)) = (self.now, self.hosts[i].life.as_mut()) else { return };
         for (node, up) in hearing {
@@ -302,7 +303,7 @@ impl World {
         for (node, roots) in mine {
             let Some(life) = self.hosts[i].life.as_mut() else { return Ok(()) };
             let since = *life.retiring.entry(node).or_insert(now);
-            if now - since >= NEWS && moment.view().showing(&roots, lifetime).is_empty() {
+            if now - since >= NEWS && moment.view().may_show(&roots, lifetime).is_empty() {
                 self.law_of_unused_root(i, &roots)?;
                 let _ = self.change(i, |roster, key| roster.retire(key, node, false))?;
             }
