@@ -390,14 +390,25 @@ impl Roster {
         self.entry(node).or_else(|| self.of(node).max_by_key(|e| e.order()).map(|e| &**e))
     }
 
-    /// The recovery key's word by which it does not count that `ban` puts out a node, if there is one here: it put out whoever signed that, or stands
-    /// behind the node.
-    pub fn overruling(&self, ban: &Entry) -> Option<&Entry> {
+    /// The recovery key's words by which it does not count that `ban` puts out a node, in the order in which others are to hear them; none where there is
+    /// no such word here. It stands behind the node, or put out whoever signed that, or one of those who made that one an authority by `chain`: then whom it
+    /// vouches for instead comes before, because everybody else may have had his place by that one.
+    pub fn overruling(&self, ban: &Entry, chain: &Chain) -> Vec<&Entry> {
         let (node, by, _) = ban.slot();
-        let recovery = |e: &&Arc<Entry>| self.is_recovery(e.member().by);
-        let out = self.of(by).filter(|e| e.bans()).find(recovery);
-        let stands = || self.of(node).filter(|e| !e.bans()).filter(recovery).max_by_key(|e| e.order());
-        out.or_else(stands).map(|e| &**e)
+        let recovery = |e: &Entry| self.is_recovery(e.member().by);
+        let is_out = |n: NodeId| self.of(n).any(|e| e.bans() && recovery(e));
+        if std::iter::once(by).chain(chain.through()).any(is_out) {
+            return self.entries().filter(|e| recovery(e)).collect();
+        }
+        let stands = self.of(node).filter(|e| !e.bans() && recovery(e)).max_by_key(|e| e.order());
+        stands.map(|e| &**e).into_iter().collect()
+    }
+
+    /// What the recovery key said of the same node after `word`, another one of its words.
+    pub fn later(&self, word: &Entry) -> Option<&Entry> {
+        let (node, by, _) = word.slot();
+        let later = self.of(node).filter(|e| e.member().by == by && e.member().version > word.member().version);
+        later.filter(|_| self.is_recovery(by)).max_by_key(|e| e.member().version).map(|e| &**e)
     }
 
     /// Every entry that counts, also those another one overrules: what a new member must be given. Grants of authority come

@@ -176,12 +176,8 @@ impl Recover {
         let lost: Vec<_> = lost.into_iter().filter(|a| roster.member(a.id).is_some_and(|m| m.is_authority())).collect();
         let removed: Vec<String> = lost.iter().map(|a| a.name.to_string()).collect();
         if !self.yes {
-            let without = if removed.is_empty() {
-                "beside those that are there".into()
-            } else {
-                format!("instead of {}", removed.join(", "))
-            };
-            terminal::confirm(&format!("Make this host an authority of the mesh, {without}?"))?;
+            let mesh = UnixTime(local.mesh_time().await?.now);
+            terminal::confirm(&question(&removed, mesh, Clock::system_time()))?;
         }
         let key = recovery_key::signing(&roster, self.key.path())?;
         let mut words = vec![roster.grant(&key, own.node, vec![own.root]).map_err(failed(WHAT))?];
@@ -214,5 +210,39 @@ impl Recover {
         let text = format!("the clock of the mesh is at {to} again; what was signed before for later counts for nothing\n");
         around.screen(self.output).show(&SetBack { from: from.0, to: to.0 }, || text)?;
         Ok(Exit::Ok)
+    }
+}
+
+/// What is asked before this host becomes an authority in the place of these, when mesh time is `mesh` and its clock shows `clock`.
+fn question(removed: &[String], mesh: UnixTime, clock: UnixTime) -> String {
+    let without = match removed {
+        [] => "beside those that are there".into(),
+        _ => format!("instead of {}", removed.join(", ")),
+    };
+    let behind = match clock + AGREEMENT < mesh {
+        true => format!(
+            "The clock of this host shows {clock}, and the mesh was at {mesh} already: what it signs may be of the past for hosts that know better. \
+             Set its clock first, or take a host whose clock is right.\n"
+        ),
+        false => String::new(),
+    };
+    format!("{behind}Make this host an authority of the mesh, {without}?")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_question_says_who_loses_the_office_and_whether_the_clock_is_behind() {
+        let now = UnixTime(1_800_000_000);
+        assert_eq!(question(&[], now, now), "Make this host an authority of the mesh, beside those that are there?");
+        let asked = question(&["a".into(), "b".into()], now, UnixTime(120));
+        assert!(
+            asked.starts_with("The clock of this host shows 1970-01-01T00:02:00Z, and the mesh was at 2027-01-15T08:00:00Z"),
+            "{asked}"
+        );
+        assert!(asked.ends_with("\nMake this host an authority of the mesh, instead of a, b?"), "{asked}");
+        assert!(!question(&[], now, now + AGREEMENT * 2).contains("clock"), "one that is ahead is not followed");
     }
 }

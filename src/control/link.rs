@@ -4,7 +4,7 @@
 //! roster (or the entry that the hello brought) says is an active member's. No date is looked at: a link works with a wrong clock and
 //! after a year in a drawer.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -89,7 +89,7 @@ pub(crate) struct Hello {
     /// What made the signer of the entry an authority, for one who was away when that happened and hears nobody else.
     #[serde(default, skip_serializing_if = "Chain::is_empty")]
     pub(crate) chain: Chain,
-    /// The recovery key's word by which it does not count that this node was put out, for one who has not heard it.
+    /// One after the other, the recovery key's words by which it does not count that this node was put out, for one who has not heard them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) overruling: Option<Entry>,
 }
@@ -101,6 +101,9 @@ pub(crate) struct Verdict {
     pub(crate) entry: Entry,
     #[serde(default, skip_serializing_if = "Chain::is_empty")]
     pub(crate) chain: Chain,
+    /// That those were taken back who say so, if they were banished for a time.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) taken_back: Vec<Entry>,
 }
 
 impl Hello {
@@ -206,12 +209,19 @@ impl Links {
                 }
             }
             LinkError::Out(_, verdict) => {
+                for word in verdict.taken_back.iter().filter(|w| roster.is_recovery(w.member().by)) {
+                    if let Err(error) = self.membership.introduced(Chain::default(), word.clone()).await {
+                        tracing::debug!(%error, "a word of the recovery key was not believed");
+                    }
+                }
                 let mine = roster.introduction(me).map(Entry::member);
                 let (by, earlier) = (mine.map(|m| m.by), mine.and_then(|m| m.replaces));
                 let through = roster.chain(me);
                 let about = verdict.entry.member().node();
                 let mut whom = [me].into_iter().chain(by).chain(earlier).chain(through.through());
-                if verdict.entry.member().replaces != Some(me) && !whom.any(|n| n == about) {
+                // What the recovery key says is good whoever brings it.
+                let recovery = roster.is_recovery(verdict.entry.member().by);
+                if !recovery && verdict.entry.member().replaces != Some(me) && !whom.any(|n| n == about) {
                     return;
                 }
                 if let Err(error) = self.membership.introduced(verdict.chain.clone(), verdict.entry.clone()).await {
@@ -375,6 +385,7 @@ impl Links {
         let broken = |e: String| LinkError::Broken(owner, e);
         let mut mine = Hello::of(&self.membership.roster(), self.membership.me(), self.port)
             .ok_or_else(|| broken("this host is not in its roster".into()))?;
+        let mut words: Option<VecDeque<Entry>> = None;
         let answer = loop {
             let body = serde_json::to_vec(&mine).map_err(|e| broken(e.to_string()))?;
             let error = match exchange(send.clone(), owner, Method::POST, "/v1/hello", body.into(), MAX_HELLO).await {
@@ -382,16 +393,9 @@ impl Links {
                 Err(error) => error,
             };
             self.heed(&error).await;
-            let word = match &error {
-                LinkError::Out(_, verdict) if mine.overruling.is_none() => {
-                    self.membership.roster().overruling(&verdict.entry).cloned()
-                }
-                _ => None,
-            };
-            if word.is_none() {
-                return Err(error);
-            }
-            mine.overruling = word;
+            let LinkError::Out(_, verdict) = &error else { return Err(error) };
+            let known = || self.membership.roster().overruling(&verdict.entry, &verdict.chain).into_iter().cloned().collect();
+            mine.overruling = Some(words.get_or_insert_with(known).pop_front().ok_or(error)?);
         };
         let theirs: Hello = serde_json::from_slice(&answer).map_err(|e| broken(e.to_string()))?;
         self.membership.introduced(theirs.chain, theirs.entry).await.map_err(|e| broken(e.to_string()))?;

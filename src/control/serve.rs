@@ -18,7 +18,7 @@ use meshd_ca::clock::statement::Question;
 use meshd_ca::identity::{NodeId, Workload};
 use meshd_ca::keys::{PublicKey, Signature, base64url};
 use meshd_ca::merge::{MAX_WORD, Word};
-use meshd_ca::roster::{Entry, MAX_MEMBERS, Member};
+use meshd_ca::roster::{Chain, Entry, MAX_MEMBERS, Member, Roster};
 use meshd_ca::signed::Signed;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep, timeout};
@@ -314,6 +314,11 @@ impl Api {
         }
         // Good whoever brings it.
         if let Some(word) = hello.overruling.filter(|w| self.membership.roster().is_recovery(w.member().by)) {
+            // Perhaps that is no longer its last word.
+            let roster = self.membership.roster();
+            if let Some(later) = roster.later(&word) {
+                return Err(gone(&roster, later.clone(), Chain::default()).unwrap_or_else(busy));
+            }
             let new = self.membership.merge(word.clone()).await.map_err(|e| No(StatusCode::FORBIDDEN, e.to_string()))?;
             new.then(|| self.gossip.entry(word));
         }
@@ -444,8 +449,14 @@ fn to_json(value: &impl Serialize) -> Result<Bytes, No> {
 /// What a node hears that is no member any more, because gossip does not speak to it: the entry that says so, or that puts out somebody `through` whom
 /// it has its place. It may not know; not even of having left, when its card holds what was on it before.
 fn verdict(membership: &Membership, node: NodeId, through: &[NodeId]) -> Option<No> {
-    let (entry, chain) = membership.roster().verdict(node, through)?;
-    Some(No(StatusCode::GONE, serde_json::to_string(&Verdict { entry, chain }).ok()?))
+    let roster = membership.roster();
+    let (entry, chain) = roster.verdict(node, through)?;
+    gone(&roster, entry, chain)
+}
+
+fn gone(roster: &Roster, entry: Entry, chain: Chain) -> Option<No> {
+    let taken_back = roster.taken_back(&entry, &chain);
+    Some(No(StatusCode::GONE, serde_json::to_string(&Verdict { entry, chain, taken_back }).ok()?))
 }
 
 /// What a node hears that shows this entry of itself and is no member: the same, if that is of this mesh. What is said here means nothing in another one,
@@ -465,7 +476,6 @@ mod tests {
     use meshd_ca::identity::HostName;
     use meshd_ca::keys::PrivateKey;
     use meshd_ca::merge::Destination;
-    use meshd_ca::roster::Roster;
     use meshd_ca::store::Store;
     use meshd_ca::time::UnixTime;
 

@@ -207,7 +207,8 @@ impl World {
     /// the ban first sees it come back. No other authority can bring anybody back.
     pub(crate) fn crossed(&self, node: NodeId, roster: &Roster) -> bool {
         let low = |by: &NodeId| *by != self.truth.founder && *by != self.truth.recovery;
-        let above = self.is_above(node, !roster.is_active(self.truth.founder));
+        let out = roster.member(self.truth.founder).is_some_and(|f| f.standing == Standing::Banished);
+        let above = self.is_above(node, out);
         self.truth.lifted.contains(&node) || (above && self.truth.put_out.get(&node).is_some_and(low))
     }
 

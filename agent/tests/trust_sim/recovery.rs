@@ -88,14 +88,22 @@ impl World {
         let some = (!all.is_empty()).then(|| all[self.rng.random_range(0..all.len())]);
         let Some(node) = thief.or(some.filter(|_| self.rng.random_ratio(1, 4))) else { return Ok(()) };
         let before = self.roster(a).clone();
-        if !self.hand_in(a, |roster, key| roster.banish(key, node).map(drop))? {
+        // What follows from it here, before it hears what others say to that.
+        let mut after = Roster::clone(&before);
+        let done = self.hand_in(a, |roster, key| {
+            roster.banish(key, node)?;
+            after = roster.clone();
+            Ok(())
+        })?;
+        if !done {
             return Ok(());
         }
         self.say(|w| format!("host {a}: the recovery key banishes {}", w.name(node)));
         self.truth.seen.by_paper += 1;
-        let after = self.roster(a).clone();
-        // Everybody else stays what he is, as far as this member knows.
-        for m in before.members().filter(|m| m.node() != node) {
+        // Everybody else stays what he is, as far as this member knows; with its other keys the host itself is out.
+        let host = |n: NodeId| self.index.get(&n);
+        let other_key = |m: &Member| m.node() == node || host(node).is_some() && host(node) == host(m.node());
+        for m in before.members().filter(|m| !other_key(m)) {
             let now = after.member(m.node());
             if now.is_none_or(|n| (n.standing, &n.roots) != (m.standing, &m.roots)) {
                 return broken(format!(

@@ -426,13 +426,22 @@ impl World {
         let through: Vec<NodeId> = shown.iter().flat_map(|(chain, entry)| chain.through().chain([entry.member().by])).collect();
         let verdict = self.roster(by).verdict(id, &through).filter(|_| !self.hosts[caller].thief);
         let Some((entry, chain)) = verdict else { return Ok(()) };
-        self.introduced(caller, chain, entry.clone())?;
-        // Unless it knows better, which it says then.
-        let word = self.runs(caller).then(|| self.roster(caller).overruling(&entry).cloned()).flatten();
-        match word {
-            Some(word) => self.introduced(by, Chain::default(), word)?.iter().try_for_each(|new| self.offer(by, new)),
-            None => Ok(()),
+        for word in self.roster(by).taken_back(&entry, &chain) {
+            self.introduced(caller, Chain::default(), word)?;
         }
+        self.introduced(caller, chain.clone(), entry.clone())?;
+        // Unless it knows better, which it says then.
+        let words = |life: &Life| life.roster.overruling(&entry, &chain).into_iter().cloned().collect::<Vec<Entry>>();
+        for word in self.hosts[caller].life.as_ref().map(words).unwrap_or_default() {
+            if !self.runs(by) || self.roster(by).is_active(id) {
+                break;
+            }
+            match self.roster(by).later(&word).cloned() {
+                Some(later) => drop(self.introduced(caller, Chain::default(), later)?),
+                None => self.introduced(by, Chain::default(), word)?.iter().try_for_each(|new| self.offer(by, new))?,
+            }
+        }
+        Ok(())
     }
 
     /// Does what the gossip of a host wants done.

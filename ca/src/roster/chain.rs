@@ -78,11 +78,20 @@ impl Roster {
     /// have its place; and what leads to whoever signed that. None when nothing is known of it here.
     pub fn verdict(&self, node: NodeId, through: &[NodeId]) -> Option<(Entry, Chain)> {
         let is = |n: &NodeId, standing| self.member(*n).is_some_and(|m| m.standing == standing);
-        let out = std::iter::once(&node).chain(through).find(|n| is(n, Standing::Banished));
-        let gone = || Some(&node).filter(|n| is(n, Standing::Left) || is(n, Standing::Replaced));
-        let seat = self.seats.get(out.or_else(gone)?)?;
+        // Its new key has a place here, whoever had vouched for the one before is out.
+        let own = || Some(&node).filter(|n| is(n, Standing::Banished) || is(n, Standing::Replaced));
+        let out = || through.iter().find(|n| is(n, Standing::Banished));
+        let left = || Some(&node).filter(|n| is(n, Standing::Left));
+        let seat = self.seats.get(own().or_else(out).or_else(left)?)?;
         let entry = seat.other.as_deref().unwrap_or(&seat.entry);
         Some((entry.clone(), self.chain_to(Some(entry))))
+    }
+
+    /// The recovery key's words that those were taken back who signed a verdict, or made its signer an authority: who was away may have them for banished.
+    pub fn taken_back(&self, entry: &Entry, chain: &Chain) -> Vec<Entry> {
+        let signers = std::iter::once(entry.member().by).chain(chain.through());
+        let words = signers.flat_map(|n| self.of(n)).filter(|e| e.pardons() && self.is_recovery(e.member().by));
+        words.map(|e| Entry::clone(e)).collect()
     }
 
     /// For each authority but the founder, one of the shortest ways to it ends with this grant.
@@ -225,6 +234,11 @@ mod tests {
         let stranger = PrivateKey::generate().unwrap().public().node_id();
         assert_eq!(full.verdict(stranger, &[id(0), id(1)]).unwrap().0.member().node(), id(1));
         assert!(full.verdict(stranger, &[]).is_none());
+        // Who has another key hears of that: it has a place, whoever is out by now.
+        let (old, new) = (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
+        full.admit(&keys[0], old.public(), &HostName::nearest("o"), NOW).unwrap();
+        full.replace(&keys[0], old.public().node_id(), new.public(), NOW).unwrap();
+        assert_eq!(full.verdict(old.public().node_id(), &[id(1)]).unwrap().0.member().node(), new.public().node_id());
         full.leave(&keys[2]).unwrap();
         assert_eq!(full.verdict(id(2), &[]).unwrap().0.member().standing, Standing::Left);
     }

@@ -2,6 +2,8 @@
 //!
 //! Each of these signs entries that win by the rules of the parent module, puts them into this roster, and gives them back to be passed on.
 
+use std::collections::BTreeSet;
+
 use super::entry::{Entry, Member, Standing};
 use super::settle::free_name;
 use super::{MAX_PAST, RESERVED, Roster, RosterError, Seat};
@@ -119,9 +121,14 @@ impl Roster {
         let ban = Entry::sign(authority, self.place(), self.next(by, node, Standing::Banished)?)?;
         after.put(ban.clone())?;
         let mut words = Vec::new();
-        let passes = if self.heard.contains(&node) { PASSES } else { 0 };
+        // Keys that took its place by the word of somebody who was put out since are members of their own, and out with it.
+        let with = |after: &Self, n: NodeId| {
+            after.seats.get(&n).and_then(|s| s.other.as_ref()).is_some_and(|o| o.bans() && o.slot().0 == node)
+        };
+        let out: BTreeSet<NodeId> = self.seats.keys().copied().filter(|n| *n == node || with(&after, *n)).collect();
+        let passes = if out.iter().any(|n| self.heard.contains(n)) { PASSES } else { 0 };
         for pass in 0..passes {
-            let lost: Vec<_> = self.seats.iter().filter(|(n, seat)| **n != node && !after.says(**n, seat)).collect();
+            let lost: Vec<_> = self.seats.iter().filter(|(n, seat)| !out.contains(n) && !after.says(**n, seat)).collect();
             // Authorities first: with them most of what they signed themselves counts again.
             let offices: Vec<_> = lost.iter().filter(|(n, _)| self.heard.contains(n)).copied().collect();
             let chosen = if offices.is_empty() { lost } else { offices };
@@ -140,6 +147,10 @@ impl Roster {
                 // With the version that it had: what was said since, here or elsewhere, stays the later word. A later one only where that is not enough,
                 // because of what else is said here.
                 let said = seat.entry.member().clone();
+                if !recovery && said.version >= RESERVED {
+                    // A word of the recovery key is not for others to repeat.
+                    continue;
+                }
                 let version = if pass == 0 && !banned { said.version } else { after.next_version(by, *subject)? };
                 // That it was replaced says nothing else of the key that did so.
                 let version_of_other = after.above_pardons(*subject);

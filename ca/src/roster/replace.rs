@@ -291,6 +291,31 @@ mod tests {
         assert!(!r.is_host_active(id(&old)) && r.by_name(&pi()).is_none());
     }
 
+    /// Two keys of a host are members, because whoever had replaced the one is out: who bans that one bans both, and whom the other made what they are stay so.
+    #[test]
+    fn what_a_key_did_stays_that_goes_with_an_earlier_one() {
+        let (mut r, [_, second, third, old], recovery) = mesh();
+        let (new, made) = (key(), key());
+        r.replace(&third, id(&old), new.public(), LATER).unwrap();
+        r.grant(&second, id(&new), vec![root(&new)]).unwrap();
+        r.admit(&second, made.public(), &HostName::nearest("made"), LATER).unwrap();
+        r.grant(&new, id(&made), vec![root(&made)]).unwrap();
+        // A thief's ban, who does not care for whom that one had vouched.
+        let ban = Member { standing: Standing::Banished, version: 9, by: id(&new), ..r.member(id(&third)).unwrap().clone() };
+        r.merge(Entry::sign(&new, r.place(), ban).unwrap()).unwrap();
+        assert!(r.is_active(id(&old)) && r.is_active(id(&new)));
+        for by in [&second, &recovery] {
+            let mut r = r.clone();
+            let elsewhere = r.clone();
+            let words = r.banish(by, id(&old)).unwrap();
+            assert!(!r.is_active(id(&old)) && !r.is_active(id(&new)));
+            assert!(r.member(id(&made)).unwrap().is_authority());
+            let mut heard = elsewhere;
+            words.into_iter().for_each(|word| _ = heard.merge(word).unwrap());
+            assert_eq!(heard.digest(), r.digest());
+        }
+    }
+
     #[test]
     fn a_stolen_authority_replaces_nobody_whom_it_may_not_put_out() {
         let (mut r, [founder, second, third, _], _) = mesh();
