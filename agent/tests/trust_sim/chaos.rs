@@ -366,7 +366,7 @@ impl World {
         if self.truth.fallen.contains(&by) {
             self.truth.void.insert(id);
         }
-        self.note_heirs();
+        self.note_heirs(a);
         self.disturb();
         if self.rng.random_ratio(1, 4) {
             self.say(|_| format!("host {i}: has not heard that it has another key"));

@@ -226,22 +226,20 @@ impl World {
         self.truth.granted_by.entry(node).or_default().insert(by);
     }
 
-    /// Whoever is put out under one key is so under those that took its place; and taken back.
-    pub(crate) fn note_heirs(&mut self) {
-        let t = &mut self.truth;
+    /// Whoever is put out under one key is so under those that took its place, as it is known on the host `at`; and taken back.
+    pub(crate) fn note_heirs(&mut self, at: usize) {
+        let (t, mut fallen) = (&mut self.truth, Vec::new());
         for (old, new) in &t.heirs {
             if let Some(by) = t.put_out.get(old).copied() {
                 t.put_out.entry(*new).or_insert(by);
-                // Its office, too, and those that it made.
-                if t.granted.contains(new) {
-                    t.ended.insert(*new);
-                    t.fallen.insert(*new);
-                }
+                fallen.extend(Some(*new).filter(|n| t.granted.contains(n) && !t.fallen.contains(n)));
             }
             if t.lifted.contains(old) {
                 t.lifted.insert(*new);
             }
         }
+        // Its office, too, and those that it made.
+        fallen.into_iter().for_each(|new| self.void(at, new));
     }
 
     /// Whom only somebody puts out whose every word is void comes back wherever that is heard.
@@ -282,7 +280,7 @@ impl World {
                 self.put_out_by_a_thief(i, node, m.by);
             }
         }
-        self.note_heirs();
+        self.note_heirs(i);
         for m in roster.members() {
             let (node, t) = (m.node(), &self.truth);
             if m.standing == Standing::Active {
