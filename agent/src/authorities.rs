@@ -156,8 +156,7 @@ impl View<'_> {
         if self.chair() != Some(self.me) || preparing || !self.lacks() {
             return None;
         }
-        let steady = |n: &NodeId| matches!(self.heard.get(n), Some(Hearing::Up(time)) if *time >= STEADY);
-        self.eligible().into_iter().find(|n| steady(n) && !refused.contains(n))
+        self.eligible().into_iter().find(|n| self.is_steady(*n) && !refused.contains(n))
     }
 
     /// Whom this node has to wait for before it signs with its root: members that do not say that they believe it.
@@ -173,21 +172,32 @@ impl View<'_> {
     /// The members heard within `patience` that do not say that they believe a root.
     pub(crate) fn unbelieving(&self, root: RootId, patience: Duration) -> Vec<NodeId> {
         let believes = |n: NodeId| self.catalog.record(n).is_some_and(|r| r.roots.trusted.contains(&root));
-        self.roster.active().map(Member::node).filter(|n| self.silence(*n) < patience && !believes(*n)).collect()
+        self.heard_within(patience).filter(|n| !believes(*n)).collect()
     }
 
     /// Who still shows a certificate under one of these roots. Who was not heard for `lifetime`, the longest a certificate lives, has
     /// none left.
     pub fn showing(&self, roots: &[RootId], lifetime: Duration) -> Vec<NodeId> {
-        let shows = |n: NodeId| self.catalog.record(n).is_none_or(|r| r.roots.shown.iter().any(|s| roots.contains(s)));
-        self.roster.active().map(Member::node).filter(|n| self.silence(*n) < lifetime && shows(*n)).collect()
+        self.heard_within(lifetime).filter(|n| self.shows(*n, roots)).collect()
     }
+
     /// Who shows a certificate under one of these roots of an authority that retired, or may: who is not heard, or was not a moment ago, may have got one
     /// meanwhile, from an authority that had not heard either that it is none any more.
     pub fn may_show(&self, roots: &[RootId], lifetime: Duration) -> Vec<NodeId> {
-        let showing = self.showing(roots, lifetime);
-        let steady = |n: NodeId| n == self.me || matches!(self.heard.get(&n), Some(Hearing::Up(time)) if *time >= STEADY);
-        let may = |n: &NodeId| showing.contains(n) || self.silence(*n) < lifetime && !steady(*n);
-        self.roster.active().map(Member::node).filter(may).collect()
+        let may = |n: &NodeId| self.shows(*n, roots) || (*n != self.me && !self.is_steady(*n));
+        self.heard_within(lifetime).filter(may).collect()
+    }
+
+    fn shows(&self, node: NodeId, roots: &[RootId]) -> bool {
+        self.catalog.record(node).is_none_or(|r| r.roots.shown.iter().any(|s| roots.contains(s)))
+    }
+
+    fn heard_within(&self, time: Duration) -> impl Iterator<Item = NodeId> {
+        self.roster.active().map(Member::node).filter(move |n| self.silence(*n) < time)
+    }
+
+    /// Whether it has been heard for a time without a break.
+    fn is_steady(&self, node: NodeId) -> bool {
+        matches!(self.heard.get(&node), Some(Hearing::Up(time)) if *time >= STEADY)
     }
 }

@@ -396,7 +396,7 @@ impl Roster {
     pub fn overruling(&self, ban: &Entry, chain: &Chain) -> Vec<&Entry> {
         let (node, by, _) = ban.slot();
         let recovery = |e: &Entry| self.is_recovery(e.member().by);
-        let is_out = |n: NodeId| self.of(n).any(|e| e.bans() && recovery(e));
+        let is_out = |n: NodeId| self.of(n).any(|e| e.bans() && recovery(e) && !self.is_pardoned(e, n));
         if std::iter::once(by).chain(chain.through()).any(is_out) {
             return self.entries().filter(|e| recovery(e)).collect();
         }

@@ -683,7 +683,7 @@ fn whom_a_ban_reached_first_hears_the_recovery_keys_word_from_the_node_itself() 
     let later = there.later(&word).unwrap().clone();
     assert!(there.taken_back(&ban, &Chain::default()) == [later.clone()] && here.taken_back(&ban, &Chain::default()).is_empty());
     here.merge(later).unwrap();
-    assert!(here.is_active(id(&a)));
+    assert!(here.is_active(id(&a)) && !here.overruling(&ban, &Chain::default()).iter().any(|e| e.bans()));
     // By one whom only that one had made an authority.
     let (made, d) = (key(), key());
     let mut here = r.clone();
