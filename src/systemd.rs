@@ -261,9 +261,15 @@ mod tests {
             let beating = pulse.clone();
             // As a deadlock or an endless loop would: the work never gives its thread back.
             let (go, stuck) = std::sync::mpsc::channel::<()>();
+            let (begun, begins) = tokio::sync::oneshot::channel();
             let hung = tokio::spawn(async move {
-                beating.during(async move { _ = tokio::task::block_in_place(|| stuck.recv()) }).await;
+                let work = async move {
+                    let _ = begun.send(());
+                    _ = tokio::task::block_in_place(|| stuck.recv());
+                };
+                beating.during(work).await;
             });
+            begins.await.unwrap();
             tokio::time::sleep(SLACK + Duration::from_millis(200)).await;
             let count = Arc::new(AtomicUsize::new(0));
             let counted = count.clone();

@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -355,7 +355,9 @@ fn who_is_not_root_may_look_at_the_log_level_only() -> Result<()> {
         std::fs::set_permissions(dir, Permissions::from_mode(0o755))?;
     }
     let program = a.dir().join("program");
-    std::fs::copy(MESHD, &program)?;
+    // By another process: a child that a scenario beside this one is about to start would hold a descriptor that this one writes with, and a program
+    // that somebody may write to cannot be run.
+    ensure!(Command::new("cp").arg(MESHD).arg(&program).status()?.success(), "no copy of the program");
     let run = |words: &[&str]| -> Result<(Option<i32>, String)> {
         let mut command = a.meshd(&program);
         command.args(words).uid(NOBODY).gid(NOBODY).current_dir("/");

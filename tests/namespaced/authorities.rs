@@ -10,8 +10,8 @@ use meshd_ca::bundle::RootId;
 use tokio::time::Instant;
 
 use crate::edge::admit;
-use crate::support::mesh::{Mesh, SETTLED, Setup};
-use crate::support::scenario::{Scenario, scenario};
+use crate::support::mesh::{Mesh, SETTLED, Setup, run_on};
+use crate::support::scenario::{Need, Scenario, command, scenario};
 use crate::support::traffic::{Server, connect, echo, sockets};
 use crate::support::{copy, equal, eventually};
 
@@ -22,6 +22,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario!("authorities", an_authority_whose_maker_is_gone_introduces_itself_to_a_host_that_was_away),
     scenario!("authorities", a_banished_host_is_out_at_once_and_stays_out),
     scenario!("authorities", who_is_out_and_cannot_know_hears_it_from_whom_it_asks),
+    scenario!("authorities", two_halves_of_which_nobody_can_tell_the_other_meet, Need::Program("ip"), Need::Program("nft")),
 ];
 
 /// How long the mesh may take to make its authorities: half a minute for each is how long a host must have been there.
@@ -287,7 +288,14 @@ fn a_root_is_replaced_under_load_and_twice_while_a_host_is_away() -> Result<()> 
     // One is switched off. It was heard a moment ago, so it is waited for, over a restart too.
     mesh.at_mut("d").kill();
     let new = rotate(&mesh)?;
-    std::thread::sleep(Duration::from_secs(10));
+    // Nobody is left that would tell a, which is to forget that it was heard, that it was there a moment ago.
+    for name in ["a", "b", "c"] {
+        eventually(SETTLED, &format!("{name} does not hear d"), || {
+            let nodes = mesh.at(name).nodes()?;
+            ensure!(nodes.iter().any(|n| n.name.as_str() == "d" && !n.reachable), "{nodes:?}");
+            Ok(())
+        })?;
+    }
     let (now, waiting) = roots(&mesh, "a")?;
     ensure!(now == [(old[1], RootPhase::Active), (new, RootPhase::Preparing)] && waiting == ["d"], "{now:?}, {waiting:?}");
     let d = mesh.at("a").nodes()?.into_iter().find(|n| n.name.as_str() == "d").context("no d")?.id;
@@ -460,4 +468,67 @@ fn who_is_out_and_cannot_know_hears_it_from_whom_it_asks() -> Result<()> {
         mesh.at(name).until(state)?;
     }
     Ok(())
+}
+
+/// The network is parted between two authorities, each lets two hosts in, and both are gone for good when it is whole again: neither half has ever heard
+/// of the other, and in each somebody is heard.
+fn two_halves_of_which_nobody_can_tell_the_other_meet() -> Result<()> {
+    const HALVES: [[&str; 3]; 2] = [["a", "b", "c"], ["z", "d", "e"]];
+    let mut setup = Setup::of(&["a", "z", "b", "c", "d", "e"]);
+    for name in ["b", "c", "d", "e"] {
+        setup = setup.configured_on(name, "authority = false");
+    }
+    let mut mesh = setup.hosts()?;
+    mesh.at_mut("a").start()?;
+    mesh.at("a").until(State::Member)?;
+    mesh.at_mut("z").start()?;
+    admit(&mesh, "z", &[])?;
+    mesh.at("a").cli(&["authority", "add", "z"])?;
+    until_signing(&mesh, "z", &["a", "z"])?;
+    for (half, other) in [(HALVES[0], HALVES[1]), (HALVES[1], HALVES[0])] {
+        let mut macs = Vec::new();
+        for name in other {
+            let link = run_on(mesh.at(name), command("ip").args(["-o", "link", "show", "dev", "eth0"]))?;
+            macs.push(link.split_whitespace().skip_while(|w| *w != "link/ether").nth(1).context("no link/ether")?.to_owned());
+        }
+        let deaf = format!(
+            "table inet parted {{ chain in {{ type filter hook prerouting priority -300; ether saddr {{ {} }} drop; }}; }}",
+            macs.join(", ")
+        );
+        half.iter().try_for_each(|name| mesh.at(name).nft(&deaf))?;
+    }
+    for [authority, others @ ..] in HALVES {
+        for name in others {
+            mesh.at_mut(name).start()?;
+            mesh.at(name).until_answers()?;
+            let token = mesh.at(authority).token()?;
+            mesh.at(name).cli(&["join", &token])?;
+            mesh.at(name).until(State::Member)?;
+        }
+        for (one, other) in [(others[0], others[1]), (others[1], others[0])] {
+            mesh.at(one).until_captures(mesh.host(other))?;
+            // Each has its certificates: nobody issues any afterwards.
+            mesh.secured_between(one, other, PORT)?;
+        }
+        mesh.at_mut(authority).kill();
+    }
+    for [_, others @ ..] in HALVES {
+        for name in others {
+            equal!(mesh.at(name).nodes()?.len(), 4, "nodes that {name} knows");
+        }
+    }
+    let whole = Instant::now();
+    for name in HALVES.as_flattened() {
+        mesh.at(name).nft("delete table inet parted")?;
+    }
+    eventually(MADE, "all of them are one mesh", || {
+        for name in ["b", "c", "d", "e"] {
+            equal!(mesh.at(name).nodes()?.len(), 6, "nodes that {name} knows");
+        }
+        Ok(())
+    })?;
+    mesh.settled()?;
+    println!("the halves have met after {} ms", whole.elapsed().as_millis());
+    mesh.secured_between("b", "d", PORT)?;
+    mesh.secured_between("e", "c", PORT)
 }

@@ -84,10 +84,11 @@ fn spent(mesh: &Mesh, hosts: &[&str], word: &str) -> Result<()> {
         ensure!(!card(member).exists(), "the token is still on {name}");
         let files = std::fs::read_dir(member.dir())?.chain(std::fs::read_dir(member.dir().join("state"))?).flatten();
         for file in files.filter(|f| f.path().is_file()) {
-            let bytes = std::fs::read(file.path())?;
+            // What is being written has another name by the time it is read.
+            let (Ok(bytes), Ok(metadata)) = (std::fs::read(file.path()), file.metadata()) else { continue };
             let text = String::from_utf8_lossy(&bytes).to_lowercase().replace('-', "");
             ensure!(!text.contains(&plain[..24]), "the secret is in {}", file.path().display());
-            let mode = file.metadata()?.permissions().mode() & 0o777;
+            let mode = metadata.permissions().mode() & 0o777;
             let state = file.path().parent().is_some_and(|p| p.ends_with("state"));
             ensure!(!state || mode & 0o077 == 0, "{} has mode {mode:o}", file.path().display());
         }
@@ -252,7 +253,8 @@ fn closed_meshes_and_other_fleets_let_nobody_in() -> Result<()> {
 
 /// The mesh that it saw is gone before it could join.
 fn a_card_that_finds_nobody_any_more_founds_the_mesh() -> Result<()> {
-    let mut mesh = Setup::of(&["a", "b"]).configured("drain = \"0s\"").configured_on("a", "found_after = \"0s\"").hosts()?;
+    let setup = Setup::of(&["a", "b"]).configured("drain = \"0s\"").configured_on("a", "found_after = \"0s\"");
+    let mut mesh = setup.configured_on("b", "found_after = \"2s\"").hosts()?;
     give(&mesh, &["a", "b"])?;
     start(&mut mesh, &["a"])?;
     mesh.at("a").until(State::Member)?;

@@ -195,7 +195,8 @@ fn a_stolen_founder_is_put_out() -> Result<()> {
 
 fn all_authorities_are_gone() -> Result<()> {
     let setup = Setup::of(&["a", "b", "c", "d"]).configured("svid_lifetime = \"20s\"");
-    let mut mesh = setup.configured_on("b", "authority = false").configured_on("c", "authority = false").hosts()?;
+    let setup = ["b", "c", "d"].into_iter().fold(setup, |setup, name| setup.configured_on(name, "authority = false"));
+    let mut mesh = setup.hosts()?;
     bring_up(&mut mesh, &["a", "b", "c"])?;
     mesh.settled()?;
     let (paper, text) = take(&mesh, "a")?;

@@ -322,7 +322,7 @@ impl Tour {
         if step.command.contains("meshd run") {
             // As long as it takes to type the next command.
             let member = self.mesh.at(&step.host);
-            eventually(Duration::from_secs(2), "the daemon listens", || {
+            eventually(A_MOMENT, "the daemon listens", || {
                 ensure!(member.dir().join("run/meshd.sock").exists());
                 Ok(())
             })?;

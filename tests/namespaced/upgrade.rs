@@ -4,11 +4,13 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use meshd::demo::lab::Host;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -38,9 +40,7 @@ fn pair() -> Result<Mesh> {
 }
 
 /// One that stays open: a word every now and then, each another, each answered.
-async fn keep(mesh: Arc<std::sync::Mutex<Mesh>>, from: &str, to: SocketAddr, number: u64, over: Arc<AtomicBool>) -> Result<u64> {
-    let host = mesh.lock().unwrap().host(from).clone();
-    drop(mesh);
+async fn keep(host: Host, to: SocketAddr, number: u64, over: Arc<AtomicBool>, open: Arc<AtomicUsize>) -> Result<u64> {
     let mut stream = dial(&host, to).await?;
     let mut count = 0u64;
     while !over.load(Ordering::Relaxed) || count < 3 {
@@ -49,6 +49,9 @@ async fn keep(mesh: Arc<std::sync::Mutex<Mesh>>, from: &str, to: SocketAddr, num
         timeout(PATIENCE, stream.write_all(&word)).await.context("not taken")?.context("write")?;
         timeout(PATIENCE, stream.read_exact(&mut answer)).await.context("no answer")?.context("read")?;
         equal!(word, answer, "an answer");
+        if count == 0 {
+            open.fetch_add(1, Ordering::Relaxed);
+        }
         count += 1;
         sleep(Duration::from_millis(150 + number % 50)).await;
     }
@@ -58,7 +61,7 @@ async fn keep(mesh: Arc<std::sync::Mutex<Mesh>>, from: &str, to: SocketAddr, num
 }
 
 /// New connections, one after the other.
-async fn load(host: meshd::demo::lab::Host, to: [SocketAddr; 2], over: Arc<AtomicBool>, done: Arc<AtomicU64>) -> Result<u64> {
+async fn load(host: Host, to: [SocketAddr; 2], over: Arc<AtomicBool>, done: Arc<AtomicU64>) -> Result<u64> {
     let mut number = 0u64;
     while !over.load(Ordering::Relaxed) {
         let one = async {
@@ -87,7 +90,7 @@ fn open_connections_and_new_ones_go_on_across_two_upgrades_of_both_hosts() -> Re
     let mesh = Arc::new(std::sync::Mutex::new(mesh));
     let over = Arc::new(AtomicBool::new(false));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let opened = Arc::new(AtomicU64::new(0));
+    let (open, opened) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicU64::new(0)));
     let (words, new) = runtime.block_on(async {
         for listener in listeners {
             echo_all(listener?)?;
@@ -96,10 +99,10 @@ fn open_connections_and_new_ones_go_on_across_two_upgrades_of_both_hosts() -> Re
         for (from, to) in [(0, 1), (1, 0)] {
             for number in 0..KEPT {
                 let to = sockets(&hosts[to], 8000)[number % 2];
-                let (mesh, over) = (mesh.clone(), over.clone());
-                let name = ["a", "b"][from];
+                let (host, over, open) = (hosts[from].clone(), over.clone(), open.clone());
+                let name = host.name.clone();
                 kept.spawn(
-                    async move { keep(mesh, name, to, number as u64, over).await.with_context(|| format!("{name} {number}")) },
+                    async move { keep(host, to, number as u64, over, open).await.with_context(|| format!("{name} {number}")) },
                 );
             }
         }
@@ -108,7 +111,12 @@ fn open_connections_and_new_ones_go_on_across_two_upgrades_of_both_hosts() -> Re
             let (host, to) = (hosts[from].clone(), sockets(&hosts[to], 8000));
             new.spawn(load(host, to, over.clone(), opened.clone()));
         }
-        sleep(Duration::from_secs(2)).await;
+        let all = async {
+            while open.load(Ordering::Relaxed) < 2 * KEPT {
+                sleep(Duration::from_millis(50)).await;
+            }
+        };
+        timeout(PATIENCE, all).await.with_context(|| format!("only {} connections are open", open.load(Ordering::Relaxed)))?;
         let upgrading = {
             let (mesh, opened) = (mesh.clone(), opened.clone());
             tokio::task::spawn_blocking(move || -> Result<()> {
@@ -239,7 +247,9 @@ fn a_transfer_goes_on_at_both_ends() -> Result<()> {
 /// A copy of the program that a daemon is to run from, so that it can be replaced.
 fn installed(mesh: &Mesh, name: &str) -> Result<PathBuf> {
     let path = mesh.host(name).dir().join("meshd");
-    install(&path, &std::fs::read(MESHD)?, 0o755)?;
+    // By another process: a child that a scenario beside this one is about to start would hold a descriptor that this one writes with, and a program
+    // that somebody may write to cannot be run.
+    ensure!(Command::new("cp").arg(MESHD).arg(&path).status()?.success(), "no copy of the program");
     Ok(path)
 }
 
@@ -434,6 +444,8 @@ fn the_service_manager_follows() -> Result<()> {
     ensure!(Some(main) < manager.position("READY=1"), "ready before it is the service: {:?}", manager.said);
     ensure!(!manager.said.iter().any(|l| l.starts_with("STOPPING") || l.starts_with("FDSTORE")), "{:?}", manager.said);
     equal!(manager.kept.len(), 1, "descriptors kept");
+    // What was said meanwhile is none of it.
+    manager.listen(Duration::from_millis(50), None)?;
     manager.said.clear();
     manager.listen(Duration::from_secs(4), None)?;
     let fed = manager.said.iter().filter(|l| *l == "WATCHDOG=1").count();

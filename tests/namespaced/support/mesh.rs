@@ -83,7 +83,12 @@ impl Setup {
             .collect();
         for member in &members {
             let lines = self.configuration.iter().filter(|(who, _)| who.is_none_or(|w| w == member.name));
-            member.configure(&lines.map(|(_, lines)| format!("{lines}\n")).collect::<String>())?;
+            let mut lines: String = lines.map(|(_, lines)| format!("{lines}\n")).collect();
+            // However late the first one is heard on a busy machine, the others do not found a mesh of their own.
+            if member.name != self.members[0] && !lines.contains("found_after") {
+                lines.push_str("found_after = \"30s\"\n");
+            }
+            member.configure(&lines)?;
         }
         Ok(Mesh { members, lab })
     }
