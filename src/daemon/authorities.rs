@@ -28,8 +28,9 @@ use crate::membership::{Membership, MembershipError, ROOT_LIFETIME};
 
 /// How often it is looked.
 const LOOK: Duration = Duration::from_secs(1);
-/// How long a member that would not or could not become an authority is left alone.
+/// How long a member that would not or could not become an authority is left alone, and one that did not answer.
 const REFUSED: Duration = Duration::from_secs(3600);
+const UNREACHED: Duration = Duration::from_secs(60);
 /// The file: how long each authority that is silent was not heard by earlier lives of this daemon, in seconds; on an authority, each member.
 const SILENT: &str = "silent";
 /// How long news takes to reach everybody, and whoever was signing something to be done with it.
@@ -211,14 +212,15 @@ impl Authorities {
     /// # Errors
     /// When it does not answer or does not want to, or the roster does not allow it.
     pub(crate) async fn appoint(&self, node: NodeId) -> Result<(), Box<(StatusCode, String)>> {
-        let refused = |status, why: String| {
-            let until = Instant::now() + REFUSED;
+        let after = |pause, status, why: String| {
+            let until = Instant::now() + pause;
             self.refused.lock().unwrap_or_else(PoisonError::into_inner).insert(node, until);
             Box::new((status, why))
         };
+        let refused = |status, why| after(REFUSED, status, why);
         let answer = self.links.post(node, "/v1/authority", bytes::Bytes::new()).await.map_err(|e| match e {
             LinkError::Refused(_, status, why) => refused(status, why),
-            other => refused(StatusCode::BAD_GATEWAY, other.to_string()),
+            other => after(UNREACHED, StatusCode::BAD_GATEWAY, other.to_string()),
         })?;
         let prepared: Prepared = serde_json::from_slice(&answer)
             .map_err(|e| refused(StatusCode::BAD_GATEWAY, format!("its answer cannot be read: {e}")))?;

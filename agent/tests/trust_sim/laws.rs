@@ -15,7 +15,7 @@ use rand::RngExt;
 
 use super::disk::{Halt, Res};
 use super::life::published;
-use super::world::World;
+use super::world::{Host, World};
 
 /// Within this time after the last disturbance any two members that reach each other, and an authority, can connect, and all rosters say
 /// the same.
@@ -203,12 +203,19 @@ impl World {
         node == t.founder || by(t.recovery) || (by(t.founder) && !founder_is_out)
     }
 
+    /// This key of a host, and those that it had before.
+    fn keys_until(&self, node: NodeId) -> impl Iterator<Item = NodeId> {
+        let before = |n: &NodeId| self.truth.heirs.iter().find(|(_, new)| new == n).map(|(old, _)| *old);
+        std::iter::successors(Some(node), before)
+    }
+
     /// The founder made somebody an authority and somebody else banished it before they heard of each other. Then it is one, and whoever heard of
-    /// the ban first sees it come back. No other authority can bring anybody back.
+    /// the ban first sees it come back; so is who took the place of that key, because nobody else gives that one's place away. No other authority can
+    /// bring anybody back.
     pub(crate) fn crossed(&self, node: NodeId, roster: &Roster) -> bool {
         let low = |by: &NodeId| *by != self.truth.founder && *by != self.truth.recovery;
         let out = roster.member(self.truth.founder).is_some_and(|f| f.standing == Standing::Banished);
-        let above = self.is_above(node, out);
+        let above = self.keys_until(node).any(|n| self.is_above(n, out));
         self.truth.lifted.contains(&node) || (above && self.truth.put_out.get(&node).is_some_and(low))
     }
 
@@ -313,7 +320,7 @@ impl World {
         for a in self.hosts[i].seen_standing.iter().filter(|a| !self.truth.ended.contains(a)) {
             let thief = self.index.get(a).is_none_or(|a| self.hosts[*a].thief);
             // Who banished the one that made it an authority vouches for it, and that word is on its way; at the end all rosters are one.
-            let at = |host: &super::world::Host| host.disk.roster.as_deref().is_some_and(|r| holds(r, a));
+            let at = |host: &Host| host.disk.roster.as_deref().is_some_and(|r| holds(r, a));
             let vouched = |m: &Member| match self.index.get(&m.by) {
                 Some(by) => at(&self.hosts[*by]),
                 // The recovery key, typed on one of those who know of it.
@@ -324,7 +331,7 @@ impl World {
             let out = |m: &Member| m.standing == Standing::Banished && vouched(m);
             // It asked for another key of somebody who was put out by then, was made an authority under the one that it had, and that one was taken back.
             let replaced = roster.member(*a).is_some_and(|m| m.standing == Standing::Replaced)
-                && self.truth.heirs.iter().any(|(old, new)| old == a && self.hosts.iter().any(|h| h.id == *new));
+                && self.truth.heirs.iter().any(|(old, new)| old == a && self.hosts.iter().any(|h| goes_by(h, new)));
             if !thief && !replaced && !holds(&roster, a) && !roster.members().any(out) {
                 let now =
                     roster.member(*a).map(|m| (m.standing, m.version, self.name(m.by), published(&roster, *a).len(), m.retired));
@@ -437,10 +444,7 @@ impl World {
             let at = self.rng.random_range(0..self.truth.bad_leaves.len());
             let (of, leaf) = self.truth.bad_leaves[at].clone();
             // Where it is not heard that it got another key either, it is a member under the one before.
-            let keys = |n: NodeId| {
-                std::iter::successors(Some(n), |n| self.truth.heirs.iter().find(|(_, new)| new == n).map(|(old, _)| *old))
-            };
-            let known = |n: NodeId| keys(n).all(|n| !self.roster(i).is_host_active(n));
+            let known = |n: NodeId| self.keys_until(n).all(|n| !self.roster(i).is_host_active(n));
             if of.is_some_and(|n| !known(n)) {
                 continue;
             }
@@ -612,8 +616,9 @@ impl World {
                 }
             }
             for (at, key, node) in &self.truth.orders {
-                // Who is no member, because a thief let it in who was put out, reaches none of them.
-                let kept = self.runs(*at) && self.hosts[*at].id == *key && !self.truth.void.contains(key);
+                // Who is no member, because a thief let it in who was put out, or a thief that was put out itself, reaches none of them.
+                let unheard = self.truth.void.contains(key) || (self.hosts[*at].thief && self.truth.put_out.contains_key(key));
+                let kept = self.runs(*at) && self.hosts[*at].id == *key && !unheard;
                 let out = self.roster(*i).member(*node).is_some_and(|m| m.standing == Standing::Banished);
                 if kept && !out && !self.crossed(*node, self.roster(*i)) {
                     return broken(format!("host {i} does not know that {} was banished on host {at}", self.name(*node)));
@@ -661,6 +666,11 @@ impl World {
         let all: Vec<String> = (0..self.hosts.len()).map(line).collect();
         format!("{}\n{:?}", all.join("\n"), self.ways)
     }
+}
+
+/// Whether a host has this key, or will when it hears that it may.
+fn goes_by(host: &Host, node: &NodeId) -> bool {
+    host.id == *node || host.next_key.is_some_and(|key| key.public().node_id() == *node)
 }
 
 fn holds(roster: &Roster, node: &NodeId) -> bool {

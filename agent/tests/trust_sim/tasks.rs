@@ -27,8 +27,9 @@ use super::world::World;
 const NEWS: Duration = Duration::from_secs(12);
 /// How often silence is written.
 const WRITE: Duration = Duration::from_secs(3600);
-/// How long a member that would not become an authority is left alone.
+/// How long a member that would not become an authority is left alone, and one that did not answer.
 const REFUSED: Duration = Duration::from_secs(3600);
+const UNREACHED: Duration = Duration::from_secs(60);
 
 /// What everything about authorities is decided from.
 pub(crate) struct Moment {
@@ -199,7 +200,7 @@ impl World {
         match self.index.get(&node).copied() {
             Some(j) => self.appoint(i, j),
             // A key that nobody has any more does not answer.
-            None => self.refuse(i, node),
+            None => self.leave_alone(i, node, UNREACHED),
         }
     }
 
@@ -237,13 +238,13 @@ impl World {
                 }
                 self.say(|_| format!("host {i}: makes host {j} an authority"));
             }
-            Err(_) => self.refuse(i, id)?,
+            Err(_) => self.leave_alone(i, id, if self.path(i, j) { REFUSED } else { UNREACHED })?,
         }
         Ok(())
     }
 
-    fn refuse(&mut self, i: usize, node: NodeId) -> Res {
-        let until = self.now + REFUSED;
+    fn leave_alone(&mut self, i: usize, node: NodeId, pause: Duration) -> Res {
+        let until = self.now + pause;
         if let Some(life) = self.hosts[i].life.as_mut() {
             life.refused.insert(node, until);
         }

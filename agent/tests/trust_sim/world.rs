@@ -370,9 +370,10 @@ impl World {
 
     // The carrier.
 
-    /// Opens a link from `i` to `j`, as the control connection does: both say who they are, then they compare what they know.
+    /// Opens a link from `i` to `j`, as the control connection does: both say who they are, then they compare what they know. Neither need have
+    /// heard of the other (`src/daemon/knock.rs`).
     pub(crate) fn greet(&mut self, i: usize, j: usize) -> Res {
-        if !self.path(i, j) || !self.roster(i).is_active(self.hosts[j].id) {
+        if !self.path(i, j) {
             return Ok(());
         }
         let Some((chain, mine)) = self.shows(i) else { return Ok(()) };
@@ -391,6 +392,9 @@ impl World {
             self.introduced(i, chain, theirs)?;
         }
         let (peer, Some(life)) = (self.hosts[j].id, self.hosts[i].life.as_mut()) else { return Ok(()) };
+        if !life.roster.is_active(peer) {
+            return Ok(());
+        }
         life.gossip.announce(peer);
         self.act(i)?;
         self.pump()

@@ -119,13 +119,22 @@ impl Roster {
         for grant in &chain.0 {
             let (node, by, _) = grant.slot();
             let from = self.trusted.contains(&by) || counts.contains(&by);
-            if !from || !grant.grants() || out(node) || self.belongs(grant).is_err() {
+            if !from || !grant.grants() || (out(node) && !self.brings_back(grant)) || self.belongs(grant).is_err() {
                 return false;
             }
             counts.insert(node);
         }
         let (node, by, _) = entry.slot();
-        counts.contains(&by) && !out(node) && self.belongs(entry).is_ok()
+        counts.contains(&by) && (counts.contains(&node) || !out(node)) && self.belongs(entry).is_ok()
+    }
+
+    /// Whether a node that is out here, by the word of other authorities, is not by this grant: the founder and the recovery key protect by it
+    /// ([`Roster::is_protected`]), and that was not heard here.
+    fn brings_back(&self, grant: &Entry) -> bool {
+        let above = |by| by == self.founder || self.is_recovery(by);
+        let (node, by, _) = grant.slot();
+        let mut bans = self.of(node).filter(|e| self.puts_out(e, node)).map(|e| e.member().by).peekable();
+        above(by) && bans.peek().is_some() && !bans.any(above)
     }
 }
 
@@ -211,6 +220,40 @@ mod tests {
         }
         assert!(full.chain(id(0)).is_empty(), "the founder needs none");
         assert!(!full.follows(&full.chain(id(0)), full.introduction(id(1)).unwrap()), "and an empty one shows nothing");
+    }
+
+    #[test]
+    fn whom_the_founder_made_an_authority_is_believed_where_another_one_had_put_it_out() {
+        let (mut full, keys) = line(4);
+        let (guest, child) = (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
+        let (node, its) = (guest.public().node_id(), child.public().node_id());
+        full.admit(&keys[0], guest.public(), &HostName::nearest("g"), NOW).unwrap();
+        let before = full.clone();
+        // As somebody has it who heard of a ban by this one, and nothing else.
+        let banished = |by: &PrivateKey| {
+            let mut away = before.clone();
+            away.banish(by, node).unwrap();
+            away
+        };
+        let grown = |by: &PrivateKey| {
+            let mut full = full.clone();
+            full.grant(by, node, vec![root(&guest)]).unwrap();
+            full.stand(&guest, vec![root(&guest)]).unwrap();
+            full.admit(&guest, child.public(), &HostName::nearest("c"), NOW).unwrap();
+            full
+        };
+        let founders = grown(&keys[0]);
+        for who in [node, its] {
+            let (chain, entry) = (founders.chain(who), founders.introduction(who).unwrap());
+            let mut away = banished(&keys[1]);
+            assert!(!away.is_active(node) && told(&mut away, chain.clone(), entry), "{who}");
+            assert!(away.is_active(node) && away.is_active(who), "{who}");
+            assert!(!banished(&keys[0]).follows(&chain, entry), "the founder put it out, too");
+            // Without the grant, or with one of an authority like the other, it stays out.
+            assert!(!banished(&keys[1]).follows(&Chain::default(), entry));
+            let others = grown(&keys[2]);
+            assert!(!banished(&keys[1]).follows(&others.chain(who), others.introduction(who).unwrap()), "{who}");
+        }
     }
 
     #[test]
