@@ -1,7 +1,8 @@
 //! Finds the first way back to the others: knocks at every address that might be a member's, until somebody answers.
 //!
-//! Once one link is open, records and gossip say where everybody is, and knocking stops by itself. Every address is a hint; what answers
-//! proves who it is.
+//! Once one link is open, records and gossip say where everybody is. From then on it knocks, at leisure, where this mesh is announced by somebody
+//! of whom nothing is known: he was let in while the network was parted, say, by an authority that has died since, and nobody else can tell of him.
+//! Every address is a hint; what answers proves who it is.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -9,19 +10,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meshd_agent::source::mdns::tag_matches;
+use tokio::time::Instant;
 
 use super::{Daemon, Member, acquire};
 use crate::task::Tasks;
 
 /// How often, while nobody is heard: soon at first, then at leisure.
-const PAUSES: [Duration; 6] = [
-    Duration::from_millis(100),
+const PAUSES: [Duration; 5] = [
     Duration::from_millis(250),
     Duration::from_millis(500),
     Duration::from_secs(1),
     Duration::from_secs(2),
     Duration::from_secs(5),
 ];
+/// How often it is looked, while somebody is heard, whether that is so.
+const LOOK: Duration = Duration::from_secs(1);
+/// How often it is knocked at those of whom nothing is known, while somebody is heard.
+const STRANGERS: Duration = Duration::from_secs(60);
 /// Addresses knocked at in one round.
 const MAX_ADDRESSES: usize = 64;
 
@@ -30,36 +35,53 @@ pub(crate) async fn knock(daemon: Arc<Daemon>, member: Arc<Member>, first: Vec<S
     // Whoever answers asks at once who we are: have an answer.
     let mut catalog = member.watch_catalog();
     let _ = catalog.wait_for(|c| c.record(member.me()).is_some()).await;
-    let mut rounds = 0;
+    let (mut rounds, mut greeted) = (0, Instant::now());
     loop {
-        let lonely = member.membership.roster().active().count() > 1 && member.links.linked().is_empty();
-        if lonely {
-            round(&daemon, &member, &first).await;
-            rounds += 1;
-        } else {
-            rounds = 0;
+        let lonely = || member.membership.roster().active().count() > 1 && member.links.linked().is_empty();
+        if lonely() {
+            let mut knocks = knock_at(&member, hints(&daemon, &member, &first).await);
+            while knocks.join_next().await.is_some() && lonely() {}
+            tokio::time::sleep(PAUSES[rounds]).await;
+            rounds = (rounds + 1).min(PAUSES.len() - 1);
+            continue;
         }
-        tokio::time::sleep(PAUSES[rounds.min(PAUSES.len() - 1)]).await;
+        rounds = 0;
+        if greeted.elapsed() >= STRANGERS {
+            greeted = Instant::now();
+            let strangers = acquire::strangers(daemon.lan(), &member, member.mesh());
+            let mut addresses: Vec<SocketAddr> = strangers.into_iter().flat_map(|s| s.addresses).collect();
+            // Of more than fit in one round not always the same.
+            let first = meshd_ca::keys::random().map_or(0, u16::from_be_bytes) as usize % addresses.len().max(1);
+            addresses.rotate_left(first);
+            let mut knocks = knock_at(&member, addresses);
+            while knocks.join_next().await.is_some() {}
+        }
+        tokio::time::sleep(LOOK).await;
     }
 }
 
-async fn round(daemon: &Daemon, member: &Member, first: &[SocketAddr]) {
-    let mesh = member.membership.roster().mesh();
+/// Where a member may be, best first.
+async fn hints(daemon: &Daemon, member: &Member, first: &[SocketAddr]) -> Vec<SocketAddr> {
+    let mesh = member.mesh();
     let seen = daemon.lan().seen();
     let ours = seen.into_iter().filter(|s| s.tag.is_some_and(|t| tag_matches(mesh, &t)));
     let on_lan: Vec<SocketAddr> = ours.flat_map(|s| s.addresses).collect();
     let configured = acquire::peer_addresses(&daemon.config()).await;
-    let catalog = member.catalog();
-    let own = member.own_addresses();
     let mut all: Vec<SocketAddr> = first.iter().copied().chain(configured).chain(on_lan).collect();
-    for record in catalog.records().map(|r| r.record()) {
+    for record in member.catalog().records().map(|r| r.record()) {
         all.extend(record.addresses.iter().map(|a| SocketAddr::new(a.ip, record.port)));
     }
+    all
+}
+
+/// Knocks at the first of these.
+fn knock_at(member: &Member, mut addresses: Vec<SocketAddr>) -> Tasks<()> {
+    let own = member.own_addresses();
     let mut tried = BTreeSet::new();
-    all.retain(|a| !own.contains(&a.ip()) && tried.insert(*a));
-    all.truncate(MAX_ADDRESSES);
+    addresses.retain(|a| !own.contains(&a.ip()) && tried.insert(*a));
+    addresses.truncate(MAX_ADDRESSES);
     let mut knocks = Tasks::new();
-    for address in all {
+    for address in addresses {
         let links = member.links.clone();
         knocks.spawn(async move {
             match links.prove(address).await {
@@ -68,9 +90,5 @@ async fn round(daemon: &Daemon, member: &Member, first: &[SocketAddr]) {
             }
         });
     }
-    while knocks.join_next().await.is_some() {
-        if !member.links.linked().is_empty() {
-            return;
-        }
-    }
+    knocks
 }

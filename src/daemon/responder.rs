@@ -27,6 +27,9 @@ const WELL: Duration = Duration::from_secs(120);
 /// How often it is looked at: how large its cache is, and what it costs. Both are without bound in between, so this is also the limit of
 /// what a flood can cost.
 const LOOK: Duration = Duration::from_secs(1);
+/// How often it says again who is here. Neighbours that were cut off meanwhile have forgotten it, and ask once an hour by then; an answer to
+/// questions that came more often would be larger than this by all that the neighbours know.
+const AGAIN: Duration = Duration::from_secs(300);
 /// More of a core than this, per cent, over the time between two looks is no announcement of anybody: some ten thousand packets a second.
 const TOO_BUSY: u32 = 50;
 /// How long it may take to say how large the cache is: it answers nobody while packets come faster than it can look at them.
@@ -86,6 +89,8 @@ pub(super) struct Responder {
     /// The one before, as long as its thread is there: there is never more than one.
     ending: Option<JoinHandle<()>>,
     since: Instant,
+    /// When it last said who is here.
+    said: Instant,
     pause: Duration,
     look: Interval,
     cost: Cost,
@@ -98,7 +103,7 @@ impl Responder {
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (since, cost) = (Instant::now(), Cost::now());
         let mut responder =
-            Self { config, announced: None, running: None, ending: None, since, pause: Duration::ZERO, look, cost };
+            Self { config, announced: None, running: None, ending: None, since, said: since, pause: Duration::ZERO, look, cost };
         responder.start();
         responder
     }
@@ -145,6 +150,11 @@ impl Responder {
                     let now = Cost::now();
                     let busy = now.since(self.cost);
                     self.cost = now;
+                    if self.said.elapsed() >= AGAIN {
+                        self.said = Instant::now();
+                        // One that has ended is noticed below.
+                        let _ = mdns.repeat();
+                    }
                     match () {
                         () if busy > TOO_BUSY => Trouble::Busy(busy),
                         () => match timeout(ANSWER, mdns.cached()).await {

@@ -113,7 +113,7 @@ pub struct Mdns {
     port: u16,
     instance: HostName,
     shared: Arc<Mutex<Shared>>,
-    announced: Option<String>,
+    announced: Option<ServiceInfo>,
 }
 
 /// What the library's thread, [`Mdns`] and [`Sightings`] share.
@@ -130,7 +130,10 @@ fn locked(shared: &Mutex<Shared>) -> std::sync::MutexGuard<'_, Shared> {
 
 impl std::fmt::Debug for Mdns {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Mdns").field("instance", &self.instance).field("announced", &self.announced).finish_non_exhaustive()
+        f.debug_struct("Mdns")
+            .field("instance", &self.instance)
+            .field("announced", &self.announced.is_some())
+            .finish_non_exhaustive()
     }
 }
 
@@ -167,11 +170,18 @@ impl Mdns {
         // A host name of our own: the host's is avahi's to answer for.
         let host = format!("{}.local.", self.instance);
         let info = ServiceInfo::new(SERVICE, self.instance.as_str(), &host, "", self.port, &txt[..])?.enable_addr_auto();
-        let name = info.get_fullname().to_owned();
         locked(&self.shared).salt = Some(salt);
-        self.daemon.register(info)?;
-        self.announced = Some(name);
+        self.daemon.register(info.clone())?;
+        self.announced = Some(info);
         Ok(())
+    }
+
+    /// Says once more what is announced, if anything is: for neighbours that were cut off when it was said and ask ever more rarely.
+    ///
+    /// # Errors
+    /// [`MdnsError::Responder`] when the responder has ended.
+    pub fn repeat(&self) -> Result<(), MdnsError> {
+        Ok(self.announced.clone().map_or(Ok(()), |info| self.daemon.register(info))?)
     }
 
     /// Takes the announcement back, if there is one.
@@ -179,8 +189,8 @@ impl Mdns {
     /// # Errors
     /// [`MdnsError::Responder`] when the responder has ended.
     pub fn unannounce(&mut self) -> Result<(), MdnsError> {
-        if let Some(name) = &self.announced {
-            self.daemon.unregister(name)?;
+        if let Some(info) = &self.announced {
+            self.daemon.unregister(info.get_fullname())?;
             self.announced = None;
         }
         Ok(())

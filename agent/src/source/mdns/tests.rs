@@ -4,6 +4,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use proptest::prelude::*;
+use socket2::{Domain, Socket, Type};
 
 use super::*;
 
@@ -219,5 +220,25 @@ async fn inside() {
         async { while !matches!(sees_a.next().await, Some(News::Gone(s)) if s.addresses.iter().any(|a| a.port() == 7000)) {} };
     tokio::time::timeout(long, gone).await.expect("alpha hears that beta is gone");
     assert!(tokio::time::timeout(long, async { while sees_b.next().await.is_some() {} }).await.is_ok(), "the end is told");
+
+    // Nobody asks any more, and it says once more who is there.
+    let wire = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
+    wire.set_reuse_address(true).unwrap();
+    wire.set_reuse_port(true).unwrap();
+    wire.bind(&SocketAddr::from(([0, 0, 0, 0], 5353)).into()).unwrap();
+    wire.join_multicast_v4(&[224, 0, 0, 251].into(), &[10, 77, 0, 1].into()).unwrap();
+    wire.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    let wire = std::net::UdpSocket::from(wire);
+    let mut packet = [0; 9000];
+    let mut announced = || loop {
+        let Ok(n) = wire.recv(&mut packet) else { return false };
+        let (response, packet) = (packet[2] & 0x80 != 0, &packet[..n]);
+        if response && packet.windows(5).any(|w| w == b"alpha") {
+            return true;
+        }
+    };
+    assert!(!announced(), "it speaks without being asked");
+    a.repeat().unwrap();
+    assert!(announced(), "alpha announces itself again");
     a.unannounce().unwrap();
 }
