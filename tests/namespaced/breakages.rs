@@ -259,7 +259,7 @@ fn clocks_that_are_wrong() -> Result<()> {
     };
     follows(SETTLED)?;
     among(mesh.at("b"), &[code::ROOT_END, code::PEER_CLOCK])?;
-    clocks::set(&mesh, "a", &format!("+{}", left - 20))?;
+    clocks::set(&mesh, "a", &format!("+{}", left - 30))?;
     follows(SETTLED)?;
     among(mesh.at("b"), &[code::BUNDLE])?;
     // What it signed with has ended: it waits for those only who were there a minute ago. c learns of the new root when it is back.
