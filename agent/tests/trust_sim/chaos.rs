@@ -261,6 +261,13 @@ impl World {
             self.void(a, node);
             self.disturb();
         }
+        // Whom the founder vouches for instead of that one it protects.
+        if by == self.truth.founder && self.runs(a) {
+            let (roster, t) = (self.roster(a).clone(), &mut self.truth);
+            for node in t.granted.iter().filter(|n| roster.is_protected(**n)) {
+                t.granted_by.entry(*node).or_default().insert(by);
+            }
+        }
         Ok(())
     }
 
