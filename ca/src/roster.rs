@@ -68,6 +68,9 @@ const MAX_ENTRIES: usize = 8 * MAX_MEMBERS;
 const MAX_UNPROVEN: usize = 64;
 /// The first version that only the recovery key may give: whatever others sign, it has a later word.
 const RESERVED: u64 = 1 << 62;
+/// By so much a grant of the recovery key is later than what its signer knows: whoever has not heard of it goes on counting from there, a founder, say, that
+/// ends what is left of an office that it took from that host.
+const LEAD: u64 = 1 << 10;
 /// How far a joiner's own word of its past is believed. Versions that honest rosters reach are nowhere near.
 const MAX_PAST: u64 = 1 << 32;
 /// What a charter's signature is over.

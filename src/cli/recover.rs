@@ -27,7 +27,8 @@ Examples:
 const RECOVER: &str = "\
 For a mesh whose authorities are all gone, so that nobody can renew or join; to be run on any member, with the recovery key of the mesh, which \
 is asked for. This host becomes an authority with a new root. Authorities that are not heard now lose their office; they stay members, and \
-certificates they signed stay valid (`meshd banish` puts one out that was stolen). It signs as soon as the members that are there know its root, a minute at most after the others fell silent.
+certificates they signed stay valid (`meshd banish` puts one out that was stolen). It signs as soon as the members that are there know its root, a minute at most after the others fell silent. \
+Where this host is an authority already it stays one, and only the founder and the recovery key put it out from then on.
 
 With --clock it does nothing of that: it sets the clock of the mesh back to what the clock of this host shows, for a mesh, or an authority, that followed \
 clocks that were ahead and would be alone with that until the time has come. Set the clocks right first, and run it on a host that is ahead (`meshd check` \
@@ -175,17 +176,32 @@ impl Recover {
         let lost: Vec<_> = authorities.into_iter().filter(|a| !a.reachable && a.id != own.node).collect();
         let lost: Vec<_> = lost.into_iter().filter(|a| roster.member(a.id).is_some_and(|m| m.is_authority())).collect();
         let removed: Vec<String> = lost.iter().map(|a| a.name.to_string()).collect();
+        let already = roster.member(own.node).is_some_and(|m| m.is_authority());
+        if already && lost.is_empty() && roster.is_protected(own.node) {
+            let text = "nothing is to be done: this host is an authority that only the founder and the recovery key put out, and the others are heard\n";
+            around.screen(self.output).show(&Recovered { removed }, || text.into())?;
+            return Ok(Exit::Ok);
+        }
         if !self.yes {
             let mesh = UnixTime(local.mesh_time().await?.now);
-            terminal::confirm(&question(&removed, mesh, Clock::system_time()))?;
+            terminal::confirm(&question(already, &removed, mesh, Clock::system_time()))?;
         }
         let key = recovery_key::signing(&roster, self.key.path())?;
-        let mut words = vec![roster.grant(&key, own.node, vec![own.root]).map_err(failed(WHAT))?];
+        // About the roots of an authority only its own word counts.
+        let mut words = match already {
+            true => roster.confirm(&key, own.node).map_err(failed(WHAT))?.into_iter().collect(),
+            false => vec![roster.grant(&key, own.node, vec![own.root]).map_err(failed(WHAT))?],
+        };
         for authority in &lost {
             words.push(roster.retire(&key, authority.id, true).map_err(failed(WHAT))?);
         }
         hand_in(&local, words).await?;
-        let text = "this host is an authority; it signs when everybody who is there believes its root (`meshd authority list`)\n";
+        let text = match already {
+            true => "this host stays an authority, and only the founder and the recovery key put it out from now on\n",
+            false => {
+                "this host is an authority; it signs when everybody who is there believes its root (`meshd authority list`)\n"
+            }
+        };
         around.screen(self.output).show(&Recovered { removed }, || text.into())?;
         Ok(Exit::Ok)
     }
@@ -213,8 +229,8 @@ impl Recover {
     }
 }
 
-/// What is asked before this host becomes an authority in the place of these, when mesh time is `mesh` and its clock shows `clock`.
-fn question(removed: &[String], mesh: UnixTime, clock: UnixTime) -> String {
+/// What is asked before this host becomes an authority in the place of these, or stays one, when mesh time is `mesh` and its clock shows `clock`.
+fn question(already: bool, removed: &[String], mesh: UnixTime, clock: UnixTime) -> String {
     let without = match removed {
         [] => "beside those that are there".into(),
         _ => format!("instead of {}", removed.join(", ")),
@@ -226,7 +242,8 @@ fn question(removed: &[String], mesh: UnixTime, clock: UnixTime) -> String {
         ),
         false => String::new(),
     };
-    format!("{behind}Make this host an authority of the mesh, {without}?")
+    let what = if already { "Stand behind this host, which is" } else { "Make this host" };
+    format!("{behind}{what} an authority of the mesh, {without}?")
 }
 
 #[cfg(test)]
@@ -236,13 +253,15 @@ mod tests {
     #[test]
     fn the_question_says_who_loses_the_office_and_whether_the_clock_is_behind() {
         let now = UnixTime(1_800_000_000);
-        assert_eq!(question(&[], now, now), "Make this host an authority of the mesh, beside those that are there?");
-        let asked = question(&["a".into(), "b".into()], now, UnixTime(120));
+        assert_eq!(question(false, &[], now, now), "Make this host an authority of the mesh, beside those that are there?");
+        let stays = question(true, &["a".into()], now, now);
+        assert_eq!(stays, "Stand behind this host, which is an authority of the mesh, instead of a?");
+        let asked = question(false, &["a".into(), "b".into()], now, UnixTime(120));
         assert!(
             asked.starts_with("The clock of this host shows 1970-01-01T00:02:00Z, and the mesh was at 2027-01-15T08:00:00Z"),
             "{asked}"
         );
         assert!(asked.ends_with("\nMake this host an authority of the mesh, instead of a, b?"), "{asked}");
-        assert!(!question(&[], now, now + AGREEMENT * 2).contains("clock"), "one that is ahead is not followed");
+        assert!(!question(false, &[], now, now + AGREEMENT * 2).contains("clock"), "one that is ahead is not followed");
     }
 }

@@ -175,15 +175,16 @@ impl World {
     /// `meshd recover`: this host is an authority from now on, in the place of those that it does not hear.
     pub(crate) fn recover(&mut self, a: usize) -> Res {
         let id = self.hosts[a].id;
-        if self.office(a).is_some() {
-            return Ok(());
-        }
+        let already = self.roster(a).member(id).is_some_and(Member::is_authority);
         let heard = |w: &Self, n: &NodeId| w.index.get(n).is_some_and(|j| w.hears(a, *j));
         let lost: Vec<NodeId> = self.roster(a).authorities().map(Member::node).filter(|n| *n != id && !heard(self, n)).collect();
         let root = self.prepare(a)?;
         let gone = lost.clone();
         let done = self.hand_in(a, move |roster, key| {
-            roster.grant(key, id, vec![root])?;
+            match already {
+                true => roster.confirm(key, id).map(drop)?,
+                false => roster.grant(key, id, vec![root]).map(drop)?,
+            }
             gone.iter().try_for_each(|n| roster.retire(key, *n, true).map(drop))
         })?;
         if !done {
@@ -196,8 +197,16 @@ impl World {
             )
         });
         self.truth.seen.recovered += 1;
-        self.truth.granted.insert(id);
         lost.into_iter().for_each(|n| self.note_ended(n, self.recovery()));
+        let paper = self.recovery();
+        if self.runs(a) && self.roster(a).entries().any(|e| e.member().node() == id && e.member().by == paper) {
+            self.truth.granted_by.entry(id).or_default().insert(paper);
+        }
+        self.disturb();
+        if already {
+            return Ok(());
+        }
+        self.truth.granted.insert(id);
         // The founder may have put this host out where that is not known yet.
         let out = self.truth.put_out.get(&id).is_some_and(|by| [self.truth.founder, self.truth.recovery].contains(by));
         if out {
@@ -207,9 +216,6 @@ impl World {
         }
         // Who knew it from an earlier office has to hear of this one.
         self.hosts.iter_mut().for_each(|h| h.seen_standing.retain(|n| *n != id));
-        let paper = self.recovery();
-        self.truth.granted_by.entry(id).or_default().insert(paper);
-        self.disturb();
         Ok(())
     }
 }

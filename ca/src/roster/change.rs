@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use super::entry::{Entry, Member, Standing};
 use super::settle::free_name;
-use super::{MAX_PAST, RESERVED, Roster, RosterError, Seat};
+use super::{LEAD, MAX_PAST, RESERVED, Roster, RosterError, Seat};
 use crate::identity::{HostName, NodeId};
 use crate::keys::{PrivateKey, PublicKey};
 use crate::time::UnixTime;
@@ -236,7 +236,11 @@ impl Roster {
         if by != self.founder && !self.is_recovery(by) && self.deposed(node).is_some() {
             return Err(self.needs_founder());
         }
-        self.say(authority, Member { roots, retired: false, ..self.next(by, node, Standing::Active)? })
+        let mut member = Member { roots, retired: false, ..self.next(by, node, Standing::Active)? };
+        if self.is_recovery(by) {
+            member.version = member.version.max(member.version.saturating_add(LEAD).min(RESERVED - 1));
+        }
+        self.say(authority, member)
     }
 
     /// The founder or the recovery key stands behind an authority that others made: from then on no other authority puts it out. None where nothing

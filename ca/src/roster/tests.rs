@@ -739,6 +739,27 @@ fn when_all_authorities_are_gone_the_recovery_key_makes_one() {
 }
 
 #[test]
+fn who_has_not_heard_that_the_recovery_key_made_an_authority_does_not_unmake_it_by_going_on() {
+    let (mut r, [f, a, ..], recovery) = three_with_recovery();
+    r.retire(&f, id(&a), true).unwrap();
+    let mut parted = r.clone();
+    // The founder, elsewhere, ends what is left of the office.
+    parted.retire(&f, id(&a), false).unwrap();
+    r.grant(&recovery, id(&a), vec![root()]).unwrap();
+    for entry in parted.entries() {
+        r.merge(entry.clone()).unwrap();
+    }
+    assert!(r.member(id(&a)).unwrap().is_authority());
+    // When it has heard, its word counts again; and numbers that are used up do not matter.
+    r.retire(&f, id(&a), false).unwrap();
+    assert!(!r.member(id(&a)).unwrap().is_authority());
+    let last = Member { version: RESERVED - 1, retired: true, ..r.member(id(&a)).unwrap().clone() };
+    r.merge(Entry::sign(&f, mesh_id(), last).unwrap()).unwrap();
+    r.grant(&recovery, id(&a), vec![root()]).unwrap();
+    assert!(r.member(id(&a)).unwrap().is_authority());
+}
+
+#[test]
 fn a_mesh_of_before_has_no_recovery_key_and_nobody_else_is_one() {
     let (mut r, [f, a, _, c]) = three();
     let (stranger, signing) = (key(), Recovery::new(&RecoveryKey::generate().unwrap()).unwrap());
