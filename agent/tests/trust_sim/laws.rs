@@ -310,7 +310,7 @@ impl World {
                     return broken(format!("host {i}: {} is banished by somebody who may not", self.name(node)));
                 }
                 self.hosts[i].seen_banished.insert(node);
-            } else if !self.is_kept_out(node) && self.hosts[i].seen_banished.remove(&node) && !self.crossed(node, &roster) {
+            } else if self.hosts[i].seen_banished.remove(&node) && !self.is_kept_out(node) && !self.crossed(node, &roster) {
                 return broken(format!("host {i}: {} was banished and is back as {:?}", self.name(node), m.standing));
             }
             if m.is_authority() && m.by == node {

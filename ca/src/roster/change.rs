@@ -337,10 +337,12 @@ impl Roster {
         Ok(Member { standing, version, replaces: None, ..signed.clone() })
     }
 
-    /// A version above all that counts about a node. What does not count is left out: its signer may have meant to use the numbers up.
+    /// A version above all that counts about a node. What does not count is left out: its signer may have meant to use the numbers up. For the recovery
+    /// key it is not, up to such numbers: it may count again, when that key takes its signer back.
     fn next_version(&self, by: NodeId, node: NodeId) -> Result<u64, RosterError> {
         let trusted = |e: &Entry| self.trusted.contains(&e.member().by) && !e.bans();
-        self.version(by, node, |e| trusted(e) || e.is_farewell() || self.puts_out(e, node))
+        let known = |e: &Entry| self.is_recovery(by) && e.member().version < MAX_PAST;
+        self.version(by, node, |e| trusted(e) || e.is_farewell() || self.puts_out(e, node) || known(e))
     }
 
     fn version(&self, by: NodeId, node: NodeId, above: impl Fn(&Entry) -> bool) -> Result<u64, RosterError> {

@@ -739,6 +739,21 @@ fn when_all_authorities_are_gone_the_recovery_key_makes_one() {
 }
 
 #[test]
+fn who_was_taken_back_as_a_plain_member_is_one_also_when_a_founder_is_taken_back_that_had_made_it_an_authority() {
+    // Between words of one number chance decides.
+    for _ in 0..8 {
+        let (mut r, [f, a, ..], recovery) = three_with_recovery();
+        assert!(r.member(id(&a)).unwrap().is_authority());
+        r.banish(&f, id(&a)).unwrap();
+        r.banish(&recovery, id(&f)).unwrap();
+        r.unbanish(&recovery, id(&a)).unwrap();
+        assert!(r.is_active(id(&a)) && !r.member(id(&a)).unwrap().is_authority());
+        r.unbanish(&recovery, id(&f)).unwrap();
+        assert!(r.is_active(id(&a)) && !r.member(id(&a)).unwrap().is_authority());
+    }
+}
+
+#[test]
 fn who_has_not_heard_that_the_recovery_key_made_an_authority_does_not_unmake_it_by_going_on() {
     let (mut r, [f, a, ..], recovery) = three_with_recovery();
     r.retire(&f, id(&a), true).unwrap();
