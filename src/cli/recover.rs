@@ -176,7 +176,8 @@ impl Recover {
         let lost: Vec<_> = authorities.into_iter().filter(|a| !a.reachable && a.id != own.node).collect();
         let lost: Vec<_> = lost.into_iter().filter(|a| roster.member(a.id).is_some_and(|m| m.is_authority())).collect();
         let removed: Vec<String> = lost.iter().map(|a| a.name.to_string()).collect();
-        let already = roster.member(own.node).is_some_and(|m| m.is_authority());
+        // One that left, and came back where that was not heard, is one without the key of its root.
+        let already = roster.member(own.node).is_some_and(|m| m.is_authority() && m.roots.contains(&own.root));
         if already && lost.is_empty() && roster.is_protected(own.node) {
             let text = "nothing is to be done: this host is an authority that only the founder and the recovery key put out, and the others are heard\n";
             around.screen(self.output).show(&Recovered { removed }, || text.into())?;

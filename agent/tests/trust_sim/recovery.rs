@@ -175,10 +175,10 @@ impl World {
     /// `meshd recover`: this host is an authority from now on, in the place of those that it does not hear.
     pub(crate) fn recover(&mut self, a: usize) -> Res {
         let id = self.hosts[a].id;
-        let already = self.roster(a).member(id).is_some_and(Member::is_authority);
+        let root = self.prepare(a)?;
+        let already = self.roster(a).member(id).is_some_and(|m| m.is_authority() && m.roots.contains(&root));
         let heard = |w: &Self, n: &NodeId| w.index.get(n).is_some_and(|j| w.hears(a, *j));
         let lost: Vec<NodeId> = self.roster(a).authorities().map(Member::node).filter(|n| *n != id && !heard(self, n)).collect();
-        let root = self.prepare(a)?;
         let gone = lost.clone();
         let done = self.hand_in(a, move |roster, key| {
             match already {
