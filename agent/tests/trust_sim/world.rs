@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use meshd_agent::gossip::{Gossip, GossipConfig, Output};
 use meshd_ca::clock::MeshClock;
-use meshd_ca::identity::{HostName, MeshId, NodeId, TrustDomain};
+use meshd_ca::identity::{HostName, MeshId, NodeId, TrustDomain, Workload};
 use meshd_ca::issue::Issuer;
 use meshd_ca::keys::PrivateKey;
 use meshd_ca::recovery::{Recovery, RecoveryKey};
@@ -265,7 +265,11 @@ impl World {
         let config = GossipConfig { sequences: disk.sequences.clone(), judge: Box::new(self.memory.clone()) };
         let mut gossip = Gossip::new(config, id, roster.clone(), seed);
         gossip.restore(disk.cache.clone());
-        let svid = disk.svid.clone().filter(|s| now <= s.leaf.not_after);
+        let mut svid = disk.svid.clone().filter(|s| now <= s.leaf.not_after);
+        // As `Svids::import`: of an earlier key of this host it is good until there is another one, which is to be soon.
+        if let Some(svid) = svid.as_mut().filter(|s| s.leaf.id.workload != Workload::Node(id)) {
+            svid.renew_at = now;
+        }
         let asking = Asking {
             next: Duration::ZERO,
             again: Duration::from_secs(1),
