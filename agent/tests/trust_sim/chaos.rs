@@ -277,7 +277,9 @@ impl World {
         let mut fallen = vec![out];
         loop {
             let t = &self.truth;
-            let hangs = |g: &NodeId| t.granted_by.get(g).is_some_and(|by| by.iter().all(|b| fallen.contains(b)));
+            // A founder that is out counts for nothing either, and stands behind others until it hears that.
+            let counts = |by: &NodeId| !fallen.contains(by) && (*by != t.founder || !self.founder_is_out());
+            let hangs = |g: &NodeId| t.granted_by.get(g).is_some_and(|by| !by.iter().any(counts));
             let holds = |g: &NodeId| roster.member(*g).is_some_and(Member::is_authority);
             let more: Vec<NodeId> = t.granted.iter().filter(|g| !fallen.contains(g) && hangs(g) && !holds(g)).copied().collect();
             if more.is_empty() {
