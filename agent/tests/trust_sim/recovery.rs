@@ -113,7 +113,8 @@ impl World {
             }
         }
         let paper = self.recovery();
-        let shown = self.index.get(&node).and_then(|j| self.shown(*j));
+        let its = |j: &&usize| before.is_same_host(node, self.hosts[**j].id);
+        let shown = self.index.get(&node).filter(its).and_then(|j| self.shown(*j));
         self.truth.bad_leaves.extend(shown.map(|l| (Some(node), l)));
         // Unless somebody took it back where that was not heard here: two words of the recovery key that cross, and the pardon wins.
         let version = after.entry(node).map_or(0, |e| e.member().version);
