@@ -178,7 +178,7 @@ impl Recover {
         let removed: Vec<String> = lost.iter().map(|a| a.name.to_string()).collect();
         // One that left, and came back where that was not heard, is one without the key of its root.
         let already = roster.member(own.node).is_some_and(|m| m.is_authority() && m.roots.contains(&own.root));
-        if already && lost.is_empty() && roster.is_protected(own.node) {
+        if already && lost.is_empty() && roster.is_protected(own.node) && roster.recovery().is_some() {
             let text = "nothing is to be done: this host is an authority that only the founder and the recovery key put out, and the others are heard\n";
             around.screen(self.output).show(&Recovered { removed }, || text.into())?;
             return Ok(Exit::Ok);

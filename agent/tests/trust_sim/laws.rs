@@ -33,6 +33,8 @@ pub(crate) struct Truth {
     pub(crate) recovery: NodeId,
     /// Who may be back although somebody had put them out: taken back by the recovery key, or put out by one whom it put out.
     pub(crate) lifted: BTreeSet<NodeId>,
+    /// Whom the recovery key ever took back.
+    pub(crate) pardoned: BTreeSet<NodeId>,
     /// Let in by an authority that was shown a secret.
     pub(crate) invited: BTreeSet<NodeId>,
     pub(crate) admitted_by: BTreeMap<NodeId, NodeId>,
@@ -109,6 +111,7 @@ impl Truth {
             founder: NodeId::from_bytes([0; 16]),
             recovery: NodeId::from_bytes([0; 16]),
             lifted: BTreeSet::new(),
+            pardoned: BTreeSet::new(),
             void_words: BTreeSet::new(),
             invited: BTreeSet::new(),
             admitted_by: BTreeMap::new(),
@@ -219,12 +222,13 @@ impl World {
         self.truth.lifted.contains(&node) || (above && self.truth.put_out.get(&node).is_some_and(low))
     }
 
-    /// The recovery key put out whoever had put it out, and keeps it out: a word that is on its way, as long as rosters are not one.
+    /// The recovery key put out whoever had put it out, and keeps it out; or it put out again whom it had taken back. That word is on its way behind the
+    /// other one, as long as rosters are not one.
     fn is_kept_out(&self, node: NodeId) -> bool {
         let t = &self.truth;
         let kept = |r: &Roster| r.member(node).is_some_and(|m| m.standing == Standing::Banished && m.by == t.recovery);
         let void = t.put_out.get(&node).is_some_and(|by| t.void_words.contains(by));
-        void && self.hosts.iter().any(|h| h.disk.roster.as_deref().is_some_and(kept))
+        (void || t.pardoned.contains(&node)) && self.hosts.iter().any(|h| h.disk.roster.as_deref().is_some_and(kept))
     }
 
     /// The founder or the recovery key, `by`, ended the office of somebody: that protects as if it had made it one.

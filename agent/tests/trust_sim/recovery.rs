@@ -162,6 +162,7 @@ impl World {
         self.say(|w| format!("host {a}: the recovery key takes {} back", w.name(node)));
         self.truth.seen.unbanished += 1;
         self.truth.lifted.insert(node);
+        self.truth.pardoned.insert(node);
         self.truth.endorsed.insert(node);
         self.truth.orders.retain(|(_, _, n)| *n != node);
         self.truth.bad_leaves.retain(|(n, _)| *n != Some(node));
