@@ -6,7 +6,9 @@
 //! - *Who is there*: SWIM (the `foca` engine), one probe per period whatever the size of the mesh.
 //! - *News*: a roster entry travels with the probes, whole. Of a record only its name and version travel; who lacks it asks the
 //!   one it heard it from. So probes stay small, and a record crosses each link about once.
-//! - *Repair*: on a new session and once a minute two members compare a hash; where it differs they narrow it down and pull.
+//! - *Repair*: on a new session and once a minute two members compare a hash; where it differs they narrow it down and pull. Who hears of a
+//!   member whose record it lacks compares with the one who speaks of it, at once, and with others every ten seconds: without a record nobody
+//!   knows where that member is.
 //!
 //! Invariant: nothing is kept or passed on that its own author did not sign, whoever sent it; nobody who is not active in the
 //! roster is listened to, spoken to, or held as a member. What any one peer can make this node keep or do is bounded, see the
@@ -366,6 +368,7 @@ impl Gossip {
                 self.quotas.clear();
                 self.settled = true;
                 self.look_for_someone();
+                self.ask_who_someone_is();
                 self.after_about(TICK, Due::Tick);
             }
             Due::Sync => {
@@ -488,6 +491,15 @@ impl Gossip {
         if !away.is_empty() {
             let node = away[self.rng.random_range(0..away.len())];
             self.swim.announce(node);
+        }
+    }
+
+    /// Compares with somebody where members are heard, or heard of, whose records are missing: what was to bring them was lost.
+    fn ask_who_someone_is(&mut self) {
+        if !(self.held.is_empty() && self.up.iter().all(|node| self.records.contains_key(node)))
+            && let Some(peer) = self.some_up(1).pop()
+        {
+            self.send_root(peer);
         }
     }
 

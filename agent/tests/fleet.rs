@@ -53,6 +53,24 @@ fn joins_at_once() {
 }
 
 #[test]
+fn two_that_know_only_a_third_meet() {
+    let test = |seed: u64, loss: u32, limit: Duration| {
+        let mut f = Fleet::new(3, seed);
+        f.net.loss = loss;
+        f.admit_all();
+        // The power is back, nobody has kept a record of the others, and the third is the only one that sees anybody on its LAN.
+        (0..3).for_each(|i| f.start_unseeing(i));
+        let pause = Duration::from_micros(f.rng.random_range(0..5_000));
+        f.greet(2, 0);
+        f.run(pause);
+        f.greet(2, 1);
+        f.until(limit, STEP, Fleet::converged);
+    };
+    for_seeds(200, |seed| test(seed, 0, s(2)));
+    for_seeds(200, |seed| test(seed, 50, s(50)));
+}
+
+#[test]
 fn thirty_percent_restart() {
     let test = |n: usize, seed: u64, cache: bool| {
         let mut f = Fleet::running(n, seed, s(5));

@@ -275,10 +275,8 @@ pub(super) async fn ask(daemon: &Daemon, own: Option<&Member>, fleet: Option<&Fl
             let seen = seen.into_iter().map(|s| (may_be(&s), s.addresses));
             let peers = peer_addresses(&config).await.into_iter().map(|peer| (of_fleet.is_some(), vec![peer]));
             let mut candidates: Vec<(bool, Vec<SocketAddr>)> = seen.chain(peers).collect();
-            // Among many there may be few authorities: not the same ones are asked each time.
-            let first = meshd_ca::keys::random().map_or(0, u32::from_be_bytes) as usize % candidates.len().max(1);
-            candidates.rotate_left(first);
-            candidates.truncate(MAX_ASKED);
+            // Among many there may be few authorities.
+            some_of(&mut candidates, MAX_ASKED);
             let of_fleet = of_fleet.as_ref().map(|(mesh, key, leaves)| Ticket::Fleet(*mesh, key, *leaves));
             let code = alone.then_some(Ticket::Code(&daemon.code));
             let with = |(fleet, addresses)| (of_fleet.filter(|_| fleet).into_iter().chain(code).collect(), addresses);
@@ -292,6 +290,13 @@ pub(super) async fn ask(daemon: &Daemon, own: Option<&Member>, fleet: Option<&Fl
         let jitter = meshd_ca::keys::random().map_or(0, u16::from_be_bytes);
         sleep(pause.mul_f64(0.8 + 0.4 * f64::from(jitter) / f64::from(u16::MAX))).await;
     }
+}
+
+/// Leaves so many of these at most, not the same ones each time.
+pub(super) fn some_of<T>(all: &mut Vec<T>, most: usize) {
+    let first = meshd_ca::keys::random().map_or(0, u32::from_be_bytes) as usize % all.len().max(1);
+    all.rotate_left(first);
+    all.truncate(most);
 }
 
 /// With what somebody is asked, and where he may be.

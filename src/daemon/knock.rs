@@ -50,9 +50,7 @@ pub(crate) async fn knock(daemon: Arc<Daemon>, member: Arc<Member>, first: Vec<S
             greeted = Instant::now();
             let strangers = acquire::strangers(daemon.lan(), &member, member.mesh());
             let mut addresses: Vec<SocketAddr> = strangers.into_iter().flat_map(|s| s.addresses).collect();
-            // Of more than fit in one round not always the same.
-            let first = meshd_ca::keys::random().map_or(0, u16::from_be_bytes) as usize % addresses.len().max(1);
-            addresses.rotate_left(first);
+            acquire::some_of(&mut addresses, MAX_ADDRESSES);
             let mut knocks = knock_at(&member, addresses);
             while knocks.join_next().await.is_some() {}
         }

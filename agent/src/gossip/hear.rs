@@ -39,14 +39,15 @@ impl Gossip {
         let known = |node: NodeId| self.roster.is_active(node);
         if known(from) && packet.third().is_none_or(known) {
             self.swim.receive(&packet.header);
-            let members: Vec<_> = packet.members.into_iter().filter_map(|m| self.believable(m)).collect();
+            let members: Vec<_> = packet.members.into_iter().filter_map(|m| self.believable(from, m)).collect();
             self.swim.apply(members);
         }
         Some(())
     }
 
-    /// Passes a word about a member's life on to the engine if the member itself has signed a record for that generation.
-    fn believable(&mut self, member: foca::Member<Life>) -> Option<foca::Member<Life>> {
+    /// Passes a word about a member's life on to the engine if the member itself has signed a record for that generation. Who says it without
+    /// our having that record is compared with: nobody else may ever speak of it to us.
+    fn believable(&mut self, from: NodeId, member: foca::Member<Life>) -> Option<foca::Member<Life>> {
         // Most of what is said was said before.
         if self.heard.get(&member.id().node) == Some(&member) {
             return None;
@@ -67,7 +68,9 @@ impl Gossip {
             return None;
         }
         if !proved {
-            self.held.insert(life.node, member);
+            if self.held.insert(life.node, member).is_none_or(|before| *before.id() != life) {
+                self.pulls.compare(from);
+            }
             return None;
         }
         self.heard.insert(life.node, member.clone());

@@ -23,8 +23,8 @@ pub(super) enum Next {
     Ask(Vec<(Table, Key)>, u64),
     /// It owes us an answer, or all we want of it is asked elsewhere.
     Wait,
-    /// We want nothing of it any more; whether to compare with it once more, because the roster changed on the way and records
-    /// that were not believed may be now.
+    /// We want nothing of it any more; whether to compare with it, because the roster changed on the way and records that were
+    /// not believed may be now, or because it spoke of a member whose record we lack.
     Done { compare_again: bool },
 }
 
@@ -156,9 +156,15 @@ impl Pulls {
         }
     }
 
+    /// The peer is compared with, once we want nothing of it.
+    pub(super) fn compare(&mut self, from: NodeId) {
+        self.peers.entry(from).or_default().compare_again = true;
+    }
+
+    /// The same, if we want something of it now.
     pub(super) fn compare_again(&mut self, from: NodeId) {
-        if let Some(peer) = self.peers.get_mut(&from) {
-            peer.compare_again = true;
+        if self.peers.contains_key(&from) {
+            self.compare(from);
         }
     }
 

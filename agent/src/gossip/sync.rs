@@ -285,7 +285,11 @@ impl Gossip {
             Table::Roster if asked => drop(self.merge(from, bytes)),
             Table::Roster => self.hear_entry(from, bytes),
             Table::Records if self.lacks(item) => match self.judge.record(bytes, &self.roster) {
-                Ok(r) if record_item(&r) == *item => self.accept(r, self.settled || !asked),
+                Ok(r) if record_item(&r) == *item => {
+                    // What its own author gives us may have been given to nobody else.
+                    let news = self.settled || !asked || r.record().node == from;
+                    self.accept(r, news);
+                }
                 // The roster may be behind on either side.
                 Err(RecordError::Stranger(_) | RecordError::Workload(_)) => {}
                 _ => self.strike(from),

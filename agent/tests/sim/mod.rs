@@ -1,7 +1,8 @@
 //! A fleet in one process: many [`Gossip`]s, a virtual clock, and a network that delays, loses and parts.
 //!
 //! Owns time, links and what survives a restart. Links behave like TCP between authenticated members: a packet arrives whole and
-//! in order, or not at all. Everything is decided by the seed; nothing here looks at a real clock.
+//! in order, or not at all. A session can be opened to whom one sees on the LAN or has the record of, for that says where he is.
+//! Everything is decided by the seed; nothing here looks at a real clock.
 
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used)] // each test file uses its part
 
@@ -17,6 +18,7 @@ use meshd_agent::record::{Address, Listener, Mode, NodeRecord, Presence, RecordE
 use meshd_ca::identity::{HostName, MeshId, NodeId, TrustDomain, Workload};
 use meshd_ca::issue::Issuer;
 use meshd_ca::keys::PrivateKey;
+use meshd_ca::keys::simulated::{self, Playing};
 use meshd_ca::roster::{Entry, Roster, RosterError};
 use meshd_ca::time::UnixTime;
 use rand::rngs::SmallRng;
@@ -115,7 +117,7 @@ pub(crate) struct Node {
 enum Event {
     Packet { from: usize, to: usize, packet: Bytes },
     Timer { node: usize, life: u32, timer: Timer },
-    Greet { node: usize, life: u32, to: usize },
+    Knock { node: usize, life: u32 },
 }
 
 /// How links behave.
@@ -146,14 +148,14 @@ pub(crate) struct Fleet {
     memory: Memory,
     /// Highest packet seen, for bounds.
     pub(crate) largest: usize,
+    _playing: Playing,
 }
 
 impl Fleet {
     /// Keys for `n` nodes; the roster has node 0 only, nobody runs.
     pub(crate) fn new(n: usize, seed: u64) -> Self {
-        // Keys cannot be made from a seed. In the order of their ids, all that depends on an order is the same in every run.
-        let mut keys: Vec<PrivateKey> = (0..n).map(|_| PrivateKey::generate().unwrap()).collect();
-        keys.sort_by_key(|k| k.public().node_id());
+        let playing = simulated::begin(seed);
+        let keys: Vec<PrivateKey> = (0..n).map(|_| PrivateKey::generate().unwrap()).collect();
         let mesh = MeshId::from_bytes([7; 10]);
         let domain = TrustDomain::of(mesh);
         let founder = keys[0].public().node_id();
@@ -195,6 +197,7 @@ impl Fleet {
             sessions: HashSet::new(),
             memory: Memory::default(),
             largest: 0,
+            _playing: playing,
         }
     }
 
@@ -269,8 +272,27 @@ impl Fleet {
         }
     }
 
-    /// Starts the daemon of a node with what is on its disk.
+    /// Starts the daemon of a node with what is on its disk, and it sees some of the others on its LAN.
     pub(crate) fn start(&mut self, i: usize) {
+        self.start_unseeing(i);
+        let life = self.nodes[i].life;
+        for k in 0..4u32 {
+            self.schedule(Duration::from_millis(1 + 500 * u64::from(k)), Event::Knock { node: i, life });
+        }
+    }
+
+    /// The transport greets a member that it sees, again and again until one answers.
+    fn knock(&mut self, i: usize) {
+        let to = self.rng.random_range(0..self.nodes.len());
+        self.greet(i, to);
+        if !self.sessions.iter().any(|(a, b)| *a == i || *b == i) {
+            let life = self.nodes[i].life;
+            self.schedule(Duration::from_secs(5), Event::Knock { node: i, life });
+        }
+    }
+
+    /// Starts the daemon of a node, which sees nobody.
+    pub(crate) fn start_unseeing(&mut self, i: usize) {
         let seed = self.rng.random();
         let config = GossipConfig { judge: Box::new(self.memory.clone()), ..GossipConfig::default() };
         let n = &mut self.nodes[i];
@@ -279,12 +301,6 @@ impl Fleet {
         n.life += 1;
         n.gossip = Some(gossip);
         self.publish(i);
-        // The transport greets a few members it knows an address of, until one answers.
-        let life = self.nodes[i].life;
-        for k in 0..4u32 {
-            let to = self.rng.random_range(0..self.nodes.len());
-            self.schedule(Duration::from_millis(1 + 500 * u64::from(k)), Event::Greet { node: i, life, to });
-        }
     }
 
     /// Opens a session from `i` to `to`, if that is possible.
@@ -387,7 +403,10 @@ impl Fleet {
         let t = &mut self.nodes[from].traffic;
         t.sent += 1;
         t.sent_bytes += packet.len() as u64;
-        if !self.reaches(from, to) || self.rng.random_range(0..1000) < self.net.loss {
+        // Where somebody is, his record says; who lacks that can only use a session that is there.
+        let known = |g: &Gossip| g.record(self.nodes[to].id).is_some();
+        let way = self.sessions.contains(&(from.min(to), from.max(to))) || self.nodes[from].gossip.as_ref().is_some_and(known);
+        if !way || !self.reaches(from, to) || self.rng.random_range(0..1000) < self.net.loss {
             return;
         }
         let (low, high) = self.net.latency;
@@ -427,7 +446,7 @@ impl Fleet {
                 Some(Event::Timer { node, life, timer }) if self.nodes[node].life == life => {
                     self.with(node, |g| g.timer(timer));
                 }
-                Some(Event::Greet { node, life, to }) if self.nodes[node].life == life => self.greet(node, to),
+                Some(Event::Knock { node, life }) if self.nodes[node].life == life => self.knock(node),
                 _ => {}
             }
         }

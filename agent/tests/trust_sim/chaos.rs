@@ -237,9 +237,7 @@ impl World {
     /// `meshd banish` on the authority `a`, or what a thief does with its key.
     pub(crate) fn banish(&mut self, a: usize, node: NodeId) -> Res {
         let by = self.hosts[a].id;
-        // Where it is not known that the host has another key by now, that one is somebody else's.
-        let its = |j: &&usize| self.roster(a).is_same_host(node, self.hosts[**j].id);
-        let leaf = self.index.get(&node).filter(its).and_then(|j| self.shown(*j));
+        let leaf = self.shown_as(a, node);
         let was_office = self.truth.granted.contains(&node);
         if self.change(a, |roster, key| roster.banish(key, node))?.is_err() {
             return Ok(());

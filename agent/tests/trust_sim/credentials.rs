@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use meshd_ca::clock::statement::Question;
 use meshd_ca::clock::{AGREEMENT, Said};
-use meshd_ca::identity::{SpiffeId, Workload};
+use meshd_ca::identity::{NodeId, SpiffeId, Workload};
 use meshd_ca::issue::{BACKDATE, Leaf, may_hold};
 use meshd_ca::roster::Member;
 use meshd_ca::time::UnixTime;
@@ -175,6 +175,13 @@ impl World {
     pub(crate) fn shown(&self, i: usize) -> Option<Vec<u8>> {
         let (now, life) = (self.mesh_time(i), self.hosts[i].life.as_ref()?);
         life.svid.as_ref().filter(|s| now <= s.leaf.not_after).map(|s| s.leaf.der.clone())
+    }
+
+    /// What the host of this key shows now, as far as the host `at` knows that it is that one's: where it is not known that it has another key by now, that
+    /// one is somebody else's.
+    pub(crate) fn shown_as(&self, at: usize, node: NodeId) -> Option<Vec<u8>> {
+        let j = *self.index.get(&node)?;
+        self.roster(at).is_same_host(node, self.hosts[j].id).then(|| self.shown(j))?
     }
 
     /// A connection between two hosts: both believe each other, or why not.

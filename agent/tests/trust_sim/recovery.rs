@@ -87,7 +87,7 @@ impl World {
         let thief = all.iter().copied().find(|n| self.index.get(n).is_some_and(|j| self.hosts[*j].thief));
         let some = (!all.is_empty()).then(|| all[self.rng.random_range(0..all.len())]);
         let Some(node) = thief.or(some.filter(|_| self.rng.random_ratio(1, 4))) else { return Ok(()) };
-        let before = self.roster(a).clone();
+        let (before, shown) = (self.roster(a).clone(), self.shown_as(a, node));
         // What follows from it here, before it hears what others say to that.
         let mut after = Roster::clone(&before);
         let done = self.hand_in(a, |roster, key| {
@@ -113,8 +113,6 @@ impl World {
             }
         }
         let paper = self.recovery();
-        let its = |j: &&usize| before.is_same_host(node, self.hosts[**j].id);
-        let shown = self.index.get(&node).filter(its).and_then(|j| self.shown(*j));
         self.truth.bad_leaves.extend(shown.map(|l| (Some(node), l)));
         // Unless somebody took it back where that was not heard here: two words of the recovery key that cross, and the pardon wins.
         let version = after.entry(node).map_or(0, |e| e.member().version);

@@ -146,7 +146,8 @@ impl Mesh {
         let running = || self.members.iter().filter(|m| m.daemon.is_some());
         for member in running() {
             for other in running().filter(|o| o.name != member.name) {
-                member.until_captures(&other.host)?;
+                let says = || format!("{} says:\n{}", other.name, other.log_end());
+                member.until_captures(&other.host).with_context(says)?;
             }
         }
         Ok(())
