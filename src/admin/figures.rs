@@ -170,7 +170,7 @@ pub(super) fn readiness(daemon: &Daemon) -> Result<(), String> {
         return Err("meshd is stopping".into());
     }
     if member.svids.own().is_none() {
-        return Err("this node has no certificate yet".into());
+        return Err("this node has no certificate yet that others believe".into());
     }
     let capture = member.rules.state();
     match (capture.on, capture.why) {

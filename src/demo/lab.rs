@@ -140,10 +140,15 @@ impl Drop for Lab {
 
 fn private_directory() -> Result<PathBuf, LabError> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    let next = NEXT.fetch_add(1, Ordering::Relaxed);
-    let dir = std::env::temp_dir().join(format!("meshd-lab-{}-{next}", std::process::id()));
-    make_directory(&dir)?;
-    Ok(dir)
+    loop {
+        let next = NEXT.fetch_add(1, Ordering::Relaxed);
+        let dir = std::env::temp_dir().join(format!("meshd-lab-{}-{next}", std::process::id()));
+        // An earlier process of this number may have been killed and have left it.
+        if !dir.exists() {
+            make_directory(&dir)?;
+            return Ok(dir);
+        }
+    }
 }
 
 /// Fails when the path exists, so nobody can have prepared it for us.

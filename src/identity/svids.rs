@@ -270,15 +270,20 @@ impl Svids {
 
     /// The node's own SVID, as long as it is good.
     pub fn own(&self) -> Option<Arc<Svid>> {
-        self.own.valid(self.verifier.now())
+        self.good(&self.own)
+    }
+
+    /// An SVID that is in date and of a root that is believed: the peer believes the same, or soon will.
+    fn good(&self, slot: &Slot) -> Option<Arc<Svid>> {
+        slot.valid(self.verifier.now()).filter(|s| s.root.is_some_and(|root| self.verifier.believes(root)))
     }
 
     /// The SVID to show for a listener, or the node's own where the listener's workload is unknown or has none yet. A node that
-    /// has just joined and has no SVID at all waits a moment for its own.
+    /// has none that would be believed, because it has just joined or the authority that signed them was put out, waits a moment for its own.
     pub async fn for_listener(&self, workload: Option<&Workload>) -> Option<Arc<Svid>> {
         let Some(workload) = workload else { return self.own_in_time().await };
         let slot = self.slots.load().get(workload).cloned();
-        match slot.and_then(|s| s.valid(self.verifier.now())) {
+        match slot.and_then(|s| self.good(&s)) {
             Some(svid) => Some(svid),
             None => self.stand_in().await,
         }
@@ -287,7 +292,7 @@ impl Svids {
     /// What [`Svids::for_listener`] would say now, without waiting.
     pub fn shown_for(&self, workload: Option<&Workload>) -> Option<Arc<Svid>> {
         let slot = workload.and_then(|w| self.slots.load().get(w).cloned());
-        slot.and_then(|s| s.valid(self.verifier.now())).or_else(|| self.own())
+        slot.and_then(|s| self.good(&s)).or_else(|| self.own())
     }
 
     /// The SVID to dial with for a workload. The first connection of a workload waits a moment for it to be issued; where that
@@ -298,7 +303,7 @@ impl Svids {
         let deadline = Instant::now() + self.patience.client;
         loop {
             issued.borrow_and_update();
-            if let Some(svid) = slot.valid(self.verifier.now()) {
+            if let Some(svid) = self.good(&slot) {
                 return Some(svid);
             }
             let hopeless = slot.plan().failures > 0;
@@ -326,7 +331,8 @@ impl Svids {
             }
             let hopeless = self.own.plan().failures > HOPELESS;
             if hopeless || !matches!(timeout_at(deadline, issued.changed()).await, Ok(Ok(()))) {
-                return None;
+                // Better than none: the peer may not have heard yet that its root is not believed any more.
+                return self.own.valid(self.verifier.now());
             }
         }
     }

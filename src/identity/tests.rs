@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use meshd_ca::bundle::Root;
 use meshd_ca::identity::Workload;
 use meshd_ca::issue::Issuer;
 use meshd_ca::keys::PrivateKey;
@@ -302,6 +303,45 @@ async fn who_comes_before_the_first_svid_waits_for_it_but_not_in_vain() {
     let began = tokio::time::Instant::now();
     assert!(svids.for_client(&late).await.is_none() && svids.for_listener(None).await.is_none());
     assert!(began.elapsed() < Duration::from_secs(1), "everybody waits although it was tried often enough");
+}
+
+/// The authority that signed the node's SVIDs was put out, in this life or while the node was off: nobody would believe what it has.
+#[tokio::test(start_paused = true)]
+async fn who_comes_while_the_root_is_not_believed_waits_for_another_svid_but_not_in_vain() {
+    let mut mesh = Mesh::found();
+    let key = PrivateKey::generate().unwrap();
+    mesh.admit(&key, "a");
+    let a = key.public().node_id();
+    let (trust, v) = mesh.verifier(true);
+    let (web, curl) = (unit("a", "web"), unit("a", "curl"));
+    let issuance = Arc::new(mesh.issuance(a, HOUR));
+    let svids = issued(a, &v, issuance.clone(), &[web.clone(), curl.clone()]).await;
+    let (saved, before) = (svids.export(), svids.own().unwrap());
+
+    // Another root in place of that one.
+    let domain = mesh.roster.trust_domain().clone();
+    let authority = mesh.key.public().node_id();
+    mesh.issuer = Arc::new(Issuer::create(&domain, authority, mesh.clock.now(), 24 * HOUR).unwrap());
+    let mut now = mesh.trust();
+    now.bundle.roots = vec![Root::parse(mesh.issuer.root_der(), authority).unwrap()];
+    issuance.down.store(true, Ordering::Relaxed);
+    trust.store(Arc::new(now));
+    svids.trust_changed();
+    assert!(svids.own().is_none() && svids.shown_for(Some(&web)).is_none());
+    // Nobody issues: what there is may be believed by who has not heard.
+    assert!(Arc::ptr_eq(&svids.for_listener(Some(&web)).await.unwrap(), &before));
+
+    let again = Svids::new(a, v.clone(), Patience::default());
+    assert_eq!(again.import(&saved).unwrap(), 3);
+    let (working, asking) = (again.clone(), mesh.issuance(a, HOUR));
+    let up = async move {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        tokio::spawn(async move { working.run(&asking).await });
+    };
+    let (shown, dials, ()) = tokio::join!(again.for_listener(Some(&web)), again.for_client(&curl), up);
+    for svid in [shown.unwrap(), dials.unwrap()] {
+        assert!(v.identify(&[CertificateDer::from(svid.leaf().der.clone())]).is_ok());
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use meshd_ca::bundle::Bundle;
+use meshd_ca::bundle::{Bundle, RootId};
 use meshd_ca::identity::NodeId;
 use meshd_ca::issue::BACKDATE;
 use meshd_ca::keys::{PublicKey, sha256};
@@ -91,6 +91,11 @@ impl SvidVerifier {
     /// The trust of this moment.
     pub fn trust(&self) -> Arc<Trust> {
         self.trust.load_full()
+    }
+
+    /// Whether this root is one of those in force.
+    pub fn believes(&self, root: RootId) -> bool {
+        self.trust.load().bundle.roots.iter().any(|r| r.id() == root)
     }
 
     /// Whether the holder of an SVID is the host that is expected, be it under another key than was heard of last.
