@@ -1,6 +1,6 @@
 //! A fleet of nodes in one process under a virtual clock: what gossip promises, kept over many seeds.
 //!
-//! A failing seed is printed; `FLEET_SEED=<seed>` runs that one alone.
+//! A failing seed is printed; `FLEET_SEED=<seed>` runs that one alone, `FLEET_SEEDS=<n>` more of them.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -108,6 +108,44 @@ fn a_partition_heals() {
     for_seeds(1, |seed| test(200, seed));
     for_seeds(10, |seed| test(20, seed));
     for_seeds(10, |seed| test(3, seed));
+}
+
+/// Nodes are cut off and switched off, with and without a cache, and change; packets are lost. Once all that has ended they agree.
+#[test]
+fn whatever_happens_they_agree_in_the_end() {
+    for_seeds(300, |seed| {
+        let n = 3 + seed as usize % 14;
+        let mut f = Fleet::new(n, seed);
+        f.admit_all();
+        f.net.loss = [0, 10, 30][f.rng.random_range(0..3)];
+        for _ in 0..f.rng.random_range(10..60) {
+            let i = f.rng.random_range(0..n);
+            match f.rng.random_range(0..6) {
+                0 | 1 if f.nodes[i].gossip.is_none() => f.start(i),
+                0 => f.change(i),
+                1 => f.stop(i),
+                2 | 3 => {
+                    let keep = f.rng.random();
+                    f.crash(i, keep);
+                }
+                4 => {
+                    let sides: Vec<u8> = (0..n).map(|_| f.rng.random_range(0..2)).collect();
+                    f.part(|i| sides[i]);
+                }
+                _ => f.heal(),
+            }
+            let most = [100, 5_000, 60_000][f.rng.random_range(0..3)];
+            let pause = Duration::from_millis(f.rng.random_range(0..most));
+            f.run(pause);
+        }
+        f.heal();
+        for i in 0..n {
+            if f.nodes[i].gossip.is_none() {
+                f.start(i);
+            }
+        }
+        f.until(if f.net.loss == 0 { s(80) } else { s(150) }, STEP, Fleet::converged);
+    });
 }
 
 #[test]

@@ -27,11 +27,12 @@ use rand::{RngExt, SeedableRng};
 /// Mesh time when a fleet begins.
 pub(crate) const NOW: UnixTime = UnixTime(1_700_000_000);
 
-/// The seeds to run: `count` fixed ones, or the one in `FLEET_SEED`.
+/// The seeds to run: the first `count`, or as many as `FLEET_SEEDS` says, or the one in `FLEET_SEED`.
 pub(crate) fn seeds(count: u64) -> Vec<u64> {
-    match std::env::var("FLEET_SEED") {
-        Ok(s) => vec![s.parse().expect("FLEET_SEED is a number")],
-        Err(_) => (1..=count).collect(),
+    let number = |name| std::env::var(name).ok().map(|s| s.parse().unwrap_or_else(|_| panic!("{name} is a number")));
+    match number("FLEET_SEED") {
+        Some(seed) => vec![seed],
+        None => (1..=number("FLEET_SEEDS").unwrap_or(count)).collect(),
     }
 }
 
@@ -117,7 +118,7 @@ pub(crate) struct Node {
 enum Event {
     Packet { from: usize, to: usize, packet: Bytes },
     Timer { node: usize, life: u32, timer: Timer },
-    Knock { node: usize, life: u32 },
+    Knock { node: usize, life: u32, round: u32 },
 }
 
 /// How links behave.
@@ -272,23 +273,31 @@ impl Fleet {
         }
     }
 
-    /// Starts the daemon of a node with what is on its disk, and it sees some of the others on its LAN.
+    /// Starts the daemon of a node with what is on its disk, and it sees the others on its LAN.
     pub(crate) fn start(&mut self, i: usize) {
         self.start_unseeing(i);
         let life = self.nodes[i].life;
-        for k in 0..4u32 {
-            self.schedule(Duration::from_millis(1 + 500 * u64::from(k)), Event::Knock { node: i, life });
-        }
+        self.schedule(Duration::from_millis(1), Event::Knock { node: i, life, round: 0 });
     }
 
-    /// The transport greets a member that it sees, again and again until one answers.
-    fn knock(&mut self, i: usize) {
-        let to = self.rng.random_range(0..self.nodes.len());
-        self.greet(i, to);
-        if !self.sessions.iter().any(|(a, b)| *a == i || *b == i) {
-            let life = self.nodes[i].life;
-            self.schedule(Duration::from_secs(5), Event::Knock { node: i, life });
+    /// The transport greets a few members that it sees, and more until one answers; from then on, once a minute, one of those of whom it knows
+    /// nothing.
+    fn knock(&mut self, i: usize, round: u32) {
+        let lonely = !self.sessions.iter().any(|(a, b)| *a == i || *b == i);
+        let unknown = |to: &usize| self.nodes[i].gossip.as_ref().is_some_and(|g| g.record(self.nodes[*to].id).is_none());
+        let seen: Vec<usize> = match round {
+            0..4 => (0..self.nodes.len()).collect(),
+            _ if lonely => (0..self.nodes.len()).collect(),
+            _ if round % 12 == 0 => (0..self.nodes.len()).filter(unknown).collect(),
+            _ => Vec::new(),
+        };
+        if !seen.is_empty() {
+            let to = seen[self.rng.random_range(0..seen.len())];
+            self.greet(i, to);
         }
+        let life = self.nodes[i].life;
+        let pause = Duration::from_millis(if round < 3 { 500 } else { 5_000 });
+        self.schedule(pause, Event::Knock { node: i, life, round: round + 1 });
     }
 
     /// Starts the daemon of a node, which sees nobody.
@@ -446,7 +455,7 @@ impl Fleet {
                 Some(Event::Timer { node, life, timer }) if self.nodes[node].life == life => {
                     self.with(node, |g| g.timer(timer));
                 }
-                Some(Event::Knock { node, life }) if self.nodes[node].life == life => self.knock(node),
+                Some(Event::Knock { node, life, round }) if self.nodes[node].life == life => self.knock(node, round),
                 _ => {}
             }
         }
