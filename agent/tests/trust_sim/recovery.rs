@@ -153,8 +153,14 @@ impl World {
     fn unbanish(&mut self, a: usize) -> Res {
         let out: Vec<NodeId> = self.roster(a).members().filter(|m| m.standing == Standing::Banished).map(Member::node).collect();
         let Some(n) = (!out.is_empty()).then(|| self.rng.random_range(0..out.len())) else { return Ok(()) };
-        let node = out[n];
-        if !self.hand_in(a, |roster, key| roster.unbanish(key, node).map(drop))? {
+        let (node, before) = (out[n], self.roster(a).clone());
+        let mut after = Roster::clone(&before);
+        let done = self.hand_in(a, |roster, key| {
+            roster.unbanish(key, node)?;
+            after = roster.clone();
+            Ok(())
+        })?;
+        if !done {
             return Ok(());
         }
         self.say(|w| format!("host {a}: the recovery key takes {} back", w.name(node)));
@@ -165,7 +171,10 @@ impl World {
         self.truth.orders.retain(|(_, _, n)| *n != node);
         self.truth.bad_leaves.retain(|(n, _)| *n != Some(node));
         self.disturb();
-        // Whom that one had put out is out again, perhaps where the key was typed.
+        // Whom that one had put out is out again, perhaps where the key was typed, and with it whom only that one had let in. What the one that is back
+        // had signed in place of that nobody may have heard: it was out.
+        let unknown = |n: &NodeId| after.member(*n).is_none();
+        self.truth.void.extend(before.active().map(Member::node).filter(unknown));
         if self.runs(a) && !self.roster(a).is_active(node) {
             return broken(format!("the recovery key took {} back, and it is out", self.name(node)));
         }
