@@ -19,7 +19,8 @@ use crate::local::Local;
 
 const UNBANISH: &str = "\
 Takes back that a host was banished, by whomever. It is a member again, but no authority. If it has heard that it was banished, it left its mesh: give \
-it a token (`meshd join TOKEN` there). To be run on any member, with the recovery key of the mesh, which is asked for.
+it a token (`meshd join TOKEN` there). To be run on any member, with the recovery key of the mesh, which is asked for. What the host had signed counts \
+again, also whom it had put out, or a thief with its key: they are named, and it is asked whether that is meant.
 
 Examples:
   sudo meshd unbanish cellar
@@ -62,6 +63,9 @@ pub(super) struct Unbanish {
     node: String,
     #[command(flatten)]
     key: KeyFile,
+    /// Do not ask
+    #[arg(short, long)]
+    yes: bool,
     #[command(flatten)]
     output: Output,
 }
@@ -80,6 +84,13 @@ pub(super) struct Recover {
     yes: bool,
     #[command(flatten)]
     output: Output,
+}
+
+/// What `unbanish` shows with `-o json`.
+#[derive(Debug, Serialize)]
+struct TakenBack {
+    /// The hosts that are out with that.
+    out: Vec<String>,
 }
 
 /// What `recover --clock` shows with `-o json`.
@@ -155,12 +166,32 @@ impl Unbanish {
                     .remedy("give its id (`meshd nodes`)"));
             }
         };
+        let before = roster.clone();
         let word = roster.unbanish(&key, node).map_err(failed(WHAT))?;
+        let out = put_out(&before, &roster);
+        if !out.is_empty() && !self.yes {
+            let names = out.join(", ");
+            terminal::confirm(&format!(
+                "What {} had signed counts again: {names} would be out of the mesh. Take it back?",
+                self.node
+            ))?;
+        }
         hand_in(&local, vec![word]).await?;
-        let text = format!("{} is a member again; if it left its mesh, let it join: `meshd token create`\n", self.node);
-        around.screen(self.output).show(&crate::api::Done {}, || text)?;
+        let mut text = format!("{} is a member again; if it left its mesh, let it join: `meshd token create`\n", self.node);
+        if !out.is_empty() {
+            text += &format!(
+                "out of the mesh with that: {}; `meshd unbanish` takes back whom you miss, or let it join\n",
+                out.join(", ")
+            );
+        }
+        around.screen(self.output).show(&TakenBack { out }, || text)?;
         Ok(Exit::Ok)
     }
+}
+
+/// The names of those who are members in one roster and not in a later one.
+fn put_out(before: &Roster, after: &Roster) -> Vec<String> {
+    before.active().filter(|m| !after.is_active(m.node())).map(|m| m.name.to_string()).collect()
 }
 
 impl Recover {
@@ -249,7 +280,41 @@ fn question(already: bool, removed: &[String], mesh: UnixTime, clock: UnixTime) 
 
 #[cfg(test)]
 mod tests {
+    use meshd_ca::identity::{HostName, MeshId, TrustDomain};
+    use meshd_ca::issue::Issuer;
+    use meshd_ca::recovery::{Recovery, RecoveryKey};
+
     use super::*;
+
+    /// A thief with the founder's key put an authority out before it was put out itself: with the founder that ban is back, and whom only that authority
+    /// had let in is unknown.
+    #[test]
+    fn it_is_known_who_is_out_with_one_that_is_taken_back() {
+        let (now, mesh, paper) = (UnixTime(1_800_000_000), MeshId::from_bytes([5; 10]), RecoveryKey::generate().unwrap());
+        let [f, a, b] = [(); 3].map(|()| PrivateKey::generate().unwrap());
+        let id = |k: &PrivateKey| k.public().node_id();
+        let name = |s: &str| s.parse::<HostName>().unwrap();
+        let domain = TrustDomain::of(mesh);
+        let root = |k: &PrivateKey| Issuer::create(&domain, id(k), now, AGREEMENT * 1000).unwrap().root_der().to_vec();
+        let recovery = Recovery::new(&paper).unwrap();
+        let signing = recovery.open(&paper).unwrap();
+        let place = (mesh, domain.clone());
+        let mut roster = Roster::found_with(Some(recovery), place, &f, name("f"), root(&f), now).unwrap();
+        roster.admit(&f, a.public(), &name("a"), now).unwrap();
+        roster.grant(&f, id(&a), vec![root(&a)]).unwrap();
+        let mut thief = roster.clone();
+        roster.admit(&a, b.public(), &name("b"), now).unwrap();
+        roster.banish(&signing, id(&f)).unwrap();
+        for word in thief.banish(&f, id(&a)).unwrap() {
+            roster.merge(word).unwrap();
+        }
+        let before = roster.clone();
+        assert!(put_out(&before, &roster).is_empty() && roster.is_active(id(&a)) && roster.is_active(id(&b)));
+        roster.unbanish(&signing, id(&f)).unwrap();
+        let mut out = put_out(&before, &roster);
+        out.sort();
+        assert_eq!(out, ["a", "b"]);
+    }
 
     #[test]
     fn the_question_says_who_loses_the_office_and_whether_the_clock_is_behind() {
