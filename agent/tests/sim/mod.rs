@@ -288,7 +288,7 @@ impl Fleet {
         let seen: Vec<usize> = match round {
             0..4 => (0..self.nodes.len()).collect(),
             _ if lonely => (0..self.nodes.len()).collect(),
-            _ if round % 12 == 0 => (0..self.nodes.len()).filter(unknown).collect(),
+            _ if round.is_multiple_of(12) => (0..self.nodes.len()).filter(unknown).collect(),
             _ => Vec::new(),
         };
         if !seen.is_empty() {
