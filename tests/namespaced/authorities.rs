@@ -10,8 +10,8 @@ use meshd_ca::bundle::RootId;
 use tokio::time::Instant;
 
 use crate::edge::admit;
-use crate::support::mesh::{Mesh, SETTLED, Setup, run_on};
-use crate::support::scenario::{Need, Scenario, command, scenario};
+use crate::support::mesh::{Mesh, SETTLED, Setup};
+use crate::support::scenario::{Need, Scenario, scenario};
 use crate::support::traffic::{Server, connect, echo, sockets};
 use crate::support::{copy, equal, eventually};
 
@@ -485,18 +485,7 @@ fn two_halves_of_which_nobody_can_tell_the_other_meet() -> Result<()> {
     admit(&mesh, "z", &[])?;
     mesh.at("a").cli(&["authority", "add", "z"])?;
     until_signing(&mesh, "z", &["a", "z"])?;
-    for (half, other) in [(HALVES[0], HALVES[1]), (HALVES[1], HALVES[0])] {
-        let mut macs = Vec::new();
-        for name in other {
-            let link = run_on(mesh.at(name), command("ip").args(["-o", "link", "show", "dev", "eth0"]))?;
-            macs.push(link.split_whitespace().skip_while(|w| *w != "link/ether").nth(1).context("no link/ether")?.to_owned());
-        }
-        let deaf = format!(
-            "table inet parted {{ chain in {{ type filter hook prerouting priority -300; ether saddr {{ {} }} drop; }}; }}",
-            macs.join(", ")
-        );
-        half.iter().try_for_each(|name| mesh.at(name).nft(&deaf))?;
-    }
+    mesh.part(&HALVES[0], &HALVES[1])?;
     for [authority, others @ ..] in HALVES {
         for name in others {
             mesh.at_mut(name).start()?;
@@ -518,9 +507,7 @@ fn two_halves_of_which_nobody_can_tell_the_other_meet() -> Result<()> {
         }
     }
     let whole = Instant::now();
-    for name in HALVES.as_flattened() {
-        mesh.at(name).nft("delete table inet parted")?;
-    }
+    mesh.heal(HALVES.as_flattened())?;
     eventually(MADE, "all of them are one mesh", || {
         for name in ["b", "c", "d", "e"] {
             equal!(mesh.at(name).nodes()?.len(), 6, "nodes that {name} knows");

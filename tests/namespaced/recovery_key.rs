@@ -16,8 +16,11 @@ use crate::support::scenario::{Scenario, scenario};
 use crate::support::traffic::{Server, connect, echo, sockets};
 use crate::support::{equal, eventually};
 
-pub(crate) const SCENARIOS: &[Scenario] =
-    &[scenario!("recovery", a_stolen_founder_is_put_out), scenario!("recovery", all_authorities_are_gone)];
+pub(crate) const SCENARIOS: &[Scenario] = &[
+    scenario!("recovery", a_stolen_founder_is_put_out),
+    scenario!("recovery", who_is_out_with_a_founder_that_is_taken_back_is_named),
+    scenario!("recovery", all_authorities_are_gone),
+];
 
 /// The SVIDs of these scenarios, as in their configuration.
 const LIFETIME: Duration = Duration::from_secs(20);
@@ -195,6 +198,46 @@ fn a_stolen_founder_is_put_out() -> Result<()> {
         ensure!(!mesh.at(name).log().contains(&text) && !on_disk(&mesh, name, &text)?, "the key is on {name}");
     }
     Ok(())
+}
+
+/// A stolen founder, in a part of the mesh of its own, has put a host out before it is put out itself. Taken back its ban counts again: whoever types the key hears so first.
+fn who_is_out_with_a_founder_that_is_taken_back_is_named() -> Result<()> {
+    let setup = Setup::of(&["a", "b", "c", "d"]).configured("authority = false");
+    let mut mesh = setup.hosts()?;
+    bring_up(&mut mesh, &["a", "b", "c", "d"])?;
+    let (paper, _) = take(&mesh, "a")?;
+    let stands = |at: &str, name: &str, standing: Standing| {
+        eventually(SETTLED, &format!("{name} is {standing:?} at {at}"), || {
+            let nodes = mesh.at(at).nodes()?;
+            let node = nodes.iter().find(|n| n.name.as_str() == name).context("it is not there")?;
+            equal!(node.standing, standing, "what it is");
+            Ok(())
+        })
+    };
+    mesh.part(&["a", "d"], &["b", "c"])?;
+    mesh.at("a").cli(&["banish", "--yes", "b"])?;
+    stands("d", "b", Standing::Banished)?;
+    mesh.at("c").cli(&["banish", "--yes", "--recovery-key-file", &paper, "a"])?;
+    mesh.heal(&["a", "b", "c", "d"])?;
+    for (name, standing) in [("a", Standing::Banished), ("b", Standing::Active)] {
+        stands("d", name, standing)?;
+    }
+
+    let (ok, _, err) = mesh.at("d").try_cli(&["unbanish", "--recovery-key-file", &paper, "a"])?;
+    ensure!(!ok && err.contains("no terminal") && err.contains("--yes"), "{err}");
+    for (name, standing) in [("a", Standing::Banished), ("b", Standing::Active)] {
+        stands("d", name, standing)?;
+    }
+    let said = mesh.at("d").cli(&["unbanish", "--yes", "--recovery-key-file", &paper, "a"])?;
+    ensure!(said.contains("out of the mesh with that: b"), "{said}");
+    for at in ["c", "d"] {
+        stands(at, "a", Standing::Active)?;
+        stands(at, "b", Standing::Banished)?;
+    }
+    mesh.at("b").until(State::Banished)?;
+    let said = mesh.at("c").cli(&["unbanish", "--recovery-key-file", &paper, "b"])?;
+    ensure!(!said.contains("out of the mesh"), "{said}");
+    stands("d", "b", Standing::Active)
 }
 
 fn all_authorities_are_gone() -> Result<()> {

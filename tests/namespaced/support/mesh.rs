@@ -141,6 +141,28 @@ impl Mesh {
         &self.lab
     }
 
+    /// Parts these from those: neither hears anything of the other, running or not.
+    pub(crate) fn part(&self, these: &[&str], those: &[&str]) -> Result<()> {
+        for (half, other) in [(these, those), (those, these)] {
+            let mut macs = Vec::new();
+            for name in other {
+                let link = run_on(self.at(name), command("ip").args(["-o", "link", "show", "dev", "eth0"]))?;
+                macs.push(link.split_whitespace().skip_while(|w| *w != "link/ether").nth(1).context("no link/ether")?.to_owned());
+            }
+            let deaf = format!(
+                "table inet parted {{ chain in {{ type filter hook prerouting priority -300; ether saddr {{ {} }} drop; }}; }}",
+                macs.join(", ")
+            );
+            half.iter().try_for_each(|name| self.at(name).nft(&deaf))?;
+        }
+        Ok(())
+    }
+
+    /// Ends what [`Mesh::part`] began on these.
+    pub(crate) fn heal(&self, names: &[&str]) -> Result<()> {
+        names.iter().try_for_each(|name| self.at(name).nft("delete table inet parted"))
+    }
+
     /// Waits until every running member secures its connections to every other.
     pub(crate) fn settled(&self) -> Result<()> {
         let running = || self.members.iter().filter(|m| m.daemon.is_some());
