@@ -85,6 +85,11 @@ pub(crate) enum MembershipError {
     /// A token could not be made.
     #[error(transparent)]
     Token(#[from] meshd_ca::token::TokenError),
+    /// Nobody would hear the recovery key from here.
+    #[error(
+        "as this host knows it, it is no member of its mesh, or would be none with that, and the others would not hear what it says: run the command on another one"
+    )]
+    Outside,
     /// Not the recovery key's word about the clock.
     #[error(transparent)]
     Reset(#[from] ResetError),
@@ -652,13 +657,23 @@ impl Membership {
         Ok(words)
     }
 
-    /// Takes in what the recovery key signed, all of it or nothing.
+    /// Takes in what the recovery key signed, all of it or nothing; only where this host is a member with it. That somebody is out gets around
+    /// by itself, and for whom the key vouches instead is heard from a member only: all would be strangers.
     pub(crate) async fn recovered(&self, words: &[Entry]) -> Result<(), MembershipError> {
         let mut state = self.state.lock().await;
         if words.iter().any(|w| !state.roster.is_recovery(w.member().by)) {
             return Err(RosterError::NeedsRecovery.into());
         }
-        self.change_roster(&mut state, |roster| words.iter().try_for_each(|w| roster.merge(w.clone()).map(drop))).await?;
+        let mut after = state.roster.clone();
+        words.iter().try_for_each(|w| after.merge(w.clone()).map(drop))?;
+        if !after.is_active(self.me()) {
+            return Err(MembershipError::Outside);
+        }
+        self.change_roster(&mut state, |roster| {
+            *roster = after;
+            Ok(())
+        })
+        .await?;
         if words.iter().any(|w| w.member().standing == Standing::Banished) {
             self.close_window(&mut state).await;
         }

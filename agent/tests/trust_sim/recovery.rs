@@ -73,10 +73,13 @@ impl World {
         Ok(())
     }
 
-    /// Hands in what the key signed on the host `a`.
+    /// Hands in what the key signed on the host `a`, which is a member with it.
     fn hand_in(&mut self, a: usize, sign: impl FnOnce(&mut Roster, &PrivateKey) -> Result<(), RosterError>) -> Res<bool> {
-        let Some(key) = self.typed(a) else { return Ok(false) };
-        let signed = self.change(a, |roster, _| sign(roster, &key))?;
+        let (Some(key), me) = (self.typed(a), self.hosts[a].id) else { return Ok(false) };
+        let signed = self.change(a, |roster, _| {
+            sign(roster, &key)?;
+            roster.is_active(me).then_some(()).ok_or(RosterError::NotMember)
+        })?;
         Ok(signed.is_ok())
     }
 
