@@ -70,6 +70,7 @@ pub(super) async fn acquire(
     let fleet = if gone.is_some() { None } else { fleet_token(&config) };
     let mut patience = Patience::new(daemon, fleet.is_some());
     let mut asking = pin!(ask(daemon, None, fleet.as_ref()));
+    let mut answers_at = None;
     loop {
         let idle = daemon.phase();
         let waiting = matches!(idle, Phase::Pending(_));
@@ -110,16 +111,15 @@ pub(super) async fn acquire(
                 patience = Patience::new(daemon, true);
                 daemon.enter(Phase::New);
             }
+            seen = moved(daemon, fleet.as_ref(), answers_at), if waiting => {
+                answers_at = seen;
+                daemon.enter(Phase::Pending(waits_for(seen, fleet.is_some())));
+            }
             seen = look(daemon, &mut patience, fleet.as_ref()), if looking => match seen {
-                Some(address) if fleet.is_some() => {
-                    tracing::info!(%address, "a mesh is there that may be the one of this host's fleet: asking to be let in");
-                    daemon.enter(Phase::Pending(format!(
-                        "a mesh answers at {address}, which has not let this host in with its fleet token yet"
-                    )));
-                }
                 Some(address) => {
-                    tracing::info!(%address, "a mesh is there and this host has no token for it: waiting");
-                    daemon.enter(Phase::Pending(format!("a mesh answers at {address}, and this host has no token for it")));
+                    tracing::info!(%address, by_fleet = fleet.is_some(), "a mesh is there: waiting to be let in");
+                    answers_at = Some(address);
+                    daemon.enter(Phase::Pending(waits_for(answers_at, fleet.is_some())));
                 }
                 None => {
                     let name = config.host_name.clone();
@@ -201,6 +201,31 @@ async fn unseen(daemon: &Daemon, fleet: Option<&FleetToken>) {
             last = Instant::now();
         }
         sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// Why a host waits, if the mesh that it saw answers there, or nowhere any more.
+fn waits_for(answers_at: Option<SocketAddr>, fleet: bool) -> String {
+    match answers_at {
+        Some(address) if fleet => format!("a mesh answers at {address}, which has not let this host in with its fleet token yet"),
+        Some(address) => format!("a mesh answers at {address}, and this host has no token for it"),
+        None => {
+            "the mesh that was seen is not there any more: this host waits for it; restart meshd here to look for another, or found one".into()
+        }
+    }
+}
+
+/// Ends when the mesh that was seen at `before` is not seen there any more, or anywhere again, and says where it is now.
+async fn moved(daemon: &Daemon, fleet: Option<&FleetToken>, before: Option<SocketAddr>) -> Option<SocketAddr> {
+    loop {
+        sleep(Duration::from_secs(1)).await;
+        let seen = daemon.lan.seen().into_iter().filter(|s| ours(fleet, s)).flat_map(|s| s.addresses);
+        let seen: Vec<SocketAddr> = seen.collect();
+        let now = before.filter(|b| seen.contains(b)).or(seen.first().copied());
+        // What was configured need not announce itself.
+        if now != before && (now.is_some() || daemon.config().peers.is_empty()) {
+            return now;
+        }
     }
 }
 

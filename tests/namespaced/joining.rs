@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use meshd::api::{Pending, Standing, State};
 
-use crate::support::mesh::{Member, SETTLED, SHOWN, Setup};
+use crate::support::mesh::{Member, Mesh, SETTLED, SHOWN, Setup};
 use crate::support::scenario::{Scenario, scenario};
 use crate::support::traffic::{Server, ask, sockets};
 use crate::support::{equal, eventually, marker};
@@ -62,6 +62,20 @@ fn without_a_token_a_host_beside_a_mesh_stays_pending() -> Result<()> {
     let word = marker("pending");
     mesh.readable(&word, || Ok(ask(mesh.host("a"), sockets(mesh.host("b"), 8000)[0], &word)?))?;
     drop(server);
+    // What it waits for may go and come back, and it says so.
+    let says = |mesh: &Mesh, what: &str| {
+        eventually(SETTLED, &format!("it says: {what}"), || {
+            let reason = mesh.at("b").status()?.reason.unwrap_or_default();
+            ensure!(reason.contains(what), "{reason}");
+            Ok(())
+        })
+    };
+    says(&mesh, "a mesh answers at ")?;
+    mesh.at_mut("a").stop()?;
+    says(&mesh, "not there any more")?;
+    mesh.at_mut("a").start()?;
+    says(&mesh, "a mesh answers at ")?;
+    mesh.at("a").until(State::Member)?;
     let token = mesh.at("a").token()?;
     mesh.at("b").cli(&["join", &token])?;
     mesh.at("b").until(State::Member)?;

@@ -2,10 +2,12 @@
 //!
 //! Loading follows `src/membership.rs` and `src/membership/office.rs`, which cannot be used from here because they own files and tasks.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use meshd_agent::catalog::Catalog;
 use meshd_agent::gossip::{Gossip, Timer};
 use meshd_agent::record::Roots;
 use meshd_ca::approval::Approvals;
@@ -94,6 +96,8 @@ pub(crate) struct Life {
     pub(crate) roster: Arc<Roster>,
     pub(crate) office: Option<Office>,
     pub(crate) gossip: Gossip,
+    /// What gossip tells of the members, until it tells something else.
+    pub(crate) catalog: OnceCell<Arc<Catalog>>,
     /// The roster has changed and gossip does not know yet.
     pub(crate) stale: bool,
     pub(crate) timers: Vec<(Duration, Timer)>,

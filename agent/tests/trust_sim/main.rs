@@ -101,7 +101,7 @@ fn small_fleets() {
 
 #[test]
 fn fleets_of_fifty() {
-    let all = seeds::run("fleets_of_fifty", Keys::Toys, 40, |seed, log| live(seed, Keys::Toys, 50..51, 20, log));
+    let all = seeds::run("fleets_of_fifty", Keys::Toys, 200, |seed, log| live(seed, Keys::Toys, 50..51, 20, log));
     sum("fleets_of_fifty", &all);
 }
 

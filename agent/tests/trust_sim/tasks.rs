@@ -35,7 +35,7 @@ const UNREACHED: Duration = Duration::from_secs(60);
 pub(crate) struct Moment {
     me: NodeId,
     roster: Arc<Roster>,
-    catalog: Catalog,
+    catalog: Arc<Catalog>,
     heard: BTreeMap<NodeId, Hearing>,
     listening: Duration,
     now: UnixTime,
@@ -120,8 +120,9 @@ impl World {
         for (node, time) in &life.before {
             heard.entry(*node).or_insert(Hearing::Silent(*time + listening));
         }
+        let catalog = life.catalog.get_or_init(|| Arc::new(life.gossip.catalog())).clone();
         let (me, now) = (self.hosts[i].id, self.mesh_time(i));
-        Some(Moment { me, roster: life.roster.clone(), catalog: life.gossip.catalog(), heard, listening, now })
+        Some(Moment { me, roster: life.roster.clone(), catalog, heard, listening, now })
     }
 
     /// `Membership::change`: signs a change of the roster, saves it, and passes it on.
@@ -436,7 +437,7 @@ impl World {
         let Some(life) = host.life.as_mut() else { return Ok(()) };
         if often {
             let sequences = life.gossip.sequences().clone();
-            let records: Vec<_> = life.gossip.catalog().records().filter(|r| r.record().node != host.id).cloned().collect();
+            let records: Vec<_> = moment.catalog.records().filter(|r| r.record().node != host.id).cloned().collect();
             host.disk.write(|d| d.sequences = sequences)?;
             host.disk.write(|d| d.cache = records)?;
         }

@@ -4,6 +4,7 @@
 //! find what differs and its checks decide what is taken. Only its failure detection is not driven, because a mesh that lives for years would
 //! probe a billion times: who hears whom follows from the links.
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -286,6 +287,7 @@ impl World {
             roster,
             office,
             gossip,
+            catalog: OnceCell::new(),
             stale: false,
             timers: Vec::new(),
             heard: BTreeMap::new(),
@@ -327,7 +329,9 @@ impl World {
 
     /// As `Membership::merge`: on disk before anybody is told.
     pub(crate) fn merge(&mut self, i: usize, entry: Entry) -> Res<bool> {
-        let Some(life) = self.hosts[i].life.as_mut() else { return Ok(false) };
+        let Some(life) = self.hosts[i].life.as_mut().filter(|l| l.roster.entries().all(|e| *e != entry)) else {
+            return Ok(false);
+        };
         let mut roster = Roster::clone(&life.roster);
         match roster.merge(entry) {
             Ok(true) => self.save_roster(i, roster).map(|()| true),
@@ -459,11 +463,13 @@ impl World {
             let Some(life) = self.hosts[i].life.as_mut() else { return Ok(()) };
             if std::mem::take(&mut life.stale) {
                 life.gossip.set_roster(life.roster.clone());
+                life.catalog.take();
             }
             let outputs = life.gossip.drain();
             if outputs.is_empty() {
                 return Ok(());
             }
+            life.catalog.take();
             for output in outputs {
                 let Some(life) = self.hosts[i].life.as_mut() else { return Ok(()) };
                 match output {
