@@ -61,9 +61,10 @@ pub struct View<'a> {
     pub roster: &'a Roster,
     /// What the members say of themselves.
     pub catalog: &'a Catalog,
-    /// How they are heard. Who is not in it was never heard.
+    /// How they are heard. Who was never heard is silent since it is known of, whatever time it is said to have been let in at: clocks may have been
+    /// wrong then, or set back since. Who is not in it is known of only now.
     pub heard: &'a BTreeMap<NodeId, Hearing>,
-    /// How long this node has listened: the silence of whom it never heard.
+    /// How long this node has listened.
     pub listening: Duration,
     /// Mesh time.
     pub now: UnixTime,
@@ -72,11 +73,8 @@ pub struct View<'a> {
 impl View<'_> {
     fn silence(&self, node: NodeId) -> Duration {
         match self.heard.get(&node) {
-            _ if node == self.me => Duration::ZERO,
-            Some(Hearing::Up(_)) => Duration::ZERO,
-            Some(Hearing::Silent(time)) => *time,
-            // Since we listen, or since it was let in: a moment ago perhaps. (By a clock that may have been wrong, either way.)
-            None => self.listening.min(self.roster.member(node).map_or(Duration::MAX, |m| self.now.distance(m.since))),
+            Some(Hearing::Silent(time)) if node != self.me => *time,
+            _ => Duration::ZERO,
         }
     }
 

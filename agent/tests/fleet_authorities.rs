@@ -105,8 +105,7 @@ impl Mesh {
     fn hearing(&self, i: usize) -> BTreeMap<NodeId, Hearing> {
         let clock = self.clock();
         let hearing = |(up, at): &(bool, Duration)| if *up { Hearing::Up(clock - *at) } else { Hearing::Silent(clock - *at) };
-        let known = self.heard[i].iter().filter(|(_, (up, at))| *up || *at > self.started[i] || self.started[i].is_zero());
-        known.map(|(n, h)| (*n, hearing(h))).collect()
+        self.heard[i].iter().map(|(n, h)| (*n, hearing(h))).collect()
     }
 
     /// What the daemon of a node does once a second.

@@ -41,6 +41,25 @@ pub(crate) const AHEAD: Duration = Duration::from_secs(2);
 /// How often that is written while one is silent. An SD card is worn by writes.
 const WRITE: Duration = Duration::from_secs(3600);
 
+/// How everybody is heard: as this life of the daemon knows, which has `listening` behind it; or is silent since one `before`; or since it was met, which
+/// is noted.
+fn hearing(
+    roster: &Roster,
+    heard: Vec<(NodeId, bool, Duration)>,
+    before: &BTreeMap<NodeId, Duration>,
+    listening: Duration,
+    met: &mut BTreeMap<NodeId, Duration>,
+) -> BTreeMap<NodeId, Hearing> {
+    let known = |(node, up, time)| (node, if up { Hearing::Up(time) } else { Hearing::Silent(time) });
+    let mut all: BTreeMap<NodeId, Hearing> = heard.into_iter().map(known).collect();
+    for node in roster.active().map(RosterMember::node) {
+        let since = *met.entry(node).or_insert(listening);
+        let silence = before.get(&node).map_or(listening - since, |before| *before + listening);
+        all.entry(node).or_insert(Hearing::Silent(silence));
+    }
+    all
+}
+
 /// What the task and whoever asks about authorities work with.
 pub(crate) struct Authorities {
     membership: Arc<Membership>,
@@ -54,6 +73,8 @@ pub(crate) struct Authorities {
     since: Instant,
     /// Silence of authorities from before this daemon was started.
     before: BTreeMap<NodeId, Duration>,
+    /// How long this daemon had listened when it first knew of a member.
+    met: Mutex<BTreeMap<NodeId, Duration>>,
     refused: Mutex<HashMap<NodeId, Instant>>,
 }
 
@@ -91,24 +112,18 @@ impl Authorities {
             _ => BTreeMap::new(),
         };
         let before = before.into_iter().map(|(node, seconds)| (node, Duration::from_secs(seconds))).collect();
-        let (since, refused) = (Instant::now(), Mutex::default());
-        Self { membership, links, mailbox, catalog, heard, clock, lifetime, since, before, refused }
+        let (since, met, refused) = (Instant::now(), Mutex::default(), Mutex::default());
+        Self { membership, links, mailbox, catalog, heard, clock, lifetime, since, before, met, refused }
     }
 
     /// What is known now.
     pub(crate) fn moment(&self) -> Moment {
         let listening = self.since.elapsed();
-        let mut heard: BTreeMap<NodeId, Hearing> = self
-            .heard
-            .since()
-            .into_iter()
-            .map(|(node, up, time)| (node, if up { Hearing::Up(time) } else { Hearing::Silent(time) }))
-            .collect();
-        // Heard by this life of the daemon: what was before does not count.
-        for (node, time) in &self.before {
-            heard.entry(*node).or_insert(Hearing::Silent(*time + listening));
-        }
         let roster = self.membership.roster();
+        let heard = {
+            let mut met = self.met.lock().unwrap_or_else(PoisonError::into_inner);
+            hearing(&roster, self.heard.since(), &self.before, listening, &mut met)
+        };
         let (me, catalog, now) = (self.membership.me(), self.catalog.borrow().clone(), self.clock.now());
         Moment { me, roster, catalog, heard, listening, now }
     }
@@ -346,5 +361,42 @@ impl Authorities {
         if let Err(error) = self.membership.save(SILENT, bytes).await {
             tracing::debug!(%error, "the silence of authorities was not saved");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use meshd_ca::identity::{MeshId, TrustDomain};
+    use meshd_ca::issue::Issuer;
+    use meshd_ca::keys::PrivateKey;
+    use meshd_ca::time::UnixTime;
+
+    use super::*;
+
+    #[test]
+    fn whom_nobody_heard_is_silent_since_it_is_known_of_over_restarts_and_whatever_the_clocks_say() {
+        let (hour, now) = (Duration::from_secs(3600), UnixTime(1_800_000_000));
+        let [me, heard, gone, late] = [(); 4].map(|()| PrivateKey::generate().unwrap());
+        let id = |key: &PrivateKey| key.public().node_id();
+        let mesh = MeshId::from_bytes([1; 10]);
+        let root = Issuer::create(&TrustDomain::of(mesh), id(&me), now, 1000 * hour).unwrap().root_der().to_vec();
+        let mut roster = Roster::found(mesh, TrustDomain::of(mesh), &me, "me".parse().unwrap(), root, now).unwrap();
+        // Years ahead, as it turned out.
+        let mut admit = |key: &PrivateKey| roster.admit(&me, key.public(), &"pi".parse().unwrap(), now + 50_000 * hour).map(drop);
+        admit(&heard).and_then(|()| admit(&gone)).unwrap();
+
+        let (mut met, mut written) = (BTreeMap::new(), BTreeMap::new());
+        hearing(&roster, Vec::new(), &written, Duration::ZERO, &mut met);
+        roster.admit(&me, late.public(), &"pi".parse().unwrap(), now).unwrap();
+        let all = hearing(&roster, vec![(id(&heard), true, hour)], &written, 5 * hour, &mut met);
+        let expected =
+            [(&heard, Hearing::Up(hour)), (&gone, Hearing::Silent(5 * hour)), (&late, Hearing::Silent(Duration::ZERO))];
+        expected.iter().for_each(|(key, how)| assert_eq!(all.get(&id(key)), Some(how)));
+
+        // Written, and started again.
+        written.insert(id(&gone), 5 * hour);
+        let all = hearing(&roster, Vec::new(), &written, hour, &mut BTreeMap::new());
+        assert_eq!(all.get(&id(&gone)), Some(&Hearing::Silent(6 * hour)));
+        assert_eq!(all.get(&id(&late)), Some(&Hearing::Silent(Duration::ZERO)));
     }
 }

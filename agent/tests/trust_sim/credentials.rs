@@ -49,7 +49,15 @@ impl World {
         }
         let mut said = Vec::new();
         for a in all.iter().copied().filter(|a| self.path(i, *a)).collect::<Vec<_>>() {
+            let era = self.era(i);
             said.extend(self.ask_time(i, a)?);
+            if !self.runs(i) {
+                return Ok(());
+            }
+            if self.era(i) != era {
+                // An answer was that the clock was set back: the others are of before.
+                said.clear();
+            }
         }
         let authority = self.roster(i).member(self.hosts[i].id).is_some_and(Member::is_authority);
         let own = authority.then_some(system);
@@ -62,6 +70,8 @@ impl World {
         let (pause, more) = if complete { (EVERY, Duration::from_secs(1)) } else { (again.min(latest), 2 * again) };
         (life.asking.next, life.asking.again) = (boot + pause, more.min(latest));
         let floor = life.clock.floor();
+        // Set back, which was written then.
+        life.asking.saved = floor.min(life.asking.saved);
         if floor.since(life.asking.saved) >= WRITE {
             host.disk.write(|d| d.floor = floor)?;
             life.asking.saved = floor;
@@ -76,6 +86,12 @@ impl World {
         if !roster.is_active(self.hosts[i].id) || !roster.member(self.hosts[a].id).is_some_and(Member::is_authority) {
             return Ok(None);
         }
+        let (mine, theirs) = (self.era(i), self.era(a));
+        // A thief says whatever counts.
+        if mine != theirs && !self.hosts[a].thief {
+            self.tell_era(if mine < theirs { (a, i) } else { (i, a) })?;
+            return Ok(None);
+        }
         let Some(life) = self.hosts[a].life.as_ref() else { return Ok(None) };
         let mut said = life.clock.say(self.system(a), self.boot(a));
         if let Some(lie) = self.hosts[a].lie {
@@ -84,8 +100,8 @@ impl World {
         }
         if self.rng.random_ratio(1, 8) {
             let (mesh, me) = (self.roster(a).mesh(), self.hosts[i].id);
-            let question = Question::new().unwrap();
-            let answer = question.answer(self.hosts[a].key, mesh, me, said).unwrap();
+            let question = Question::within(mine).unwrap();
+            let answer = question.answer_within(mine, self.hosts[a].key, mesh, me, said).unwrap();
             let heard = question.read(&answer, self.hosts[a].key.public(), self.roster(i).mesh(), me);
             if heard != Ok(said) {
                 return Err(Halt::Broken(format!("host {i} reads {heard:?} where host {a} said {said:?}")));

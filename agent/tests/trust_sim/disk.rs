@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use meshd_agent::record::SignedRecord;
 use meshd_ca::bundle::RootId;
+use meshd_ca::clock::Reset;
 use meshd_ca::identity::NodeId;
 use meshd_ca::issue::Issuer;
 use meshd_ca::roster::Roster;
@@ -36,6 +37,8 @@ pub(crate) struct Disk {
     /// The version of its own last word in the mesh that it left.
     pub(crate) past: u64,
     pub(crate) floor: UnixTime,
+    /// The last word of the recovery key about the clock, and whether the floor that follows from it is written.
+    pub(crate) reset: Option<(Arc<Reset>, bool)>,
     /// Two places for a root key and its certificate.
     pub(crate) roots: [Option<Arc<Issuer>>; 2],
     pub(crate) signs: Option<RootId>,

@@ -12,7 +12,7 @@ use meshd_agent::gossip::{Gossip, Timer};
 use meshd_agent::record::Roots;
 use meshd_ca::approval::Approvals;
 use meshd_ca::bundle::RootId;
-use meshd_ca::clock::MeshClock;
+use meshd_ca::clock::{MeshClock, Reset};
 use meshd_ca::identity::NodeId;
 use meshd_ca::issue::{Issuer, Leaf};
 use meshd_ca::roster::{Member, Roster, Standing};
@@ -91,6 +91,8 @@ pub(crate) struct Life {
     /// When the daemon was started.
     pub(crate) since: Duration,
     pub(crate) clock: MeshClock,
+    /// The last word of the recovery key about it.
+    pub(crate) reset: Option<Arc<Reset>>,
     /// For the laws: a time that more than one stood behind, and when.
     pub(crate) backed: (UnixTime, Duration),
     pub(crate) roster: Arc<Roster>,
@@ -104,6 +106,8 @@ pub(crate) struct Life {
     /// Whether a node is heard, and since when it is so.
     pub(crate) heard: BTreeMap<NodeId, (bool, Duration)>,
     pub(crate) before: BTreeMap<NodeId, Duration>,
+    /// Since when it knows of a node.
+    pub(crate) met: BTreeMap<NodeId, Duration>,
     pub(crate) refused: BTreeMap<NodeId, Duration>,
     pub(crate) retiring: BTreeMap<NodeId, Duration>,
     pub(crate) contested: BTreeMap<NodeId, Duration>,

@@ -79,6 +79,8 @@ fn sum(what: &str, all: &[Seen]) -> Seen {
         sum.recovered += s.recovered;
         sum.caught_up += s.caught_up;
         sum.replaced += s.replaced;
+        sum.set_back += s.set_back;
+        sum.set_right += s.set_right;
     }
     eprintln!("{what}: {} worlds: {sum:?}", all.len());
     sum
@@ -94,7 +96,7 @@ fn small_fleets() {
         assert!(sum.connections > 20 * worlds && sum.refusals > worlds && sum.joins > 4 * worlds, "{sum:?}");
         assert!(sum.rotations > worlds && sum.banished > worlds / 4 && sum.attacks > worlds, "{sum:?}");
         assert!(sum.brought_back > worlds / 20 && sum.replaced > worlds, "{sum:?}");
-        let paper = [sum.founders_stolen, sum.by_paper, sum.unbanished, sum.recovered];
+        let paper = [sum.founders_stolen, sum.by_paper, sum.unbanished, sum.recovered, sum.set_back, sum.set_right];
         assert!(paper.iter().all(|n| *n > worlds / 20), "{sum:?}");
     }
 }

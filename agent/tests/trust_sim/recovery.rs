@@ -1,17 +1,23 @@
 //! The paper on which the recovery key of the mesh is, and what people do with it.
 //!
 //! A founder in wrong hands, which may do everything until somebody types the key on a member (`steal_founder`, then what `thief.rs` does, and worse:
-//! see `reign`); banishing by the key, taking a banishment back, and an authority for a mesh that has none left. Follows `src/cli/recover.rs` and
+//! see `reign`); banishing by the key, taking a banishment back, an authority for a mesh that has none left, and setting back a clock that is ahead. Follows `src/cli/recover.rs` and
 //! `Membership::recovered`: the command signs with the roster of the member where it is typed, and hands in entries.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
 
+use meshd_ca::approval::Approvals;
+use meshd_ca::clock::{AGREEMENT, Era, MeshClock, Reset};
 use meshd_ca::identity::NodeId;
 use meshd_ca::keys::PrivateKey;
 use meshd_ca::roster::{Entry, Member, Roster, RosterError, Standing};
+use meshd_ca::time::UnixTime;
+use meshd_ca::token::TokenTable;
 use rand::RngExt;
 
-use super::disk::Res;
+use super::disk::{Halt, Res};
 use super::laws::broken;
 use super::world::World;
 
@@ -40,9 +46,10 @@ impl World {
         }
         let members: Vec<usize> = self.honest();
         let Some(a) = self.pick(&members) else { return Ok(()) };
-        let done = match self.rng.random_range(0..4) {
+        let done = match self.rng.random_range(0..5) {
             0 | 1 => self.banish_by_paper(a),
             2 => self.unbanish(a),
+            3 => self.clock_by_paper(a).map(drop),
             // On one that is not behind the others (docs/operating.md).
             _ if self.alive().into_iter().any(|i| self.mesh_time(i) > self.mesh_time(a) + self.ways.svid_lifetime / 2) => Ok(()),
             _ => self.recover(a),
@@ -229,6 +236,79 @@ impl World {
         // Who knew it from an earlier office has to hear of this one.
         self.hosts.iter_mut().for_each(|h| h.seen_standing.retain(|n| *n != id));
         Ok(())
+    }
+
+    /// `meshd recover --clock` on a host with a right clock that is ahead of it. Returns whether there was something to do.
+    pub(crate) fn clock_by_paper(&mut self, a: usize) -> Res<bool> {
+        let (from, to, boot) = (self.mesh_time(a), self.system(a), self.boot(a));
+        let (Some(key), Some(life)) = (self.typed(a), self.hosts[a].life.as_ref()) else { return Ok(false) };
+        if to.distance(self.true_time()) > AGREEMENT || to + AGREEMENT >= from {
+            return Ok(false);
+        }
+        let (mesh, era, void) = (life.roster.mesh(), life.clock.era(), life.clock.beyond(to, boot));
+        let word = Reset::sign(&key, mesh, era, to, void).map_err(|e| Halt::Broken(e.to_string()))?;
+        self.say(|_| format!("host {a}: the recovery key sets the clock back from {from} to {to}; nothing counts until {void}"));
+        self.truth.seen.set_back += 1;
+        self.set_back(a, &Arc::new(word)).map(|()| true)
+    }
+
+    /// Which word about the clock a host obeyed last.
+    pub(crate) fn era(&self, i: usize) -> Era {
+        self.hosts[i].life.as_ref().map(|l| l.clock.era()).unwrap_or_default()
+    }
+
+    /// One that asked the other for the time, or was asked, hears of the word that the other has obeyed.
+    pub(crate) fn tell_era(&mut self, (of, to): (usize, usize)) -> Res {
+        let Some(word) = self.hosts[of].life.as_ref().and_then(|l| l.reset.clone()) else { return Ok(()) };
+        if let Some(life) = self.hosts[of].life.as_mut() {
+            life.asking.doubt = true;
+        }
+        let done = self.set_back(to, &word);
+        self.survive(to, done)
+    }
+
+    /// `Membership::set_back`.
+    fn set_back(&mut self, i: usize, word: &Arc<Reset>) -> Res {
+        let (boot, now, host) = (self.boot(i), self.now, &mut self.hosts[i]);
+        let Some(life) = host.life.as_mut().filter(|l| word.era() > l.clock.era()) else { return Ok(()) };
+        host.disk.write(|d| d.reset = Some((word.clone(), false)))?;
+        let before = life.clock.floor();
+        life.clock.reset(word, boot);
+        (life.reset, life.asking.doubt) = (Some(word.clone()), true);
+        let floor = life.clock.floor();
+        if floor != before {
+            // A person stands behind it.
+            (life.backed, host.seen_floor) = ((floor, now), UnixTime(0));
+        }
+        let office = life.office.as_mut().map(|office| {
+            (office.tokens, office.approvals) = (TokenTable::default(), Approvals::default());
+            office.tokens.to_bytes().to_vec()
+        });
+        if let Some(tokens) = office {
+            host.disk.write(|d| d.tokens = Some(tokens))?;
+        }
+        host.disk.write(|d| d.floor = floor)?;
+        host.disk.write(|d| d.reset = Some((word.clone(), true)))?;
+        self.say(|_| format!("host {i}: its clock is set back from {before} to {floor}"));
+        self.disturb();
+        Ok(())
+    }
+
+    /// `reset::load`: the era in which this host was.
+    pub(crate) fn load_reset(&mut self, i: usize, clock: &mut MeshClock, boot: Duration) -> Res<Option<Arc<Reset>>> {
+        clock.forget_era();
+        let host = &mut self.hosts[i];
+        let Some((word, obeyed)) = host.disk.reset.clone() else { return Ok(None) };
+        if obeyed {
+            clock.obeyed(&word);
+        } else {
+            clock.reset(&word, boot);
+            let floor = clock.floor();
+            host.seen_floor = UnixTime(0);
+            host.disk.write(|d| d.floor = floor)?;
+            host.disk.write(|d| d.reset = Some((word.clone(), true)))?;
+        }
+        Ok(Some(word))
     }
 }
 

@@ -106,6 +106,7 @@ impl World {
                 None if up => drop(life.heard.insert(node, (up, now))),
                 _ => {}
             }
+            life.met.entry(node).or_insert(now);
         }
     }
 
@@ -119,6 +120,9 @@ impl World {
         let mut heard: BTreeMap<NodeId, Hearing> = life.heard.iter().map(|(n, h)| (*n, hearing(h))).collect();
         for (node, time) in &life.before {
             heard.entry(*node).or_insert(Hearing::Silent(*time + listening));
+        }
+        for (node, since) in &life.met {
+            heard.entry(*node).or_insert(Hearing::Silent(self.now - *since));
         }
         let catalog = life.catalog.get_or_init(|| Arc::new(life.gossip.catalog())).clone();
         let (me, now) = (self.hosts[i].id, self.mesh_time(i));

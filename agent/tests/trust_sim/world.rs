@@ -260,6 +260,10 @@ impl World {
         };
         let Some((roster, office)) = found else { return Ok(()) };
         clock.within(&roster.bundle());
+        let reset = match self.load_reset(i, &mut clock, self.now - booted) {
+            Err(Halt::Cut) => return self.crash(i),
+            other => other?,
+        };
         let now = clock.tell(self.system(i), self.now - booted).time;
         let (seed, since, offset) = (self.rng.random(), self.now, self.hosts[i].offset);
         let disk = &self.hosts[i].disk;
@@ -284,6 +288,7 @@ impl World {
             since,
             backed: (clock.floor(), since),
             clock,
+            reset,
             roster,
             office,
             gossip,
@@ -292,6 +297,7 @@ impl World {
             timers: Vec::new(),
             heard: BTreeMap::new(),
             before: disk.silent.clone(),
+            met: BTreeMap::new(),
             refused: BTreeMap::new(),
             retiring: BTreeMap::new(),
             contested: BTreeMap::new(),
