@@ -284,7 +284,7 @@ mod tests {
         assert!(over.len() == 2 && [old, active].iter().all(|r| over.contains(r)), "{over:?}");
     }
 
-    /// It was let in by another authority just now: it is not silent for as long as this one listens.
+    /// It was let in by another authority, and this one knows of it only now, or for so long: whatever it says when that was.
     #[test]
     fn whoever_has_just_come_is_waited_for_before_it_was_heard() {
         let mut mesh = Mesh::new();
@@ -294,11 +294,15 @@ mod tests {
         mesh.says.iter_mut().for_each(|(trusted, shown)| (*trusted, *shown) = (vec![old, new], vec![new]));
         let spreads = Roots { active: old, left: DAY, next: Some(new), published: vec![old, new] };
         let drains = Roots { active: new, left: 100 * DAY, next: None, published: vec![old, new] };
-        for (since, gone) in [(NOW + DAY * 20, true), (NOW, false), (NOW - DAY * 20, true), (UnixTime(0), true)] {
+        for since in [NOW + DAY * 20, NOW, NOW - DAY * 20, UnixTime(0)] {
             mesh.roster = before.clone();
             mesh.roster.admit(&mesh.keys[0], guest.public(), &"d".parse().unwrap(), since).unwrap();
-            assert_eq!(mesh.step(&spreads) == Some(Step::Activate), gone, "let in at {since}");
-            assert_eq!(mesh.step(&drains) == Some(Step::Retire(vec![old])), gone, "let in at {since}");
+            mesh.heard.remove(&guest.public().node_id());
+            for (silent, gone) in [(None, false), (Some(LIFETIME - DAY), false), (Some(ABSENT), true)] {
+                mesh.heard.extend(silent.map(|time| (guest.public().node_id(), Hearing::Silent(time))));
+                assert_eq!(mesh.step(&spreads) == Some(Step::Activate), gone, "let in at {since}, silent {silent:?}");
+                assert_eq!(mesh.step(&drains) == Some(Step::Retire(vec![old])), gone, "let in at {since}, silent {silent:?}");
+            }
         }
     }
 

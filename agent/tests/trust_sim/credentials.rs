@@ -98,6 +98,9 @@ impl World {
             let time = UnixTime(said.time.0.saturating_add_signed(lie));
             said = Said { time, clock: true, agreed: time };
         }
+        if said.clock {
+            self.truth.said.insert(self.hosts[a].id, (self.now, said.time));
+        }
         if self.rng.random_ratio(1, 8) {
             let (mesh, me) = (self.roster(a).mesh(), self.hosts[i].id);
             let question = Question::within(mine).unwrap();

@@ -66,6 +66,9 @@ pub(crate) struct Truth {
     pub(crate) led: bool,
     /// Whether there ever was a thief who could say what time it is.
     pub(crate) robbed: bool,
+    /// What authorities last said that had read it off a clock, and when: it outweighs for a day what one says that has none, also when the one that had
+    /// said it has no office any more.
+    pub(crate) said: BTreeMap<NodeId, (Duration, UnixTime)>,
     /// Certificates of hosts that were put out, and those that strangers made.
     pub(crate) bad_leaves: Vec<(Option<NodeId>, Vec<u8>)>,
     /// For each pair of hosts: since when nothing disturbed it, and for how many rounds.
@@ -132,6 +135,7 @@ impl Truth {
             tainted: BTreeSet::new(),
             robbed: false,
             led: false,
+            said: BTreeMap::new(),
             bad_leaves: Vec::new(),
             good: vec![(Duration::ZERO, 0); n * n],
             seen: Seen::default(),
@@ -167,7 +171,13 @@ impl World {
         // One that follows others at the moment, or its floor, may have been followed by them a moment ago.
         let end = |i: usize| self.roster(i).bundle().roots.iter().map(|r| r.not_after).max().unwrap_or_default();
         let own = asked().filter(|i| (EARLIEST..end(*i)).contains(&self.system(*i))).map(|i| self.system(i));
-        let clocks: Vec<UnixTime> = asked().map(says).filter(|s| s.clock).map(|s| s.time).chain(own).collect();
+        let in_office: Vec<NodeId> = asked().map(|i| self.hosts[i].id).collect();
+        let lately = self.truth.said.iter().filter(|(node, (at, _))| self.now - *at < STALE && !in_office.contains(node));
+        let lately = lately.map(|(_, (at, time))| *time + (self.now - *at));
+        let mut clocks: Vec<UnixTime> = asked().map(says).filter(|s| s.clock).map(|s| s.time).chain(own).collect();
+        if !clocks.is_empty() {
+            clocks.extend(lately);
+        }
         let (Some(first), Some(last)) = (clocks.iter().min(), clocks.iter().max()) else { return false };
         // So far everybody may be led by one alone.
         let led = members.iter().map(|i| says(*i).agreed + LONE_STEP).min().unwrap_or_default();
