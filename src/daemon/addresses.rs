@@ -14,6 +14,7 @@ use meshd_ca::identity::NodeId;
 use meshd_ca::roster::Roster;
 use meshd_ca::store::{Store, StoreError};
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 use super::lan::Addresses;
 use super::member::Heard;
@@ -32,6 +33,8 @@ const LOOK: Duration = Duration::from_secs(5);
 
 /// How long after a failed write the next is tried, in milliseconds.
 const RETRY: u64 = 15_000;
+/// For how long a connection may come that the kernel captured before the capture set lost its address.
+const LATE: Duration = Duration::from_secs(1);
 
 /// What the task is told besides the catalog.
 pub(crate) enum News {
@@ -48,10 +51,19 @@ pub(crate) enum News {
 pub(crate) struct Snapshot {
     /// The capture set.
     pub(crate) captured: BTreeMap<IpAddr, Bound>,
+    /// Who was bound at addresses that are not captured any more, and until when: the kernel may have handed a connection over before it heard that.
+    pub(crate) leaving: BTreeMap<IpAddr, (Bound, Instant)>,
     /// Addresses that two members answer for.
     pub(crate) contested: Vec<Contested>,
     /// Addresses whose owner does not answer.
     pub(crate) warnings: Vec<Warning>,
+}
+
+/// What [`Snapshot::leaving`] is when the capture set becomes this.
+fn leaving(before: &Snapshot, captured: &BTreeMap<IpAddr, Bound>, now: Instant) -> BTreeMap<IpAddr, (Bound, Instant)> {
+    let earlier = before.leaving.iter().filter(|(_, (_, until))| now < *until).map(|(ip, left)| (*ip, *left));
+    let just = before.captured.iter().map(|(ip, bound)| (*ip, (*bound, now + LATE)));
+    earlier.chain(just).filter(|(ip, _)| !captured.contains_key(ip)).collect()
 }
 
 /// Everybody else's side of the task.
@@ -181,9 +193,13 @@ impl Task {
     }
 
     fn show(&self, bindings: &Bindings, publish: &watch::Sender<Arc<Snapshot>>) {
-        let snapshot =
-            Snapshot { captured: bindings.captured().clone(), contested: bindings.contested(), warnings: bindings.warnings() };
         let before = publish.borrow().clone();
+        let snapshot = Snapshot {
+            captured: bindings.captured().clone(),
+            leaving: leaving(&before, bindings.captured(), Instant::now()),
+            contested: bindings.contested(),
+            warnings: bindings.warnings(),
+        };
         if before.captured != snapshot.captured {
             // Readers first: a connection that the kernel hands over must find its member.
             publish.send_replace(Arc::new(snapshot));
@@ -255,4 +271,26 @@ fn claimant(record: &record::NodeRecord) -> Claimant {
 
 fn now() -> u64 {
     u64::try_from(since_boot().as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use meshd_ca::keys::PrivateKey;
+
+    use super::*;
+
+    #[test]
+    fn who_is_not_captured_any_more_is_known_for_a_moment() {
+        let [a, b] = [1, 2].map(|n| IpAddr::from([10, 0, 0, n]));
+        let bound = Bound { node: PrivateKey::generate().unwrap().public().node_id(), port: 6374 };
+        let now = Instant::now();
+        let both = Snapshot { captured: [(a, bound), (b, bound)].into(), ..Snapshot::default() };
+        let one =
+            Snapshot { captured: [(b, bound)].into(), leaving: leaving(&both, &[(b, bound)].into(), now), ..Snapshot::default() };
+        assert_eq!(one.leaving, [(a, (bound, now + LATE))].into());
+        let none = leaving(&one, &BTreeMap::new(), now + LATE / 2);
+        assert_eq!(none.keys().copied().collect::<Vec<_>>(), [a, b]);
+        assert_eq!(leaving(&one, &BTreeMap::new(), now + LATE), [(b, (bound, now + 2 * LATE))].into());
+        assert_eq!(leaving(&one, &[(a, bound), (b, bound)].into(), now), BTreeMap::new(), "it is back");
+    }
 }
