@@ -52,6 +52,8 @@ fn hearing(
 ) -> BTreeMap<NodeId, Hearing> {
     let known = |(node, up, time)| (node, if up { Hearing::Up(time) } else { Hearing::Silent(time) });
     let mut all: BTreeMap<NodeId, Hearing> = heard.into_iter().map(known).collect();
+    // Who left and comes again is met again.
+    met.retain(|node, _| roster.is_active(*node));
     for node in roster.active().map(RosterMember::node) {
         let since = *met.entry(node).or_insert(listening);
         let silence = before.get(&node).map_or(listening - since, |before| *before + listening);
@@ -392,6 +394,14 @@ mod tests {
         let expected =
             [(&heard, Hearing::Up(hour)), (&gone, Hearing::Silent(5 * hour)), (&late, Hearing::Silent(Duration::ZERO))];
         expected.iter().for_each(|(key, how)| assert_eq!(all.get(&id(key)), Some(how)));
+
+        // Out, and in again.
+        let with_late = roster.clone();
+        roster.banish(&me, id(&late)).unwrap();
+        hearing(&roster, Vec::new(), &written, 6 * hour, &mut met);
+        let all = hearing(&with_late, Vec::new(), &written, 7 * hour, &mut met);
+        assert_eq!(all.get(&id(&late)), Some(&Hearing::Silent(Duration::ZERO)));
+        roster = with_late;
 
         // Written, and started again.
         written.insert(id(&gone), 5 * hour);

@@ -100,6 +100,7 @@ impl World {
         let hears = |n: &NodeId| self.index.get(n).is_some_and(|j| self.hosts[*j].id == *n && self.hears(i, *j));
         let hearing: Vec<_> = others.map(|n| (n, hears(&n))).collect();
         let (now, Some(life)) = (self.now, self.hosts[i].life.as_mut()) else { return };
+        life.met.retain(|node, _| roster.is_active(*node));
         for (node, up) in hearing {
             match life.heard.get_mut(&node) {
                 Some(known) if known.0 != up => *known = (up, now),
