@@ -37,10 +37,10 @@ impl Snapshots {
 impl proxy::Directory for Snapshots {
     fn member_at(&self, ip: IpAddr) -> Option<proxy::Member> {
         let (carried, until) = &self.carried;
-        let (latest, now) = (self.book.latest(), Instant::now());
-        let leaving = || latest.leaving.get(&ip).filter(|(_, until)| now < *until).map(|(bound, _)| bound);
+        let latest = self.book.latest();
+        let leaving = || latest.leaving.get(&ip).filter(|(_, until)| Instant::now() < *until).map(|(bound, _)| bound);
         let proven = latest.captured.get(&ip).or_else(leaving).map(|bound| (bound.node, bound.port));
-        let (node, port) = proven.or_else(|| carried.get(&ip).copied().filter(|_| now < *until))?;
+        let (node, port) = proven.or_else(|| carried.get(&ip).copied().filter(|_| Instant::now() < *until))?;
         let restarting = self.catalog.borrow().record(node).is_some_and(|r| r.presence == Presence::Restarting);
         Some(proxy::Member { node, port, restarting })
     }
