@@ -5,7 +5,7 @@
 //! Everything that decides is the real code: roster, bundle, clock, join protocol, issuing and verifying of `meshd_ca`; gossip with its digests, the
 //! decisions about authorities and rotation of `meshd_agent`. What the daemon does around it (which file is written when, who is asked first)
 //! is told again here, in `life.rs`, `tasks.rs`, `credentials.rs` and `joins.rs`, because it owns sockets and files in `src/`; each function names the one
-//! it follows. The laws are in `laws.rs`, what happens in `chaos.rs`, which attacks are in in `thief.rs`, what people
+//! it follows. The laws are in `laws.rs` and `heal.rs`, what happens in `chaos.rs`, the attacks are in `thief.rs`, what people
 //! do with the recovery key in `recovery.rs`. Founders of one fleet race each other in `race.rs`.
 //!
 //! `MESHD_SIM_SEED=n` replays one world, `MESHD_SIM_SEEDS=n` runs that many.
@@ -15,6 +15,7 @@
 mod chaos;
 mod credentials;
 mod disk;
+mod heal;
 mod joins;
 mod laws;
 mod life;

@@ -1,8 +1,9 @@
 //! The paper on which the recovery key of the mesh is, and what people do with it.
 //!
 //! A founder in wrong hands, which may do everything until somebody types the key on a member (`steal_founder`, then what `thief.rs` does, and worse:
-//! see `reign`); banishing by the key, taking a banishment back, an authority for a mesh that has none left, and setting back a clock that is ahead. Follows `src/cli/recover.rs` and
-//! `Membership::recovered`: the command signs with the roster of the member where it is typed, and hands in entries.
+//! see `reign`); banishing by the key, taking a banishment back, an authority for a mesh that has none left, and setting back a clock that is ahead.
+//! Follows `src/cli/recover.rs`, `Membership::recovered` and `src/membership/reset.rs`: the command signs with the roster of the member where it is
+//! typed, and hands in entries, or the word about the clock, which whoever asks for the time hears.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -49,7 +50,7 @@ impl World {
         let done = match self.rng.random_range(0..5) {
             0 | 1 => self.banish_by_paper(a),
             2 => self.unbanish(a),
-            3 => self.clock_by_paper(a).map(drop),
+            3 => self.clock_by_paper(a),
             // On one that is not behind the others (docs/operating.md).
             _ if self.alive().into_iter().any(|i| self.mesh_time(i) > self.mesh_time(a) + self.ways.svid_lifetime / 2) => Ok(()),
             _ => self.recover(a),
@@ -238,18 +239,18 @@ impl World {
         Ok(())
     }
 
-    /// `meshd recover --clock` on a host with a right clock that is ahead of it. Returns whether there was something to do.
-    pub(crate) fn clock_by_paper(&mut self, a: usize) -> Res<bool> {
+    /// `meshd recover --clock`, where the host is ahead of its clock and that is right.
+    pub(crate) fn clock_by_paper(&mut self, a: usize) -> Res {
         let (from, to, boot) = (self.mesh_time(a), self.system(a), self.boot(a));
-        let (Some(key), Some(life)) = (self.typed(a), self.hosts[a].life.as_ref()) else { return Ok(false) };
+        let (Some(key), Some(life)) = (self.typed(a), self.hosts[a].life.as_ref()) else { return Ok(()) };
         if to.distance(self.true_time()) > AGREEMENT || to + AGREEMENT >= from {
-            return Ok(false);
+            return Ok(());
         }
         let (mesh, era, void) = (life.roster.mesh(), life.clock.era(), life.clock.beyond(to, boot));
         let word = Reset::sign(&key, mesh, era, to, void).map_err(|e| Halt::Broken(e.to_string()))?;
         self.say(|_| format!("host {a}: the recovery key sets the clock back from {from} to {to}; nothing counts until {void}"));
         self.truth.seen.set_back += 1;
-        self.set_back(a, &Arc::new(word)).map(|()| true)
+        self.set_back(a, &Arc::new(word))
     }
 
     /// Which word about the clock a host obeyed last.

@@ -335,6 +335,7 @@ impl World {
 
     /// As `Membership::merge`: on disk before anybody is told.
     pub(crate) fn merge(&mut self, i: usize, entry: Entry) -> Res<bool> {
+        // Most of what is said is known, and a copy of a roster costs more than a look.
         let Some(life) = self.hosts[i].life.as_mut().filter(|l| l.roster.entries().all(|e| *e != entry)) else {
             return Ok(false);
         };
