@@ -1,5 +1,5 @@
 //! Pulled plugs: what this host is, and what others were told about it, when the power goes at any moment of founding, joining, admitting, being
-//! made an authority, banishing, leaving and coming back.
+//! made an authority, replacing keys and roots, banishing, leaving and coming back.
 //!
 //! Every system call of the real code is written down (`ca/src/store/power.rs`); after each, everything that the disk may hold is started from. A fact
 //! that somebody was told is true then, or the next one that was on its way is.
@@ -350,6 +350,27 @@ async fn a_pulled_plug_leaves_the_old_or_the_new_node_key() {
         assert!(keys.contains(&facts["key"]), "a third key");
         assert!(membership.roster().is_active(started.node()), "it runs with a key that is nobody's");
         assert_eq!(membership.name(), HostName::nearest("host"));
+    })
+    .await;
+    assert!(ruins > 100, "{ruins}");
+}
+
+/// A root is replaced, and the plug is pulled: the old one signs or the new one, and the roster has the one that does.
+#[tokio::test]
+async fn a_pulled_plug_leaves_the_old_or_the_new_root() {
+    let mut a = Host::new();
+    a.found();
+    let old = a.member().signs().borrow().unwrap();
+    let next = a.member().prepare_next().await.unwrap();
+    a.member().publish_next().await.unwrap();
+    a.member().activate_next().await.unwrap();
+    a.told("root", next);
+    a.told("signs", next);
+    a.member().drop_roots(&[old]).await.unwrap();
+    let ruins = survives(&a, async |started, _| {
+        let Some(membership) = &started.membership else { return };
+        let roots = membership.roots().await.expect("it signs");
+        assert!(roots.published.contains(&roots.active), "it signs with a root that nobody believes: {:?}", roots.published);
     })
     .await;
     assert!(ruins > 100, "{ruins}");
