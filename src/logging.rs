@@ -226,4 +226,4 @@ impl fmt::Write for Plain<'_, '_> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -18,10 +18,10 @@ impl Write for Paper {
     }
 }
 
-const PLAIN: Style = Style { format: LogFormat::Text, colours: false, journal: false };
+pub(crate) const PLAIN: Style = Style { format: LogFormat::Text, colours: false, journal: false };
 
 /// What `say` says in a style at `info`.
-fn said(style: Style, say: impl FnOnce()) -> String {
+pub(crate) fn said(style: Style, say: impl FnOnce()) -> String {
     let paper = Paper::default();
     let to = {
         let paper = paper.clone();

@@ -6,6 +6,7 @@ use meshd_ca::verify::verify_svid;
 use rustls_pki_types::CertificateDer;
 
 use super::*;
+use crate::logging::tests::{PLAIN, said};
 
 /// The membership that a daemon finds in `dir` after a restart.
 fn restarted(dir: &Path) -> Membership {
@@ -65,6 +66,55 @@ async fn pulled_between(before: &Path, after: &Path, files: &[&str]) {
         let keys = ROOTS.iter().filter(|(key, _)| dir.path().join(key).exists()).count();
         assert_eq!(keys, 1, "after {done} of {files:?} the key of the old root is there");
     }
+}
+
+/// Whatever a member asks for besides its own names, and everything once it is banished, is refused, and the log says who asked and why not.
+#[test]
+fn names_that_a_node_may_not_have_are_refused_and_logged() {
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let store = Arc::new(Store::open(dir.path()).unwrap());
+    let key = Arc::new(node_key(&store).unwrap());
+    let m = Membership::found(key, store, Clock::new(meshd_ca::time::UnixTime(0)), HostName::nearest("a"), None, None).unwrap();
+    let (guest, name) = (PrivateKey::generate().unwrap(), HostName::nearest("b"));
+    let (node, unit) = (guest.public().node_id(), |host: &HostName| Workload::Unit(host.clone(), "nginx.service".into()));
+    let mut roster = Roster::clone(&m.roster());
+    roster.admit(&m.key, guest.public(), &name, m.clock.now()).unwrap();
+    let entry = roster.entry(node).unwrap().clone();
+    runtime.block_on(m.merge(entry)).unwrap();
+
+    let host = m.name();
+    let own = [Workload::Node(node), Workload::Host(name.clone()), unit(&name)];
+    let others = [
+        (Workload::Node(m.me()), "node"),
+        (Workload::Host(host.clone()), "host"),
+        (unit(&host), "host"),
+        (Workload::Container(host.clone(), "web".into()), "host"),
+        (Workload::User(host, "anna".into()), "host"),
+        (Workload::Service("db".into()), "grant"),
+        (Workload::ServiceAccount("default".into(), "web".into()), "cluster"),
+    ];
+    let ask = |all: &[Workload]| {
+        let wanted: Vec<_> = all.iter().map(|w| (w.clone(), *guest.public())).collect();
+        let mut leaves = Vec::new();
+        let log = said(PLAIN, || leaves = runtime.block_on(m.issue(node, &wanted, Duration::from_secs(60))).unwrap());
+        (leaves, log.lines().map(str::to_owned).collect::<Vec<_>>())
+    };
+    let refused = |all: &[Workload], why: &dyn Fn(usize) -> &'static str| {
+        let (leaves, log) = ask(all);
+        assert!(leaves.len() == all.len() && leaves.iter().all(Option::is_none), "{leaves:?}");
+        assert_eq!(log.len(), all.len(), "{log:#?}");
+        for (n, (workload, line)) in all.iter().zip(&log).enumerate() {
+            for part in ["WARN", "refused to issue an SVID", &node.to_string(), &format!("workload={workload}"), why(n)] {
+                assert!(line.contains(part), "no {part}: {line}");
+            }
+        }
+    };
+    assert!(ask(&own).0.iter().all(Option::is_some));
+    let (foreign, why): (Vec<_>, Vec<_>) = others.into_iter().unzip();
+    refused(&foreign, &|n| why[n]);
+    runtime.block_on(m.banish(node)).unwrap();
+    refused(&[&own[..], &foreign].concat(), &|_| "not an active member");
 }
 
 #[tokio::test]
